@@ -1,0 +1,43 @@
+# Everything a user or a maintainer runs. `make run` and `make test` are the two commands of the README.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run install check test compatibility chaos bench clean
+
+run: install
+	$(BIN)/tidelog start
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed requirements-test.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-test.lock
+	@touch $@
+
+check: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -q tests/architecture
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -m "not compatibility and not chaos"
+
+compatibility: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -m compatibility
+
+chaos: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -m chaos
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks $(if $(ROWS),--rows $(ROWS))
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .cache
