@@ -63,7 +63,9 @@ def test_pure_modules_have_no_clock_loop_or_randomness(pattern: str) -> None:
         impure = {name.split(".")[0] for name in imported_names(path)} & IMPURE_IMPORTS
         assert not impure, f"{path.relative_to(ROOT)} is a pure core and imports {sorted(impure)}"
         for node in ast.walk(ast.parse(path.read_text())):
-            assert not isinstance(node, ast.AsyncFunctionDef | ast.Await), f"{path.relative_to(ROOT)}:{node.lineno} awaits"
+            assert not isinstance(node, ast.AsyncFunctionDef | ast.Await), (
+                f"{path.relative_to(ROOT)}:{node.lineno} awaits"
+            )
 
 
 def test_modules_and_functions_stay_small() -> None:
@@ -99,7 +101,9 @@ def tracked_files() -> list[Path]:
 
 
 def test_the_repository_speaks_of_the_project_alone() -> None:
-    workplace = re.compile(r"/work/|/root/|\.library\b|pypi\.org|files\.pythonhosted|repo1?\.maven|proxy\.golang|registry\.npmjs")
+    workplace = re.compile(
+        r"/work/|/root/|\.library\b|pypi\.org|files\.pythonhosted|repo1?\.maven|proxy\.golang|registry\.npmjs"
+    )
     hits = []
     for path in tracked_files():
         if path == Path(__file__).resolve() or path.suffix in {".png", ".bin", ".seg", ".svg"}:

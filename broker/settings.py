@@ -1,0 +1,327 @@
+"""Every setting of a broker: name, type, default, bounds and meaning in one place.
+
+Names are Kafka's `server.properties` names where Kafka has one; ours begin with `tidelog.`. In code a name is the same
+words in snake case: `tidelog.wal.bytes.max` is `Settings.tidelog_wal_bytes_max`. Where values come from (flag over
+environment over file over default) is `broker.settings_sources`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, get_args
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+INT_MAX = 2**31 - 1
+LONG_MAX = 2**63 - 1
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used; the message names the key and what to write instead."""
+
+
+class Listener(NamedTuple):
+    """One `name://host:port`; an empty host means every interface, port 0 lets the system choose."""
+
+    name: str
+    security_protocol: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.name}://{host}:{self.port}"
+
+
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    at_least: int | None = None,
+    at_most: int | None = None,
+    one_of: tuple[str, ...] = (),
+) -> Any:
+    """A field of `Settings` with its documentation and its bounds."""
+    return dataclasses.field(
+        default=default, metadata={"doc": doc, "at_least": at_least, "at_most": at_most, "one_of": one_of}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of one broker process, validated; immutable for the life of the process."""
+
+    # Identity and listeners
+    node_id: int = setting(1, "The broker's id, unique in the cluster.", at_least=0)
+    process_roles: str = setting(
+        "broker,controller",
+        "Kafka's roles. This version runs both in one process.",
+        one_of=("broker,controller", "controller,broker"),
+    )
+    broker_rack: str | None = setting(None, "The rack (zone) of this broker, shown in Metadata.")
+    listeners: str = setting(
+        "PLAINTEXT://127.0.0.1:9092",
+        "Where clients connect, `NAME://host:port` separated by commas; port 0 lets the system choose.",
+    )
+    advertised_listeners: str | None = setting(
+        None, "What clients are told to connect to; default: `listeners` with the bound ports."
+    )
+    listener_security_protocol_map: str = setting(
+        "PLAINTEXT:PLAINTEXT", "Listener name to security protocol. This version knows PLAINTEXT."
+    )
+
+    # Connections and requests
+    socket_request_max_bytes: int = setting(100 * MIB, "The largest request a client may send.", at_least=1)
+    socket_listen_backlog_size: int = setting(50, "Connections waiting to be accepted.", at_least=1)
+    queued_max_request_bytes: int = setting(
+        256 * MIB,
+        "Bytes of requests read and not yet answered, all connections together; reading pauses beyond it. "
+        "Kafka's default is no bound (-1), which is refused here.",
+        at_least=1 * MIB,
+    )
+    queued_max_requests: int = setting(
+        500, "Requests of one connection read and not yet answered; reading pauses beyond it.", at_least=1
+    )
+    max_connections: int = setting(INT_MAX, "Connections at the same time; more are closed at once.", at_least=1)
+    max_connections_per_ip: int = setting(INT_MAX, "The same for one client address.", at_least=0)
+    connections_max_idle_ms: int = setting(
+        600_000, "A connection silent for so long is closed; -1: never.", at_least=-1
+    )
+    fetch_max_bytes: int = setting(55 * MIB, "The most one fetch answers, whatever the client asks.", at_least=1024)
+    max_incremental_fetch_session_cache_slots: int = setting(1000, "Fetch sessions kept.", at_least=0)
+
+    # Topics
+    num_partitions: int = setting(1, "Partitions of a topic created without a number.", at_least=1)
+    default_replication_factor: int = setting(
+        1, "Stored and shown; durability is the WAL kind's and the bucket's, not the number of copies.", at_least=1
+    )
+    auto_create_topics_enable: bool = setting(True, "Create a topic when a client asks for its metadata or produces.")
+    delete_topic_enable: bool = setting(True, "Whether topics may be deleted.")
+    message_max_bytes: int = setting(1 * MIB + 12, "The largest record batch; topics override it.", at_least=0)
+    compression_type: str = setting(
+        "producer",
+        "Default of the topic setting; stored and shown, batches are kept as the producer sent them.",
+        one_of=("producer", "uncompressed", "gzip", "snappy", "lz4", "zstd"),
+    )
+    min_insync_replicas: int = setting(
+        1, "Stored and shown, without effect: see `default.replication.factor`.", at_least=1
+    )
+    log_cleanup_policy: str = setting("delete", "Default of the topic setting `cleanup.policy`.")
+    log_retention_hours: int = setting(168, "How long records are kept, in hours; -1: for ever.", at_least=-1)
+    log_retention_minutes: int | None = setting(None, "The same in minutes; overrides hours.", at_least=-1)
+    log_retention_ms: int | None = setting(None, "The same in milliseconds; overrides minutes.", at_least=-1)
+    log_retention_bytes: int = setting(-1, "How many bytes of each partition are kept; -1: no bound.", at_least=-1)
+    log_retention_check_interval_ms: int = setting(300_000, "How often retention looks.", at_least=1)
+    log_message_timestamp_type: str = setting(
+        "CreateTime", "Default of the topic setting.", one_of=("CreateTime", "LogAppendTime")
+    )
+    log_message_timestamp_before_max_ms: int = setting(LONG_MAX, "How old a CreateTime may be.", at_least=0)
+    log_message_timestamp_after_max_ms: int = setting(3_600_000, "How far ahead a CreateTime may be.", at_least=0)
+
+    # Groups and producers
+    group_initial_rebalance_delay_ms: int = setting(3000, "How long a new group waits for more members.", at_least=0)
+    group_min_session_timeout_ms: int = setting(6000, "Shortest session a member may ask for.", at_least=1)
+    group_max_session_timeout_ms: int = setting(1_800_000, "Longest session a member may ask for.", at_least=1)
+    group_max_size: int = setting(INT_MAX, "Members of one group.", at_least=1)
+    offsets_topic_num_partitions: int = setting(50, "Partitions of `__consumer_offsets`.", at_least=1)
+    offsets_topic_replication_factor: int = setting(1, "Stored and shown, as for other topics.", at_least=1)
+    offsets_retention_minutes: int = setting(10_080, "How long offsets of an empty group are kept.", at_least=1)
+    offsets_retention_check_interval_ms: int = setting(600_000, "How often offset retention looks.", at_least=1)
+    offset_metadata_max_bytes: int = setting(4096, "The longest metadata string of a committed offset.", at_least=0)
+    producer_id_expiration_ms: int = setting(
+        86_400_000, "Idempotence state of a silent producer is kept so long.", at_least=1
+    )
+
+    # Storage
+    tidelog_data_dir: str = setting("./tidelog-data", "Base of the two defaults below; nothing else is stored in it.")
+    tidelog_storage: str | None = setting(
+        None,
+        "The bucket: `s3://bucket/prefix?region=...&endpoint=...`, `file:PATH` or `memory:` (lost at exit); "
+        "default `file:<tidelog.data.dir>/bucket`. Credentials come from the standard AWS chain.",
+    )
+    tidelog_wal: str = setting("volume", "WAL kind of topics that do not name one.", one_of=("volume",))
+    tidelog_internal_wal: str = setting("volume", "WAL kind of internal topics.", one_of=("volume",))
+    tidelog_wal_dir: str | None = setting(
+        None, "Root of the WAL instances of this machine; default `<tidelog.data.dir>/wal`. Put it on the fastest disk."
+    )
+    tidelog_wal_bytes_max: int = setting(4 * GIB, "Disk the WAL may use; full means producers wait.", at_least=4 * MIB)
+    tidelog_wal_file_bytes: int = setting(64 * MIB, "Size of one WAL file.", at_least=1 * MIB, at_most=1 * GIB)
+    tidelog_tail_bytes_max: int = setting(
+        256 * MIB,
+        "Memory for batches that are not yet in the bucket (250 bytes a batch counted beside its payload).",
+        at_least=1 * MIB,
+    )
+    tidelog_tail_keep_bytes: int = setting(
+        64 * MIB,
+        "Of that, how much may hold batches that are in the bucket already, for consumers near the end.",
+        at_least=0,
+    )
+    tidelog_seal_bytes: int = setting(64 * MIB, "A log's or the tails' bytes that start an upload.", at_least=64 * KIB)
+    tidelog_seal_ms: int = setting(10_000, "Age of the oldest batch that starts an upload.", at_least=10)
+    tidelog_log_ranges_max: int = setting(
+        20_000, "Ranges one log may have in the metadata; seals slow down on the way there.", at_least=16
+    )
+    tidelog_upload_parallel: int = setting(4, "Segments uploaded at the same time.", at_least=1, at_most=64)
+    tidelog_upload_bytes_per_second: int = setting(0, "Pace of uploads; 0: none.", at_least=0)
+    tidelog_read_cache_bytes: int = setting(64 * MIB, "Memory for blocks read back from the bucket.", at_least=1 * MIB)
+    tidelog_read_parallel: int = setting(8, "Reads from the bucket at the same time.", at_least=1, at_most=256)
+    tidelog_delete_grace_ms: int = setting(
+        600_000, "How long an object no longer needed stays for slow readers.", at_least=0
+    )
+    tidelog_orphan_check_interval_ms: int = setting(
+        3_600_000, "How often the bucket is searched for objects nobody names.", at_least=1
+    )
+
+    # Control
+    tidelog_session_timeout_ms: int = setting(
+        6000, "How long a broker may lead after its last heartbeat.", at_least=200
+    )
+    tidelog_controller_lease_ms: int = setting(
+        3000, "How long a controller may grant after its last entry.", at_least=100
+    )
+    tidelog_shutdown_timeout_ms: int = setting(
+        30_000,
+        "A clean stop that cannot finish in this time leaves the WAL for the next start and exits with 1.",
+        at_least=0,
+    )
+    tidelog_http_listener: str = setting(
+        "127.0.0.1:9644", "Address of `/metrics`, `/livez`, `/readyz` and of operator commands; empty: none."
+    )
+
+    @property
+    def storage_uri(self) -> str:
+        """Where the bucket is."""
+        return self.tidelog_storage or f"file:{self.tidelog_data_dir}/bucket"
+
+    @property
+    def wal_dir(self) -> str:
+        """Where WAL instances are."""
+        return self.tidelog_wal_dir or f"{self.tidelog_data_dir}/wal"
+
+    @property
+    def retention_ms(self) -> int:
+        """Default of the topic setting `retention.ms`; -1: for ever."""
+        if self.log_retention_ms is not None:
+            return self.log_retention_ms
+        if self.log_retention_minutes is not None:
+            return self.log_retention_minutes * 60_000 if self.log_retention_minutes >= 0 else -1
+        return self.log_retention_hours * 3_600_000 if self.log_retention_hours >= 0 else -1
+
+    @property
+    def bound_listeners(self) -> list[Listener]:
+        """`listeners`, parsed."""
+        return parse_listeners("listeners", self.listeners, self._security_protocols())
+
+    @property
+    def told_listeners(self) -> list[Listener] | None:
+        """`advertised.listeners`, parsed; None when they follow `listeners`."""
+        if self.advertised_listeners is None:
+            return None
+        return parse_listeners("advertised.listeners", self.advertised_listeners, self._security_protocols())
+
+    def _security_protocols(self) -> dict[str, str]:
+        protocols = {}
+        for part in self.listener_security_protocol_map.split(","):
+            name, colon, protocol = part.strip().partition(":")
+            if not colon or protocol != "PLAINTEXT":
+                raise SettingError(
+                    f"listener.security.protocol.map={self.listener_security_protocol_map}: write NAME:PLAINTEXT; "
+                    "other security protocols are not supported by this version"
+                )
+            protocols[name] = protocol
+        return protocols
+
+
+def key_of(field_name: str) -> str:
+    """`tidelog_wal_dir` -> `tidelog.wal.dir`."""
+    return field_name.replace("_", ".")
+
+
+FIELDS: dict[str, "dataclasses.Field[Any]"] = {key_of(field.name): field for field in dataclasses.fields(Settings)}
+
+
+def parse_listeners(key: str, value: str, protocols: Mapping[str, str]) -> list[Listener]:
+    """Parse a comma-separated `NAME://host:port` list; SettingError names `key` and the bad part."""
+    found: list[Listener] = []
+    for part in (part.strip() for part in value.split(",") if part.strip()):
+        name, separator, address = part.partition("://")
+        host, colon, port = address.rpartition(":")
+        if not separator or not colon or not port.isdecimal() or int(port) > 65_535:
+            raise SettingError(f"{key}={value}: {part!r} is not NAME://host:port")
+        if name not in protocols:
+            raise SettingError(f"{key}={value}: listener {name!r} is not in listener.security.protocol.map")
+        if any(listener.name == name for listener in found):
+            raise SettingError(f"{key}={value}: listener name {name!r} is used twice")
+        found.append(Listener(name, protocols[name], host.removeprefix("[").removesuffix("]"), int(port)))
+    if not found:
+        raise SettingError(f"{key} is empty: write at least one NAME://host:port")
+    return found
+
+
+def parse_value(key: str, text: str) -> Any:
+    """The value of `key` from its text form; SettingError says what would be accepted."""
+    field = FIELDS[key]
+    types = get_args(field.type) or (field.type,)
+    text = text.strip()
+    if not text and type(None) in types:
+        return None
+    if bool in types:
+        if text.lower() not in ("true", "false"):
+            raise SettingError(f"{key}={text}: write true or false")
+        return text.lower() == "true"
+    if int in types:
+        try:
+            return int(text)
+        except ValueError:
+            raise SettingError(f"{key}={text}: write a whole number") from None
+    return text
+
+
+def _check_bounds(key: str, value: Any) -> None:
+    bounds = FIELDS[key].metadata
+    if value is None:
+        return
+    if bounds["one_of"] and value not in bounds["one_of"]:
+        raise SettingError(f"{key}={value}: write one of {', '.join(bounds['one_of'])}")
+    if bounds["at_least"] is not None and value < bounds["at_least"]:
+        raise SettingError(f"{key}={value}: write {bounds['at_least']} or more")
+    if bounds["at_most"] is not None and value > bounds["at_most"]:
+        raise SettingError(f"{key}={value}: write {bounds['at_most']} or less")
+
+
+def build(values: Mapping[str, str]) -> Settings:
+    """Settings from `{key: text}`, every bound and every contradiction checked."""
+    settings = Settings(**{FIELDS[key].name: parse_value(key, text) for key, text in values.items()})
+    check(settings)
+    return settings
+
+
+def check(settings: Settings) -> None:
+    """Raise SettingError for the first value out of bounds or the first contradiction."""
+    for key, field in FIELDS.items():
+        _check_bounds(key, getattr(settings, field.name))
+    bound = {listener.name for listener in settings.bound_listeners}
+    told = settings.told_listeners
+    if told is not None:
+        for listener in told:
+            if listener.name not in bound:
+                raise SettingError(
+                    f"advertised.listeners: {listener.name!r} is not one of listeners ({', '.join(sorted(bound))})"
+                )
+            if not listener.host or listener.host == "0.0.0.0" or listener.port == 0:
+                raise SettingError(
+                    f"advertised.listeners: {listener} cannot be connected to; write the host and port clients use"
+                )
+    if settings.group_min_session_timeout_ms > settings.group_max_session_timeout_ms:
+        raise SettingError("group.min.session.timeout.ms is above group.max.session.timeout.ms")
+    if settings.tidelog_wal_bytes_max < 2 * settings.tidelog_wal_file_bytes:
+        raise SettingError("tidelog.wal.bytes.max must hold at least two files of tidelog.wal.file.bytes")
+    if settings.message_max_bytes + 64 * KIB > settings.tidelog_wal_file_bytes:
+        raise SettingError("message.max.bytes does not fit a WAL file: raise tidelog.wal.file.bytes")
+    if settings.tidelog_tail_keep_bytes > settings.tidelog_tail_bytes_max // 2:
+        raise SettingError("tidelog.tail.keep.bytes must be at most half of tidelog.tail.bytes.max")
+    if settings.tidelog_controller_lease_ms > settings.tidelog_session_timeout_ms:
+        raise SettingError("tidelog.controller.lease.ms must not be longer than tidelog.session.timeout.ms")
+    if settings.tidelog_http_listener and not settings.tidelog_http_listener.rpartition(":")[2].isdecimal():
+        raise SettingError(f"tidelog.http.listener={settings.tidelog_http_listener}: write host:port")

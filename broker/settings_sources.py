@@ -1,0 +1,150 @@
+"""Where settings come from: flags over environment over file over defaults.
+
+The environment follows the Apache image: `KAFKA_` and the name in capitals, `.` as `_`, `_` as `__`, `-` as `___`.
+Unknown keys of a file or a flag, and unknown `tidelog.*` anywhere, are errors. Kafka's own keys without a meaning here
+are accepted and listed once at start; other unknown `KAFKA_*` variables are a warning, since Kubernetes injects such
+names.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from broker.settings import FIELDS, SettingError, Settings, build
+
+ENVIRONMENT_PREFIX = "KAFKA_"
+
+# `broker.id` is the name before KRaft; Kafka 4 still reads it.
+ALIASES = {"broker.id": "node.id"}
+
+WITHOUT_EFFECT_PREFIXES = (
+    "controller.quorum.",
+    "log.cleaner.",
+    "log.flush.",
+    "log.index.",
+    "log.roll.",
+    "log.segment.",
+    "metadata.",
+    "metric",
+    "quota.",
+    "remote.log.",
+    "replica.",
+    "replication.quota.",
+    "alter.config.",
+    "alter.log.dirs.",
+    "group.consumer.",
+    "group.coordinator.",
+    "group.share.",
+    "group.streams.",
+    "share.coordinator.",
+    "transaction.",
+)
+_WITHOUT_EFFECT_KEYS = """
+add.partitions.to.txn.retry.backoff.ms add.partitions.to.txn.retry.backoff.max.ms auto.leader.rebalance.enable
+background.threads broker.heartbeat.interval.ms broker.session.timeout.ms broker.id.generation.enable
+client.quota.callback.class controlled.shutdown.enable controlled.shutdown.max.retries
+controlled.shutdown.retry.backoff.ms controller.listener.names connection.failed.authentication.delay.ms
+connections.max.reauth.ms control.plane.listener.name early.start.listeners
+delete.records.purgatory.purge.interval.requests eligible.leader.replicas.enable
+fetch.purgatory.purge.interval.requests initial.broker.registration.timeout.ms inter.broker.listener.name
+internal.metadata.delete.delay.millis kafka.metrics.polling.interval.secs kafka.metrics.reporters
+leader.imbalance.check.interval.seconds leader.imbalance.per.broker.percentage log.dir log.dirs
+log.dir.failure.timeout.ms log.initial.task.delay.ms log.local.retention.bytes log.local.retention.ms
+log.message.downconversion.enable log.preallocate max.connection.creation.rate
+max.connections.per.ip.overrides max.request.partition.size.limit num.io.threads num.network.threads
+num.partition.migration.threads num.recovery.threads.per.data.dir num.replica.alter.log.dirs.threads
+num.replica.fetchers offsets.commit.timeout.ms offsets.load.buffer.size offsets.topic.compression.codec
+offsets.topic.segment.bytes producer.id.expiration.check.interval.ms
+producer.purgatory.purge.interval.requests request.timeout.ms server.max.startup.time.ms
+socket.connection.setup.timeout.max.ms socket.connection.setup.timeout.ms socket.receive.buffer.bytes
+socket.send.buffer.bytes telemetry.max.bytes transactional.id.expiration.ms unclean.leader.election.enable
+unclean.leader.election.interval.ms unstable.api.versions.enable unstable.feature.versions.enable
+"""
+WITHOUT_EFFECT = frozenset(_WITHOUT_EFFECT_KEYS.split())
+
+
+class Loaded(NamedTuple):
+    """Settings, and what the operator should be told about where they came from."""
+
+    settings: Settings
+    without_effect: list[str]
+    warnings: list[str]
+
+
+def parse_properties(text: str, source: str) -> dict[str, str]:
+    """Java properties as `server.properties` has them: `key=value` or `key:value`, `#` or `!` comments, `\\` joins."""
+    values: dict[str, str] = {}
+    pending = ""
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = pending + raw.strip()
+        pending = ""
+        if not line or line[0] in "#!":
+            continue
+        if line.endswith("\\") and not line.endswith("\\\\"):
+            pending = line[:-1]
+            continue
+        positions = [line.index(separator) for separator in "=:" if separator in line]
+        if not positions:
+            raise SettingError(f"{source} line {number}: {line!r} is not key=value")
+        cut = min(positions)
+        values[line[:cut].strip()] = line[cut + 1 :].strip()
+    return values
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, str]:
+    """The `key=value` words of `--override`."""
+    values = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise SettingError(f"--override {pair}: write key=value")
+        values[key.strip()] = value
+    return values
+
+
+def key_of_variable(variable: str) -> str:
+    """`KAFKA_TIDELOG_WAL_DIR` -> `tidelog.wal.dir`."""
+    name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+    return name.replace("___", "-").replace("__", "\0").replace("_", ".").replace("\0", "_")
+
+
+def _without_effect(key: str) -> bool:
+    return key in WITHOUT_EFFECT or key.startswith(WITHOUT_EFFECT_PREFIXES)
+
+
+def _unknown(key: str, source: str) -> SettingError:
+    near = difflib.get_close_matches(key, list(FIELDS), n=1, cutoff=0.7)
+    hint = f"; did you mean {near[0]}?" if near else "; remove it, or see the README for the settings there are"
+    return SettingError(f"{source}: unknown setting {key}{hint}")
+
+
+def load(
+    file_text: str | None = None,
+    file_name: str = "server.properties",
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Loaded:
+    """Merge the sources and check the result; SettingError names the key and what to write instead."""
+    values: dict[str, str] = {}
+    without_effect: set[str] = set()
+    warnings: list[str] = []
+
+    def take(key: str, value: str, source: str, strict: bool) -> None:
+        key = ALIASES.get(key, key)
+        if key in FIELDS:
+            values[key] = value
+        elif _without_effect(key):
+            without_effect.add(key)
+        elif strict or key.startswith("tidelog."):
+            raise _unknown(key, source)
+        else:
+            warnings.append(f"{source}: not a setting, ignored")
+
+    for key, value in parse_properties(file_text or "", file_name).items():
+        take(key, value, file_name, strict=True)
+    for variable, value in (environment or {}).items():
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            take(key_of_variable(variable), value, f"environment variable {variable}", strict=False)
+    for key, value in (overrides or {}).items():
+        take(key, value, f"--override {key}", strict=True)
+    return Loaded(build(values), sorted(without_effect), warnings)
