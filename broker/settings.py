@@ -313,6 +313,8 @@ def check(settings: Settings) -> None:
                 raise SettingError(
                     f"advertised.listeners: {listener} cannot be connected to; write the host and port clients use"
                 )
+    if not {part.strip() for part in settings.log_cleanup_policy.split(",")} <= {"compact", "delete"}:
+        raise SettingError(f"log.cleanup.policy={settings.log_cleanup_policy}: write delete, compact or both")
     if settings.group_min_session_timeout_ms > settings.group_max_session_timeout_ms:
         raise SettingError("group.min.session.timeout.ms is above group.max.session.timeout.ms")
     if settings.tidelog_wal_bytes_max < 2 * settings.tidelog_wal_file_bytes:

@@ -80,6 +80,7 @@ def test_broker_id_is_node_id() -> None:
             },
             "is not one of listeners",
         ),
+        ({"log.cleanup.policy": "shred"}, "write delete, compact or both"),
         ({"queued.max.request.bytes": "-1"}, "write 1048576 or more"),
         ({"message.max.bytes": str(64 << 20)}, "does not fit a WAL file"),
         ({"tidelog.wal.bytes.max": str(64 << 20)}, "at least two files"),

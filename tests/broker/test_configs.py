@@ -1,0 +1,74 @@
+"""Topic and broker configs: validation, effective values, sources and synonyms."""
+
+import pytest
+
+from broker.configs import (
+    TOPIC_CONFIGS,
+    ConfigSource,
+    TopicDefaults,
+    describe_broker,
+    validate_topic_config,
+    validate_topic_configs,
+)
+from broker.settings import Settings, build
+from protocol.errors import ErrorCode, KafkaError
+
+
+@pytest.mark.parametrize("name", sorted(TOPIC_CONFIGS))
+def test_every_default_is_valid(name: str) -> None:
+    validate_topic_config(name, TOPIC_CONFIGS[name].default)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("no.such.config", "1"),
+        ("retention.ms", None),
+        ("retention.ms", "soon"),
+        ("retention.ms", "-2"),
+        ("retention.ms", str(2**63)),
+        ("max.message.bytes", str(2**31)),
+        ("cleanup.policy", "shred"),
+        ("cleanup.policy", "delete,shred"),
+        ("message.timestamp.type", "createtime"),
+        ("preallocate", "yes"),
+        ("min.cleanable.dirty.ratio", "1.5"),
+        ("min.cleanable.dirty.ratio", "nan"),
+        ("compression.zstd.level", "23"),
+        ("tidelog.wal", "paper"),
+    ],
+)
+def test_bad_values_are_refused(name: str, value: str | None) -> None:
+    with pytest.raises(KafkaError) as caught:
+        validate_topic_config(name, value)
+    assert caught.value.code is ErrorCode.INVALID_CONFIG
+
+
+def test_contradicting_lags_are_refused() -> None:
+    validate_topic_configs({"min.compaction.lag.ms": "5", "max.compaction.lag.ms": "5"})
+    with pytest.raises(KafkaError):
+        validate_topic_configs({"min.compaction.lag.ms": "6", "max.compaction.lag.ms": "5"})
+
+
+def test_topic_over_broker_over_default() -> None:
+    defaults = TopicDefaults(build({"log.retention.hours": "1", "message.max.bytes": "1000"}))
+    assert defaults.number({}, "retention.ms") == 3_600_000
+    assert defaults.number({"retention.ms": "7"}, "retention.ms") == 7
+    described = {value.name: value for value in defaults.describe({"retention.ms": "7"})}
+    assert [(s.name, s.value, s.source) for s in described["retention.ms"].synonyms] == [
+        ("retention.ms", "7", ConfigSource.TOPIC_CONFIG),
+        ("log.retention.ms", "3600000", ConfigSource.STATIC_BROKER_CONFIG),
+        ("log.retention.ms", "604800000", ConfigSource.DEFAULT_CONFIG),
+    ]
+    assert described["max.message.bytes"].source is ConfigSource.STATIC_BROKER_CONFIG
+    assert described["segment.ms"].source is ConfigSource.DEFAULT_CONFIG
+
+
+def test_the_broker_shows_every_setting_read_only() -> None:
+    described = {value.name: value for value in describe_broker(build({"num.partitions": "3"}))}
+    assert described["num.partitions"].value == "3"
+    assert described["num.partitions"].source is ConfigSource.STATIC_BROKER_CONFIG
+    assert described["auto.create.topics.enable"].value == "true"
+    assert described["broker.rack"].value is None
+    assert all(value.read_only and value.documentation for value in described.values())
+    assert len(described) == len(Settings.__dataclass_fields__)
