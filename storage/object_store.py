@@ -1,0 +1,165 @@
+"""The port to object storage: a handful of methods, typed errors, and the helpers that every engine shares.
+
+Engines: `memory.py`, `filesystem.py`, `s3.py` (obstore), `s3_aiobotocore.py`. Engines make one attempt per call; all
+retries live in `retrying.py`. `probe.py` checks at start that a store keeps the promises below.
+
+Promises of every engine:
+
+- A write is whole or absent. A reader never sees half of a body.
+- When a write returned, every later read, head and listing sees it, from every process.
+- `put_if_absent` and `put_if_match` are atomic: of racing writers exactly one wins.
+- An etag names content: another content has another etag. Equal content may have an equal etag, so whoever must tell
+  two equal writes apart puts a nonce into the body.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+Buffer = bytes | bytearray | memoryview
+Body = Buffer | Sequence[Buffer]
+"""What is written: one buffer, or several sent in order. Frozen: nobody changes it until the call returns."""
+
+BLOCK_BYTES = 512 * 1024
+"""Large bodies are hashed, copied and sent in blocks of this size: one join of a segment would hold the interpreter."""
+
+KEY_BYTES_MAX = 768
+"""S3 allows 1024 bytes; what remains is for the prefix of the store's URI."""
+
+
+class StoreError(Exception):
+    """An object store refused or failed. The message names the store, the key and what to do."""
+
+
+class NotFound(StoreError):
+    """No object has this key, or the asked range lies beyond its end."""
+
+
+class PreconditionFailed(StoreError):
+    """A conditional write was refused: this call changed nothing."""
+
+
+class OutcomeUnknown(StoreError):
+    """A write may or may not have happened, or may still happen: time-out, lost connection, 5xx, 409 conflict."""
+
+
+class Unavailable(StoreError):
+    """Certainly not applied, or a call that only reads. Worth trying again."""
+
+
+class Denied(StoreError):
+    """Credentials or permissions do not allow the call. Trying again does not help."""
+
+
+class StoredObject(NamedTuple):
+    """A whole object."""
+
+    data: bytes
+    etag: str
+
+
+class ObjectInfo(NamedTuple):
+    """One object without its bytes; `size` in bytes.
+
+    In a listing the etag may be "" where telling it would mean to read the object (file system); `head` always tells.
+    """
+
+    key: str
+    size: int
+    etag: str
+
+
+class ObjectStore(Protocol):
+    """Keys are `/`-separated, see `check_key`. Every method may raise `StoreError` or one of its kinds."""
+
+    async def put(self, key: str, body: Body) -> str:
+        """Create or replace, whatever is there; returns the etag.
+
+        After `OutcomeUnknown` the write may still arrive late: only for content that a key never changes again.
+        """
+        ...
+
+    async def put_if_absent(self, key: str, body: Body) -> str:
+        """Create; `PreconditionFailed` if the key exists. Returns the etag."""
+        ...
+
+    async def put_if_match(self, key: str, body: Body, etag: str) -> str:
+        """Replace if the object still has `etag`; `PreconditionFailed` if it has another one or does not exist."""
+        ...
+
+    async def get(self, key: str) -> StoredObject:
+        """The whole object and its etag, which belong together. `NotFound` if there is none."""
+        ...
+
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Exactly `length` > 0 bytes from `start` on. `NotFound` if the object is absent or shorter than that."""
+        ...
+
+    async def head(self, key: str) -> ObjectInfo:
+        """Size and etag. `NotFound` if there is none."""
+        ...
+
+    def list(self, prefix: str, start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        """The objects whose key begins with `prefix` and is greater than `start_after`, in the order of their UTF-8.
+
+        `prefix` is any beginning of a key, not only whole segments. What is created or deleted meanwhile may be
+        listed or not.
+        """
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Remove; an absent key is no error."""
+        ...
+
+    async def close(self) -> None:
+        """Give back connections and threads. Safe to call twice."""
+        ...
+
+
+def check_key(key: str) -> str:
+    """Returns `key` if every engine can hold it, else `ValueError`: it would be our own bug.
+
+    One to `KEY_BYTES_MAX` bytes of UTF-8, segments between single `/`, none empty, `.` or `..`, no control characters.
+    No key may be the parent of another one (`a` and `a/b`): a file system cannot hold both.
+    """
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"object key {key!r} is not valid Unicode") from None
+    if not 0 < size <= KEY_BYTES_MAX:
+        raise ValueError(f"object key of {size} bytes: 1 to {KEY_BYTES_MAX} are allowed: {key[:80]!r}")
+    if any(segment in {"", ".", ".."} for segment in key.split("/")):
+        raise ValueError(f"object key {key!r} has an empty segment, '.' or '..' between its slashes")
+    if any(c < " " or c == "\x7f" for c in key):
+        raise ValueError(f"object key {key!r} has a control character")
+    return key
+
+
+def body_parts(body: Body) -> Sequence[Buffer]:
+    """The body as a sequence of buffers, nothing copied."""
+    return (body,) if isinstance(body, bytes | bytearray | memoryview) else body
+
+
+def body_size(body: Body) -> int:
+    """Bytes of the whole body."""
+    return sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in body_parts(body))
+
+
+def body_blocks(body: Body, block_bytes: int = BLOCK_BYTES) -> Iterator[memoryview]:
+    """Views of the body in order, each of 1 to `block_bytes` bytes, nothing copied."""
+    for part in body_parts(body):
+        view = memoryview(part).cast("B")
+        for start in range(0, view.nbytes, block_bytes):
+            yield view[start : start + block_bytes]
+
+
+def open_store(uri: str, *, token: Callable[[int], bytes]) -> ObjectStore:
+    """Opens the store that `uri` names; nothing is read or written yet. `token(n)` gives n random bytes.
+
+    `file:PATH`, `memory:` (a new, empty one), `s3://bucket/prefix?region=..&endpoint=..`. What comes back retries by
+    itself where that makes sense. Errors: `ValueError` that names the bad part of the URI and what to write instead.
+    """
+    from storage.memory import MemoryStore
+
+    if uri == "memory:":
+        return MemoryStore()
+    raise ValueError(f"storage URI {uri!r}: unknown scheme; write file:PATH, s3://bucket/prefix or memory:")
