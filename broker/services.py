@@ -1,0 +1,58 @@
+"""What handlers may use: one object for the process, handed to every handler in its request context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from broker.background import Tasks
+    from broker.configs import TopicDefaults
+    from broker.connection import Connection
+    from broker.fetch_sessions import FetchSessions
+    from broker.groups.coordinator import GroupCoordinators
+    from broker.handlers.init_producer_id import ProducerIds
+    from broker.log_table import LogTable
+    from broker.metrics import Counters, Metrics
+    from broker.settings import Settings
+    from broker.validation import Session
+    from controller.client import ControllerClient
+    from storage.clock import Clock
+    from storage.reader import Reader
+
+
+@dataclass(slots=True, kw_only=True)
+class Services:
+    """Built once by the composition root. `ticks_us` is a cheap monotonic microsecond counter for latencies."""
+
+    settings: Settings
+    clock: Clock
+    ticks_us: Callable[[], int]
+    token: Callable[[int], bytes]
+    controller: ControllerClient
+    session: Session
+    logs: LogTable
+    reader: Reader
+    groups: GroupCoordinators
+    topic_defaults: TopicDefaults
+    fetch_sessions: FetchSessions
+    producer_ids: ProducerIds
+    counters: Counters
+    metrics: Metrics
+    tasks: Tasks
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Services of handler families that come later, by name."""
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """One request as its handler sees it. `principal` is Kafka's string form, `User:ANONYMOUS` without authentication."""
+
+    services: Services
+    connection: Connection
+    api_version: int
+    client_id: str | None
+    client_address: str
+    listener: str
+    principal: str
