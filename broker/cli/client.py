@@ -1,0 +1,82 @@
+"""Connecting the client commands to a Kafka cluster."""
+
+import argparse
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError, NoBrokersAvailable
+
+from broker.cli.output import CommandError
+
+DEFAULT_BOOTSTRAP = "127.0.0.1:9092"
+
+
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    """The options that say which cluster."""
+    parser.add_argument(
+        "-b",
+        "--bootstrap-server",
+        default=DEFAULT_BOOTSTRAP,
+        help=f"host:port[,host:port] (default: {DEFAULT_BOOTSTRAP})",
+    )
+    parser.add_argument(
+        "-X",
+        metavar="KEY=VALUE",
+        dest="client_config",
+        action="append",
+        default=[],
+        help="a setting of the Kafka client",
+    )
+
+
+def config(options: argparse.Namespace, **defaults: Any) -> dict[str, Any]:
+    """Keyword arguments for a client: `-X security.protocol=SSL` becomes `security_protocol="SSL"`."""
+    values: dict[str, Any] = {
+        "bootstrap_servers": options.bootstrap_server.split(","),
+        "client_id": "tidelog-cli",
+        **defaults,
+    }
+    for pair in options.client_config:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise CommandError(f"-X {pair}: write key=value")
+        values[key.strip().replace(".", "_")] = typed(text)
+    return values
+
+
+def typed(text: str) -> Any:
+    """A client setting's value from its text: true, false, a number, or the text itself."""
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+@contextmanager
+def client_errors(options: argparse.Namespace) -> Iterator[None]:
+    """Turn what the client library raises into a CommandError that says what to do."""
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    try:
+        yield
+    except NoBrokersAvailable:
+        raise CommandError(f"no broker answers at {options.bootstrap_server}; is it running?") from None
+    except KafkaError as error:
+        raise CommandError(str(error)) from None
+    except (TypeError, AssertionError, ValueError) as error:  # how the library refuses unknown or unusable settings
+        raise CommandError(f"{error}") from None
+
+
+@contextmanager
+def admin(options: argparse.Namespace) -> Iterator[KafkaAdminClient]:
+    """An admin client, closed at the end."""
+    with client_errors(options):
+        client = KafkaAdminClient(**config(options))
+        try:
+            yield client
+        finally:
+            client.close()

@@ -1,0 +1,54 @@
+"""`tidelog produce TOPIC`: a record a line from standard input or a file, acknowledged before the command ends."""
+
+import argparse
+import sys
+from typing import Any, BinaryIO
+
+from kafka import KafkaProducer
+
+from broker.cli.client import add_connection, client_errors, config
+from broker.cli.output import CommandError
+from broker.cli.progress import Progress
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser("produce", help="send a record a line from standard input or a file")
+    add_connection(parser)
+    parser.add_argument("topic")
+    parser.add_argument("-f", "--file", type=argparse.FileType("rb"), default=None, help="instead of standard input")
+    parser.add_argument(
+        "-k", "--key-separator", help="text between key and value of a line; default: lines have no key"
+    )
+    parser.add_argument("-p", "--partition", type=int, default=None)
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Send every line; exit 1 when any was not acknowledged."""
+    source: BinaryIO = options.file or sys.stdin.buffer
+    separator = options.key_separator.encode() if options.key_separator else None
+    progress = Progress("acknowledged", options.quiet)
+    failures: list[BaseException] = []
+    with client_errors(options):
+        producer = KafkaProducer(**config(options, linger_ms=5, acks="all"))
+        try:
+            for line in source:
+                value = line.rstrip(b"\r\n")
+                key = None
+                if separator is not None:
+                    key, found, value = value.partition(separator)
+                    if not found:
+                        raise CommandError(f"a line has no {options.key_separator!r}: {line[:60]!r}")
+                sent = producer.send(options.topic, key=key, value=value, partition=options.partition)
+                size = len(value) + len(key or b"")
+                sent.add_callback(lambda _metadata, size=size: progress.add(size))
+                sent.add_errback(failures.append)
+            producer.flush()
+        finally:
+            producer.close()
+            progress.done()
+    if failures:
+        raise CommandError(f"{len(failures)} records were not acknowledged: {failures[0]}")
+    return 0
