@@ -1,0 +1,1 @@
+"""A cache bounded by bytes with a single flight per entry."""

@@ -1,0 +1,1 @@
+"""Which ranges, blocks and ranged GETs a read needs. Pure."""

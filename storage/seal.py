@@ -1,0 +1,151 @@
+"""What a broker seals, names in a commit and reads back: plain data that the uploader, the controller and the reader share.
+
+A *seal* is what one incarnation uploads together; seals are numbered from 1 without holes. A seal becomes one or
+several objects; each holds one *range* per log. The controller commits whole seals in order and judges range by range.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from protocol import Buffer
+
+
+class Writer(NamedTuple):
+    """Who writes segments: one run of one broker."""
+
+    cluster_id: str
+    node_id: int
+    incarnation: int  # u64
+
+
+class AbortedEntry(NamedTuple):
+    """An aborted transaction, kept with the range that holds its marker (Kafka's `AbortedTxn`)."""
+
+    producer_id: int
+    first_offset: int  # of the transaction's data in this log
+    last_offset: int  # the offset of the abort marker
+    last_stable_offset: int  # of the log right after the marker
+
+
+class Range(NamedTuple):
+    """One log's part of one segment: offsets `base` to `end` (exclusive) in bytes `position` to `position + length`."""
+
+    log_id: int
+    leader_epoch: int
+    base: int
+    end: int
+    position: int
+    length: int
+    max_timestamp: int  # Unix ms of the newest record, -1 if none has one
+    last_stable_offset: int  # as it was at `end`: below it every transaction was decided
+    batch_count: int
+
+
+class RangeRow(NamedTuple):
+    """A committed range and the object that holds it: what a read is planned from."""
+
+    key: str
+    size: int  # bytes of the whole object
+    range: Range
+
+
+@dataclass(slots=True)
+class SealedLog:
+    """The batches of one log that go into one seal, all of one leader epoch, all validated.
+
+    `producers` is the snapshot of the producer state exactly at `end` (`ProducerStates.snapshot`), b"" if there is none.
+    `aborted` are the transactions whose abort marker lies in [base, end), in the order of their markers.
+    """
+
+    log_id: int
+    leader_epoch: int
+    base: int
+    end: int
+    batches: list[Buffer]
+    max_timestamp: int
+    last_stable_offset: int
+    producers: bytes
+    aborted: list[AbortedEntry]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all batches."""
+        return sum(map(len, self.batches))
+
+
+class SegmentObject(NamedTuple):
+    """An uploaded object and what it holds; ranges in the order of their log ids."""
+
+    key: str
+    size: int  # bytes
+    ranges: tuple[Range, ...]
+
+
+class CommittedThrough(NamedTuple):
+    """Every batch of this WAL instance and lane up to this group is sealed (by this seal or an earlier one) or refused."""
+
+    wal_id: bytes  # 16 bytes
+    group: int  # for the object WAL: the sequence
+    lane: int = 0
+
+
+class Recovery(NamedTuple):
+    """The right to commit for logs that are `recovering`: the instance and the number `RecoveryNamed` gave."""
+
+    wal_id: bytes  # 16 bytes
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommitSeal:
+    """The command that makes a seal's ranges part of their logs.
+
+    Keyed by (incarnation, seal): the controller answers a seal at or below the last one it committed with the first
+    answer, refuses anything but the next one with a retriable `KafkaError`, and judges every range by itself: leader,
+    epoch and base == end, or the recovery's right. Bad ranges are named in the answer and dropped; the seal still
+    counts. Only an incarnation that is unknown or was ended is refused as a whole: a `KafkaError` that is not retriable.
+    """
+
+    command_id: bytes  # 16 bytes: incarnation and seal
+    node_id: int
+    incarnation: int
+    seal: int
+    objects: tuple[SegmentObject, ...]
+    committed_through: tuple[CommittedThrough, ...] = ()
+    recovery: Recovery | None = None
+
+
+class CommitAnswer(NamedTuple):
+    """What was decided. A seal holds a log at most once, so log ids name ranges."""
+
+    refused: tuple[int, ...]  # log ids, ascending
+    position: int  # of the metadata entry that holds the commit
+
+
+class Verdict(NamedTuple):
+    """The outcome of one seal, as `Uploader.submit` tells it."""
+
+    seal: int
+    committed: tuple[RangeRow, ...]
+    refused: frozenset[int]  # log ids whose range was dropped for good
+    position: int  # wait until facts are applied up to here before trimming
+
+
+class CorruptSegment(Exception):
+    """Bytes of a segment are not what was written. `what` says which part and how it is known."""
+
+    def __init__(self, key: str, what: str) -> None:
+        super().__init__(f"segment {key}: {what}")
+        self.key = key
+        self.what = what
+
+
+class RangeMissing(Exception):
+    """The object of a planned range does not exist (404).
+
+    Refresh the facts and plan again; if the newest facts still name the object, data is lost: raise the alarm.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"segment {key} does not exist")
+        self.key = key
