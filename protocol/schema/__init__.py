@@ -81,7 +81,7 @@ class Struct:
 
 @dataclass(slots=True)
 class Message:
-    """`flexible` is the range of flexible versions, `record_type` what the key of an internal topic's record begins with."""
+    """`flexible` is the range of flexible versions; `record_type` begins the key of an internal topic's record."""
 
     name: str
     versions: range
