@@ -13,10 +13,11 @@ Promises of every engine:
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
-Buffer = bytes | bytearray | memoryview
-Body = Buffer | Sequence[Buffer]
+from protocol import Buffer
+
+Body: TypeAlias = Buffer | Sequence[Buffer]
 """What is written: one buffer, or several sent in order. Frozen: nobody changes it until the call returns."""
 
 BLOCK_BYTES = 512 * 1024

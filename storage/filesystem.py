@@ -1,0 +1,384 @@
+"""Objects as files below one directory, whole or absent, also across processes and after a power cut.
+
+A body goes to a temporary file, which is synced; then `link` creates (it fails if the name exists), or `rename` under
+a lock replaces; then the directory is synced. Ordinary keys are their own paths, so a bucket may be copied to another
+store, or from there, with any tool. Directories are never removed: one that was synced once stays.
+"""
+
+import asyncio
+import errno
+import fcntl
+import functools
+import hashlib
+import os
+import stat
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote, unquote
+
+from storage.object_store import (
+    BLOCK_BYTES,
+    Body,
+    Denied,
+    NotFound,
+    ObjectInfo,
+    OutcomeUnknown,
+    PreconditionFailed,
+    StoredObject,
+    StoreError,
+    Unavailable,
+    body_blocks,
+    check_key,
+)
+
+T = TypeVar("T")
+
+LOCK_NAME = ".tidelog-lock"
+TEMPORARY_NAME = ".tidelog-tmp"
+LIST_PAGE = 1000
+THREADS = 4
+
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+class FileSystemStore:
+    """An `ObjectStore` below `root`, which is created when first written to. `token(n)` gives n random bytes.
+
+    The etag is a hash of the content. Size, mtime and inode would be cheaper but not safe: mtime ticks in milliseconds
+    and a freed inode is given out again at once, so the third content of a racing key can look like the first.
+    A listing tells no etags, because it would have to read every object.
+    """
+
+    def __init__(self, root: str | Path, *, token: Callable[[int], bytes]) -> None:
+        self._root = Path(os.path.abspath(root))
+        self._token = token
+        self._ready = False
+        self._synced: set[Path] = set()  # directories whose entry is known to be durable
+        self._opening = threading.Lock()
+        # Apart, so that slow writes never hold up reads.
+        self._readers = ThreadPoolExecutor(THREADS, "object-read")
+        self._writers = ThreadPoolExecutor(THREADS, "object-write")
+
+    def __repr__(self) -> str:
+        return f"file:{self._root}"
+
+    async def put(self, key: str, body: Body) -> str:
+        return await self._write(functools.partial(self._replace, check_key(key), body, None))
+
+    async def put_if_absent(self, key: str, body: Body) -> str:
+        return await self._write(functools.partial(self._create, check_key(key), body))
+
+    async def put_if_match(self, key: str, body: Body, etag: str) -> str:
+        return await self._write(functools.partial(self._replace, check_key(key), body, etag))
+
+    async def delete(self, key: str) -> None:
+        await self._write(functools.partial(self._delete, check_key(key)))
+
+    async def get(self, key: str) -> StoredObject:
+        return await self._read(functools.partial(self._get, check_key(key)))
+
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        assert start >= 0 and length > 0, (start, length)
+        return await self._read(functools.partial(self._get_range, check_key(key), start, length))
+
+    async def head(self, key: str) -> ObjectInfo:
+        return await self._read(functools.partial(self._head, check_key(key)))
+
+    async def list(self, prefix: str, start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        walk = self._walk(self._root, "", prefix, start_after)
+        while page := await self._read(functools.partial(self._page, walk)):
+            for info in page:
+                yield info
+
+    async def close(self) -> None:
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._writers.shutdown(wait=False)
+
+    # ---- on the loop -------------------------------------------------------------------------------------------
+
+    async def _read(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, call)
+
+    async def _write(self, call: Callable[[threading.Event], T]) -> T:
+        """Runs `call` in a thread; when cancelled, returns only after the thread let go of the caller's buffers."""
+        stop = threading.Event()
+        done = asyncio.get_running_loop().run_in_executor(self._writers, call, stop)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            stop.set()
+            while not done.done():
+                try:
+                    await asyncio.wait([done])
+                except asyncio.CancelledError:
+                    continue
+            if not done.cancelled():
+                done.exception()  # retrieved: nobody waits for it any more
+            raise
+
+    # ---- in threads --------------------------------------------------------------------------------------------
+
+    def _create(self, key: str, body: Body, stop: threading.Event) -> str:
+        path = self._path(key)
+        visible = False
+        try:
+            with _Temporary(self, body, stop) as temporary:
+                self._make_directory(path.parent)
+                os.link(temporary.path, path)
+                visible = True
+            _sync_directory(path.parent)
+        except FileExistsError:
+            if path.is_dir():
+                raise StoreError(f"{self!r}: {key} is the parent of other keys and cannot be an object") from None
+            raise PreconditionFailed(f"{self!r}: {key} exists") from None
+        except OSError as error:
+            raise self._store_error(error, key, "write", visible) from error
+        return temporary.etag
+
+    def _replace(self, key: str, body: Body, expected: str | None, stop: threading.Event) -> str:
+        path = self._path(key)
+        visible = False
+        try:
+            with _Temporary(self, body, stop) as temporary:
+                self._make_directory(path.parent)
+                with self._locked():
+                    if expected is not None:
+                        self._expect(key, path, expected)
+                    os.rename(temporary.path, path)
+                    visible = True
+            _sync_directory(path.parent)
+        except OSError as error:
+            raise self._store_error(error, key, "write", visible) from error
+        return temporary.etag
+
+    def _expect(self, key: str, path: Path, expected: str) -> None:
+        try:
+            with open(path, "rb", buffering=0) as file:
+                etag = _hash(file.fileno())
+        except _ABSENT:
+            raise PreconditionFailed(f"{self!r}: {key} does not exist, so it has not etag {expected}") from None
+        if etag != expected:
+            raise PreconditionFailed(f"{self!r}: {key} has etag {etag}, not {expected}")
+
+    def _delete(self, key: str, _stop: threading.Event) -> None:
+        path = self._path(key)
+        try:
+            if not path.is_file():
+                return
+            self._open()
+            with self._locked():
+                path.unlink(missing_ok=True)
+            _sync_directory(path.parent)
+        except OSError as error:
+            raise self._store_error(error, key, "delete", True) from error
+
+    def _get(self, key: str) -> StoredObject:
+        try:
+            with open(self._path(key), "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise self._store_error(error, key, "read", False) from error
+        return StoredObject(data, _etag(hashlib.sha256(data)))
+
+    def _get_range(self, key: str, start: int, length: int) -> bytes:
+        try:
+            with open(self._path(key), "rb", buffering=0) as file:
+                data = os.pread(file.fileno(), length, start)
+                while 0 < len(data) < length:  # one read gives at most 2 GiB, and a signal may cut it
+                    more = os.pread(file.fileno(), length - len(data), start + len(data))
+                    if not more:
+                        break
+                    data += more
+        except OSError as error:
+            raise self._store_error(error, key, "read", False) from error
+        if len(data) != length:
+            raise NotFound(f"{self!r}: {key} ends before byte {start + length}")
+        return data
+
+    def _head(self, key: str) -> ObjectInfo:
+        try:
+            with open(self._path(key), "rb", buffering=0) as file:
+                return ObjectInfo(key, os.fstat(file.fileno()).st_size, _hash(file.fileno()))
+        except OSError as error:
+            raise self._store_error(error, key, "read", False) from error
+
+    def _page(self, walk: Iterator[ObjectInfo]) -> list[ObjectInfo]:
+        try:
+            return list(islice(walk, LIST_PAGE))
+        except OSError as error:
+            raise self._store_error(error, "", "list", False) from error
+
+    def _walk(self, directory: Path, parent: str, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
+        """The objects of `directory`, whose keys begin with `parent`, in key order: a directory sorts as `name/`."""
+        try:
+            with os.scandir(directory) as entries:
+                found = []
+                for entry in entries:
+                    if not entry.name.startswith("."):
+                        slash = "/" if entry.is_dir(follow_symlinks=False) else ""
+                        found.append((parent + unquote(entry.name) + slash, entry.name))
+        except FileNotFoundError:
+            return
+        for key, name in sorted(found):
+            if key.endswith("/"):
+                wanted = key.startswith(prefix) or prefix.startswith(key)
+                if wanted and (key > start_after or start_after.startswith(key)):
+                    yield from self._walk(directory / name, key, prefix, start_after)
+            elif key.startswith(prefix) and key > start_after:
+                try:
+                    yield ObjectInfo(key, os.stat(directory / name).st_size, "")
+                except FileNotFoundError:
+                    continue  # deleted meanwhile
+
+    def _path(self, key: str) -> Path:
+        return self._root.joinpath(*map(_file_name, key.split("/")))
+
+    def _open(self) -> None:
+        """Makes the root ready to be written to, once: our own directories, and no litter of killed processes."""
+        with self._opening:
+            if self._ready:
+                return
+            (self._root / TEMPORARY_NAME).mkdir(parents=True, exist_ok=True)
+            for path in (self._root / TEMPORARY_NAME).iterdir():
+                _remove_if_abandoned(path)
+            _sync_directory(self._root)
+            self._ready = True
+
+    def _make_directory(self, path: Path) -> None:
+        """Makes `path` and the directories above it, each entry durable."""
+        if path in self._synced and path.is_dir():
+            return
+        path.mkdir(parents=True, exist_ok=True)
+        missing = [path, *path.parents]
+        for directory in missing[: missing.index(self._root)]:
+            _sync_directory(directory.parent)
+        self._synced.add(path)
+
+    def _locked(self) -> "_Lock":
+        return _Lock(self._root / LOCK_NAME)
+
+    def _store_error(self, error: OSError, key: str, verb: str, visible: bool) -> StoreError:
+        """The port's error for a failed system call; `visible`: the change may already be seen."""
+        what = f"{self!r}: cannot {verb} {key or 'the directory'}: {error.strerror}"
+        if verb == "read" and isinstance(error, _ABSENT):
+            return NotFound(f"{self!r}: {key} does not exist")
+        if error.errno in {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}:
+            return StoreError(f"{what}: no key may be the parent of another key")
+        if error.errno == errno.ENAMETOOLONG:
+            return StoreError(f"{what}: a part of the key between slashes is too long for this file system")
+        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            return Denied(f"{what}: give this user the right to read and write below {self._root}")
+        if visible:
+            return OutcomeUnknown(what)
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return Unavailable(f"{what}: free space there")
+        return Unavailable(what)
+
+
+class _Temporary:
+    """A synced file with the body, under a name of its own; gone at exit. `etag` is valid once entered."""
+
+    def __init__(self, store: FileSystemStore, body: Body, stop: threading.Event) -> None:
+        self._store = store
+        self._body = body
+        self._stop = stop
+        self.path = Path()
+        self.etag = ""
+
+    def __enter__(self) -> "_Temporary":
+        self._store._open()
+        self._descriptor = self._make()
+        try:
+            digest = hashlib.sha256()
+            with open(self._descriptor, "wb", buffering=BLOCK_BYTES, closefd=False) as file:
+                for block in body_blocks(self._body):
+                    if self._stop.is_set():
+                        raise OSError(errno.ECANCELED, "cancelled")
+                    digest.update(block)
+                    file.write(block)
+            os.fsync(self._descriptor)
+            self.etag = _etag(digest)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+    def _make(self) -> int:
+        """Creates the file and locks it, so that whoever opens the store meanwhile knows that it is in use."""
+        while True:
+            self.path = self._store._root / TEMPORARY_NAME / self._store._token(16).hex()
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError:
+                os.close(descriptor)
+                raise
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+            os.close(descriptor)  # taken for abandoned before it was locked
+
+
+class _Lock:
+    """Excludes all other replacing and deleting below one root, in every thread and process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+def _file_name(segment: str) -> str:
+    """One segment of a key as a file name. A leading dot is ours, everything unusual is percent-encoded."""
+    name = quote(segment, safe="=+,@:")
+    return "%2E" + name[1:] if name.startswith(".") else name
+
+
+def _etag(digest: "hashlib._Hash") -> str:
+    return digest.hexdigest()[:32]
+
+
+def _hash(descriptor: int) -> str:
+    """The etag of an open file."""
+    digest = hashlib.sha256()
+    position = 0
+    while block := os.pread(descriptor, BLOCK_BYTES, position):
+        digest.update(block)
+        position += len(block)
+    return _etag(digest)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    """A temporary file that nobody has locked was left by a killed process."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(descriptor)

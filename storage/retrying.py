@@ -1,0 +1,246 @@
+"""All retries against an object store, in one wrapper: bounded, jittered, and exact about conditional writes.
+
+A conditional write whose outcome is unknown is looked up before it is sent again, so that the caller never hears
+`PreconditionFailed` about its own earlier attempt. Time is the event loop's, so a simulation owns it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+from storage.object_store import (
+    Body,
+    NotFound,
+    ObjectInfo,
+    ObjectStore,
+    OutcomeUnknown,
+    PreconditionFailed,
+    StoredObject,
+    StoreError,
+    Unavailable,
+    body_blocks,
+    body_size,
+)
+
+T = TypeVar("T")
+
+COMPARE_BYTES = 4 * 1024 * 1024
+"""An object is compared with a body in ranges of this size."""
+
+
+class RetryLimits(NamedTuple):
+    """When to stop. The deadline grows with the body: slow links are no failure."""
+
+    attempts_max: int = 8
+    deadline_ms: int = 30_000
+    bytes_per_second_min: int = 1024 * 1024
+    backoff_ms: int = 50
+    backoff_ms_max: int = 2_000
+
+
+class _Patience:
+    """The attempts of one call: what is left of them, and the pauses between."""
+
+    def __init__(self, limits: RetryLimits, token: Callable[[int], bytes], size: int = 0) -> None:
+        self._limits = limits
+        self._token = token
+        self._loop = asyncio.get_running_loop()
+        self._failures = 0
+        self.deadline = self._loop.time() + limits.deadline_ms / 1000 + size / limits.bytes_per_second_min
+
+    async def attempt(self, call: Awaitable[T], on_timeout: type[StoreError]) -> T:
+        """The call's result; `on_timeout` if the deadline passes first."""
+        try:
+            async with asyncio.timeout_at(self.deadline):
+                return await call
+        except TimeoutError:
+            raise on_timeout(f"no answer within {self._limits.deadline_ms} ms, attempts included") from None
+
+    async def pause(self, error: StoreError) -> None:
+        """Sleeps before the next attempt; raises `error` if there is none left. Full jitter (AWS architecture blog)."""
+        self._failures += 1
+        if self._failures >= self._limits.attempts_max:
+            raise error
+        limits = self._limits
+        ceiling_ms = min(limits.backoff_ms_max, limits.backoff_ms << min(self._failures - 1, 16))
+        delay = ceiling_ms / 1000 * (1 + int.from_bytes(self._token(2))) / 65536
+        if self._loop.time() + delay >= self.deadline:
+            raise error
+        await asyncio.sleep(delay)
+
+
+class RetryingStore:
+    """Wraps any `ObjectStore`. `token(n)` gives n random bytes, for the jitter.
+
+    Errors are the port's. After the last attempt a write raises `OutcomeUnknown` if any of its attempts may have been
+    applied, `Unavailable` only if certainly none was.
+    """
+
+    def __init__(self, store: ObjectStore, *, token: Callable[[int], bytes], limits: RetryLimits | None = None) -> None:
+        self._store = store
+        self._token = token
+        self._limits = limits or RetryLimits()
+
+    def __repr__(self) -> str:
+        return f"{self._store!r}, retried"
+
+    async def get(self, key: str) -> StoredObject:
+        return await self._read(lambda: self._store.get(key))
+
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        return await self._read(lambda: self._store.get_range(key, start, length))
+
+    async def head(self, key: str) -> ObjectInfo:
+        return await self._read(lambda: self._store.head(key))
+
+    async def list(self, prefix: str, start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        """As the port says; after an error it goes on behind the last key it gave."""
+        patience = self._patience()
+        while True:
+            try:
+                async for info in self._store.list(prefix, start_after):
+                    start_after = info.key
+                    patience = self._patience()  # progress
+                    yield info
+                return
+            except Unavailable as error:
+                await patience.pause(error)
+
+    async def delete(self, key: str) -> None:
+        await self._write(lambda: self._store.delete(key), 0)
+
+    async def put(self, key: str, body: Body) -> str:
+        return await self._write(lambda: self._store.put(key, body), body_size(body))
+
+    async def put_if_absent(self, key: str, body: Body) -> str:
+        """As the port says. After an unknown outcome another object under the key counts as `PreconditionFailed`:
+        what is created if absent is not replaced while its creator still waits."""
+
+        async def settle() -> str | None:
+            found = await self._look(key, body)
+            if found is None:
+                return None
+            if not found.ours:
+                raise PreconditionFailed(f"{key} exists with other content")
+            return found.etag
+
+        return await self._write(lambda: self._store.put_if_absent(key, body), body_size(body), settle)
+
+    async def put_if_match(self, key: str, body: Body, etag: str) -> str:
+        """As the port says. `OutcomeUnknown` if after an unknown outcome a third content is found: ours may have been
+        applied and replaced since."""
+
+        async def settle() -> str | None:
+            found = await self._look(key, body)
+            if found is not None and found.ours:
+                return found.etag
+            if found is not None and found.etag == etag:
+                return None
+            raise OutcomeUnknown(f"{key} may have been replaced, and changed again since")
+
+        return await self._write(lambda: self._store.put_if_match(key, body, etag), body_size(body), settle)
+
+    async def close(self) -> None:
+        await self._store.close()
+
+    def _patience(self, size: int = 0) -> _Patience:
+        return _Patience(self._limits, self._token, size)
+
+    async def _read(self, call: Callable[[], Awaitable[T]]) -> T:
+        patience = self._patience()
+        while True:
+            try:
+                return await patience.attempt(call(), Unavailable)
+            except Unavailable as error:
+                await patience.pause(error)
+
+    async def _write(
+        self, call: Callable[[], Awaitable[T]], size: int, settle: Callable[[], Awaitable[T | None]] | None = None
+    ) -> T:
+        """Repeats `call`. `settle` tells after an unknown outcome: the result, a final error, or None to send again."""
+        patience = self._patience(size)
+        unknown: OutcomeUnknown | None = None
+        while True:
+            failure: StoreError
+            try:
+                if unknown is not None and settle is not None:
+                    settled = await patience.attempt(settle(), Unavailable)
+                    if settled is not None:
+                        return settled
+            except (PreconditionFailed, OutcomeUnknown):
+                raise
+            except StoreError as error:
+                failure = error
+            else:
+                try:
+                    return await patience.attempt(call(), OutcomeUnknown)
+                except OutcomeUnknown as error:
+                    failure = unknown = error
+                except Unavailable as error:
+                    failure = error
+                except PreconditionFailed as error:
+                    if unknown is None:
+                        raise
+                    failure = error  # of our own earlier attempt, perhaps: look
+                except StoreError as error:
+                    if unknown is None:
+                        raise
+                    raise OutcomeUnknown(f"{unknown}; then {error}") from error
+            try:
+                await patience.pause(failure)
+            except StoreError:
+                if unknown is None:
+                    raise
+                raise OutcomeUnknown(str(unknown)) from failure
+
+    async def _look(self, key: str, body: Body) -> "_Found | None":
+        """Which content `key` holds now, compared with `body`; None if it holds none. Errors as of reads."""
+        size = body_size(body)
+        try:
+            if size <= COMPARE_BYTES:
+                stored = await self._store.get(key)
+                ours = len(stored.data) == size and _begins_with(stored.data, body)
+                return _Found(ours, stored.etag)
+            info = await self._store.head(key)
+            if info.size != size:
+                return _Found(False, info.etag)
+            for start, part in _ranges(body, COMPARE_BYTES):
+                length = body_size(part)
+                if not _begins_with(await self._store.get_range(key, start, length), part):
+                    return _Found(False, info.etag)
+            again = await self._store.head(key)
+        except NotFound:
+            return None
+        if again.etag != info.etag:
+            raise Unavailable(f"{key} was replaced while it was compared")
+        return _Found(True, info.etag)
+
+
+class _Found(NamedTuple):
+    """What lies under a key: whether it is our body, and its etag."""
+
+    ours: bool
+    etag: str
+
+
+def _begins_with(data: bytes, body: Body) -> bool:
+    """Compares block by block: never a join of the whole body."""
+    position = 0
+    for block in body_blocks(body):
+        if data[position : position + block.nbytes] != bytes(block):
+            return False
+        position += block.nbytes
+    return True
+
+
+def _ranges(body: Body, length: int) -> Iterator[tuple[int, list[memoryview]]]:
+    """Cuts a body into (start, blocks) of about `length` bytes."""
+    start, size, blocks = 0, 0, list[memoryview]()
+    for block in body_blocks(body):
+        blocks.append(block)
+        size += block.nbytes
+        if size >= length:
+            yield start, blocks
+            start, size, blocks = start + size, 0, []
+    if blocks:
+        yield start, blocks
