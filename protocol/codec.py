@@ -12,7 +12,6 @@ least size an element can have, so decoded objects take at most some dozens of b
 from collections.abc import Callable
 from struct import Struct as Packer
 from struct import error as StructError
-from struct import pack, unpack_from
 from typing import Any, ClassVar, Self
 
 from protocol import Buffer
@@ -209,6 +208,12 @@ class _Source:
         self.names.setdefault(name, getattr(Packer(">" + letters), method))
         return name
 
+    def repeated(self, letter: str, method: str) -> str:
+        """The name of a mapping: count -> bound method of a `struct.Struct` of so many."""
+        name = f"{method}_many_{letter}"
+        self.names.setdefault(name, _Repeated(letter, method))
+        return name
+
     def default(self, item: Field, structs: dict[str, type[Any]]) -> str:
         """An expression for the value of a field that is not there."""
         if item.struct is not None and not item.array and item.default is not None:
@@ -219,6 +224,19 @@ class _Source:
     def compile(self, title: str, function: str) -> Any:
         exec(compile("\n".join(self.lines), f"<{title}>", "exec"), self.names)
         return self.names[function]
+
+
+class _Repeated(dict[int, Any]):
+    """Makes the methods that `_Source.repeated` promises; keeps those of small counts."""
+
+    def __init__(self, letter: str, method: str) -> None:
+        self._letter, self._method = letter, method
+
+    def __missing__(self, count: int) -> Any:
+        made = getattr(Packer(f">{count}{self._letter}"), self._method)
+        if count <= 64:
+            self[count] = made
+        return made
 
 
 class _CodecSource(_Source):
@@ -254,7 +272,7 @@ class _DecoderSource(_CodecSource):
 
     def write(self) -> Any:
         self.names.update(
-            new=object.__new__, unpack_from=unpack_from, read_varint=_read_varint, finish_varint=_finish_varint,
+            new=object.__new__, read_varint=_read_varint, finish_varint=_finish_varint,
             skip_tags=_skip_tags, cut_off=_cut_off, not_null=_not_null, ProtocolError=ProtocolError,
         )  # fmt: skip
         with self.block("def decode(data, end):"):
@@ -264,7 +282,11 @@ class _DecoderSource(_CodecSource):
         return self.compile(f"decode {self.message.name} v{self.version}", "decode")
 
     def flush(self) -> None:
-        if self.run:
+        """Reads the run."""
+        if self.run and self.run[0][0] == "B" and len(self.run) == 1:
+            self.line(f"{self.run.pop()[1]} = data[pos]")
+            self.line("pos += 1")
+        elif self.run:
             letters = "".join(letter for letter, _ in self.run)
             targets = ", ".join(target for _, target in self.run)
             self.line(f"{targets}, = {self.packer(letters, 'unpack_from')}(data, pos)")
@@ -348,6 +370,7 @@ class _DecoderSource(_CodecSource):
     def array(self, item: Field, target: str) -> None:
         count = self.length(item, "i", target)
         with self.block("else:"):
+            # As in Kafka, a count is at most the bytes that are left, even if elements take none.
             size = max(1, self.least(item, False))
             with self.block(f"if {count}{f' * {size}' if size > 1 else ''} > end - pos:"):
                 self.line(f"raise cut_off({item.name!r}, {count}, end - pos)")
@@ -357,7 +380,7 @@ class _DecoderSource(_CodecSource):
                 self.line(f"{target} = [{made} for i in range(pos, pos + 16 * {count}, 16)]")
                 self.line(f"pos += 16 * {count}")
             elif item.type in FIXED:
-                self.line(f"{target} = [*unpack_from(f'>{{{count}}}{FIXED[item.type]}', data, pos)]")
+                self.line(f"{target} = [*{self.repeated(FIXED[item.type], 'unpack_from')}[{count}](data, pos)]")
                 self.line(f"pos += {count}{f' * {size}' if size > 1 else ''}")
             else:
                 self.elements(item, target, count)
@@ -408,7 +431,6 @@ class _EncoderSource(_CodecSource):
 
     def write(self) -> Any:
         self.names.update(
-            pack=pack,
             varint=_varint,
             absent_field=_absent_field,
             not_null=_not_null,
@@ -431,15 +453,17 @@ class _EncoderSource(_CodecSource):
         values = ", ".join(value for letter, value in self.run if letter != "x")
         self.run.clear()
         if varint is None:
-            self.line(f"{write}({self.packer(letters, 'pack')}({values}))")
-            return
-        with self.block(f"if {varint} < 128:"):
-            both = f"{values}, {varint}" if values else varint
-            self.line(f"{write}({self.packer(letters + 'B', 'pack')}({both}))")
-        with self.block("else:"):
-            if letters:
-                self.line(f"{write}({self.packer(letters, 'pack')}({values}))")
+            packed = f"{self.packer(letters, 'pack')}({values})" if letters != "x" else "b'\\0'"
+            self.line(f"{write}({packed})")
+        elif not letters:
             self.line(f"{write}(varint({varint}))")
+        else:
+            both = f"{values}, {varint}" if values else varint
+            with self.block(f"if {varint} < 128:"):
+                self.line(f"{write}({self.packer(letters + 'B', 'pack')}({both}))")
+            with self.block("else:"):
+                self.line(f"{write}({self.packer(letters, 'pack')}({values}))")
+                self.line(f"{write}(varint({varint}))")
 
     def struct(self, struct: Struct, source: str, write: str) -> None:
         """Lines that write the struct that the variable `source` holds."""
@@ -536,7 +560,7 @@ class _EncoderSource(_CodecSource):
                         self.line(f"raise bad_uuid({item.name!r})")
                     self.line(f"{write}(i)")
             elif item.type in FIXED:
-                self.line(f"{write}(pack(f'>{{len({items})}}{FIXED[item.type]}', *{items}))")
+                self.line(f"{write}({self.repeated(FIXED[item.type], 'pack')}[len({items})](*{items}))")
             else:
                 inner = self.new("o")
                 with self.block(f"for {inner} in {items}:"):
