@@ -1,4 +1,4 @@
-"""What a broker seals, names in a commit and reads back: plain data that the uploader, the controller and the reader share.
+"""What a broker seals, names in a commit and reads back: plain data shared by uploader, controller and reader.
 
 A *seal* is what one incarnation uploads together; seals are numbered from 1 without holes. A seal becomes one or
 several objects; each holds one *range* per log. The controller commits whole seals in order and judges range by range.
@@ -53,7 +53,7 @@ class RangeRow(NamedTuple):
 class SealedLog:
     """The batches of one log that go into one seal, all of one leader epoch, all validated.
 
-    `producers` is the snapshot of the producer state exactly at `end` (`ProducerStates.snapshot`), b"" if there is none.
+    `producers` is the snapshot of the producer states exactly at `end` (`ProducerStates.snapshot`), b"" if none.
     `aborted` are the transactions whose abort marker lies in [base, end), in the order of their markers.
     """
 
@@ -82,7 +82,7 @@ class SegmentObject(NamedTuple):
 
 
 class CommittedThrough(NamedTuple):
-    """Every batch of this WAL instance and lane up to this group is sealed (by this seal or an earlier one) or refused."""
+    """Every batch of this instance and lane up to this group is in this seal or an earlier one, or was refused."""
 
     wal_id: bytes  # 16 bytes
     group: int  # for the object WAL: the sequence
@@ -103,7 +103,8 @@ class CommitSeal:
     Keyed by (incarnation, seal): the controller answers a seal at or below the last one it committed with the first
     answer, refuses anything but the next one with a retriable `KafkaError`, and judges every range by itself: leader,
     epoch and base == end, or the recovery's right. Bad ranges are named in the answer and dropped; the seal still
-    counts. Only an incarnation that is unknown or was ended is refused as a whole: a `KafkaError` that is not retriable.
+    counts. Only an incarnation that is unknown or was ended is refused as a whole, by a `KafkaError` that is not
+    retriable.
     """
 
     command_id: bytes  # 16 bytes: incarnation and seal
