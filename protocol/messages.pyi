@@ -367,6 +367,18 @@ class PushTelemetryResponse(ApiMessage):
     error_code: int
     def __init__(self, *, throttle_time_ms: int = ..., error_code: int = ...) -> None: ...
 
+class LegacyOffsetCommitKey(ApiMessage):
+    group: str
+    topic: str
+    partition: int
+    def __init__(self, *, group: str = ..., topic: str = ..., partition: int = ...) -> None: ...
+
+class LegacyOffsetCommitValue(ApiMessage):
+    offset: int
+    metadata: str
+    commit_timestamp: int
+    def __init__(self, *, offset: int = ..., metadata: str = ..., commit_timestamp: int = ...) -> None: ...
+
 class OffsetCommitKey(ApiMessage):
     group: str
     topic: str
@@ -379,7 +391,8 @@ class OffsetCommitValue(ApiMessage):
     metadata: str
     commit_timestamp: int
     expire_timestamp: int
-    def __init__(self, *, offset: int = ..., leader_epoch: int = ..., metadata: str = ..., commit_timestamp: int = ..., expire_timestamp: int = ...) -> None: ...
+    topic_id: bytes
+    def __init__(self, *, offset: int = ..., leader_epoch: int = ..., metadata: str = ..., commit_timestamp: int = ..., expire_timestamp: int = ..., topic_id: bytes = ...) -> None: ...
 
 class GroupMetadataKey(ApiMessage):
     group: str
@@ -411,8 +424,7 @@ class ConsumerGroupMetadataKey(ApiMessage):
 class ConsumerGroupMetadataValue(ApiMessage):
     epoch: int
     metadata_hash: int
-    creation_time_ms: int
-    def __init__(self, *, epoch: int = ..., metadata_hash: int = ..., creation_time_ms: int = ...) -> None: ...
+    def __init__(self, *, epoch: int = ..., metadata_hash: int = ...) -> None: ...
 
 class ConsumerGroupPartitionMetadataKey(ApiMessage):
     group_id: str
@@ -463,7 +475,8 @@ class ConsumerGroupTargetAssignmentMetadataKey(ApiMessage):
 
 class ConsumerGroupTargetAssignmentMetadataValue(ApiMessage):
     assignment_epoch: int
-    def __init__(self, *, assignment_epoch: int = ...) -> None: ...
+    assignment_timestamp: int
+    def __init__(self, *, assignment_epoch: int = ..., assignment_timestamp: int = ...) -> None: ...
 
 class ConsumerGroupTargetAssignmentMemberKey(ApiMessage):
     group_id: str
@@ -496,23 +509,16 @@ class ConsumerGroupCurrentMemberAssignmentValue(ApiMessage):
     partitions_pending_revocation: list[ConsumerGroupCurrentMemberAssignmentValue.TopicPartitions]
     def __init__(self, *, member_epoch: int = ..., previous_member_epoch: int = ..., state: int = ..., assigned_partitions: list[ConsumerGroupCurrentMemberAssignmentValue.TopicPartitions] = ..., partitions_pending_revocation: list[ConsumerGroupCurrentMemberAssignmentValue.TopicPartitions] = ...) -> None: ...
 
-class ShareGroupPartitionMetadataKey(ApiMessage):
+class ConsumerGroupRegularExpressionKey(ApiMessage):
     group_id: str
-    def __init__(self, *, group_id: str = ...) -> None: ...
+    regular_expression: str
+    def __init__(self, *, group_id: str = ..., regular_expression: str = ...) -> None: ...
 
-class ShareGroupPartitionMetadataValue(ApiMessage):
-    class TopicMetadata(Data):
-        topic_id: bytes
-        topic_name: str
-        num_partitions: int
-        partition_metadata: list[ShareGroupPartitionMetadataValue.PartitionMetadata]
-        def __init__(self, *, topic_id: bytes = ..., topic_name: str = ..., num_partitions: int = ..., partition_metadata: list[ShareGroupPartitionMetadataValue.PartitionMetadata] = ...) -> None: ...
-    class PartitionMetadata(Data):
-        partition: int
-        racks: list[str]
-        def __init__(self, *, partition: int = ..., racks: list[str] = ...) -> None: ...
-    topics: list[ShareGroupPartitionMetadataValue.TopicMetadata]
-    def __init__(self, *, topics: list[ShareGroupPartitionMetadataValue.TopicMetadata] = ...) -> None: ...
+class ConsumerGroupRegularExpressionValue(ApiMessage):
+    topics: list[str]
+    version: int
+    timestamp: int
+    def __init__(self, *, topics: list[str] = ..., version: int = ..., timestamp: int = ...) -> None: ...
 
 class ShareGroupMemberMetadataKey(ApiMessage):
     group_id: str
@@ -532,7 +538,8 @@ class ShareGroupMetadataKey(ApiMessage):
 
 class ShareGroupMetadataValue(ApiMessage):
     epoch: int
-    def __init__(self, *, epoch: int = ...) -> None: ...
+    metadata_hash: int
+    def __init__(self, *, epoch: int = ..., metadata_hash: int = ...) -> None: ...
 
 class ShareGroupTargetAssignmentMetadataKey(ApiMessage):
     group_id: str
@@ -540,7 +547,8 @@ class ShareGroupTargetAssignmentMetadataKey(ApiMessage):
 
 class ShareGroupTargetAssignmentMetadataValue(ApiMessage):
     assignment_epoch: int
-    def __init__(self, *, assignment_epoch: int = ...) -> None: ...
+    assignment_timestamp: int
+    def __init__(self, *, assignment_epoch: int = ..., assignment_timestamp: int = ...) -> None: ...
 
 class ShareGroupTargetAssignmentMemberKey(ApiMessage):
     group_id: str
@@ -585,20 +593,129 @@ class ShareGroupStatePartitionMetadataValue(ApiMessage):
         topic_id: bytes
         topic_name: str
         def __init__(self, *, topic_id: bytes = ..., topic_name: str = ...) -> None: ...
+    initializing_topics: list[ShareGroupStatePartitionMetadataValue.TopicPartitionsInfo]
     initialized_topics: list[ShareGroupStatePartitionMetadataValue.TopicPartitionsInfo]
     deleting_topics: list[ShareGroupStatePartitionMetadataValue.TopicInfo]
-    def __init__(self, *, initialized_topics: list[ShareGroupStatePartitionMetadataValue.TopicPartitionsInfo] = ..., deleting_topics: list[ShareGroupStatePartitionMetadataValue.TopicInfo] = ...) -> None: ...
+    def __init__(self, *, initializing_topics: list[ShareGroupStatePartitionMetadataValue.TopicPartitionsInfo] = ..., initialized_topics: list[ShareGroupStatePartitionMetadataValue.TopicPartitionsInfo] = ..., deleting_topics: list[ShareGroupStatePartitionMetadataValue.TopicInfo] = ...) -> None: ...
 
-class ConsumerGroupRegularExpressionKey(ApiMessage):
+class StreamsGroupMetadataKey(ApiMessage):
     group_id: str
-    regular_expression: str
-    def __init__(self, *, group_id: str = ..., regular_expression: str = ...) -> None: ...
+    def __init__(self, *, group_id: str = ...) -> None: ...
 
-class ConsumerGroupRegularExpressionValue(ApiMessage):
-    topics: list[str]
-    version: int
-    timestamp: int
-    def __init__(self, *, topics: list[str] = ..., version: int = ..., timestamp: int = ...) -> None: ...
+class StreamsGroupMetadataValue(ApiMessage):
+    class LastAssignmentConfig(Data):
+        key: str
+        value: str
+        def __init__(self, *, key: str = ..., value: str = ...) -> None: ...
+    epoch: int
+    metadata_hash: int
+    validated_topology_epoch: int
+    last_assignment_configs: list[StreamsGroupMetadataValue.LastAssignmentConfig] | None
+    def __init__(self, *, epoch: int = ..., metadata_hash: int = ..., validated_topology_epoch: int = ..., last_assignment_configs: list[StreamsGroupMetadataValue.LastAssignmentConfig] | None = ...) -> None: ...
+
+class StreamsGroupMemberMetadataKey(ApiMessage):
+    group_id: str
+    member_id: str
+    def __init__(self, *, group_id: str = ..., member_id: str = ...) -> None: ...
+
+class StreamsGroupMemberMetadataValue(ApiMessage):
+    class Endpoint(Data):
+        host: str
+        port: int
+        def __init__(self, *, host: str = ..., port: int = ...) -> None: ...
+    class KeyValue(Data):
+        key: str
+        value: str
+        def __init__(self, *, key: str = ..., value: str = ...) -> None: ...
+    instance_id: str | None
+    rack_id: str | None
+    client_id: str
+    client_host: str
+    rebalance_timeout_ms: int
+    topology_epoch: int
+    process_id: str
+    user_endpoint: StreamsGroupMemberMetadataValue.Endpoint | None
+    client_tags: list[StreamsGroupMemberMetadataValue.KeyValue]
+    def __init__(self, *, instance_id: str | None = ..., rack_id: str | None = ..., client_id: str = ..., client_host: str = ..., rebalance_timeout_ms: int = ..., topology_epoch: int = ..., process_id: str = ..., user_endpoint: StreamsGroupMemberMetadataValue.Endpoint | None = ..., client_tags: list[StreamsGroupMemberMetadataValue.KeyValue] = ...) -> None: ...
+
+class StreamsGroupTargetAssignmentMetadataKey(ApiMessage):
+    group_id: str
+    def __init__(self, *, group_id: str = ...) -> None: ...
+
+class StreamsGroupTargetAssignmentMetadataValue(ApiMessage):
+    assignment_epoch: int
+    assignment_timestamp: int
+    def __init__(self, *, assignment_epoch: int = ..., assignment_timestamp: int = ...) -> None: ...
+
+class StreamsGroupTargetAssignmentMemberKey(ApiMessage):
+    group_id: str
+    member_id: str
+    def __init__(self, *, group_id: str = ..., member_id: str = ...) -> None: ...
+
+class StreamsGroupTargetAssignmentMemberValue(ApiMessage):
+    class TaskIds(Data):
+        subtopology_id: str
+        partitions: list[int]
+        def __init__(self, *, subtopology_id: str = ..., partitions: list[int] = ...) -> None: ...
+    active_tasks: list[StreamsGroupTargetAssignmentMemberValue.TaskIds]
+    standby_tasks: list[StreamsGroupTargetAssignmentMemberValue.TaskIds]
+    warmup_tasks: list[StreamsGroupTargetAssignmentMemberValue.TaskIds]
+    def __init__(self, *, active_tasks: list[StreamsGroupTargetAssignmentMemberValue.TaskIds] = ..., standby_tasks: list[StreamsGroupTargetAssignmentMemberValue.TaskIds] = ..., warmup_tasks: list[StreamsGroupTargetAssignmentMemberValue.TaskIds] = ...) -> None: ...
+
+class StreamsGroupCurrentMemberAssignmentKey(ApiMessage):
+    group_id: str
+    member_id: str
+    def __init__(self, *, group_id: str = ..., member_id: str = ...) -> None: ...
+
+class StreamsGroupCurrentMemberAssignmentValue(ApiMessage):
+    class TaskIds(Data):
+        subtopology_id: str
+        partitions: list[int]
+        assignment_epochs: list[int] | None
+        def __init__(self, *, subtopology_id: str = ..., partitions: list[int] = ..., assignment_epochs: list[int] | None = ...) -> None: ...
+    member_epoch: int
+    previous_member_epoch: int
+    state: int
+    active_tasks: list[StreamsGroupCurrentMemberAssignmentValue.TaskIds]
+    standby_tasks: list[StreamsGroupCurrentMemberAssignmentValue.TaskIds]
+    warmup_tasks: list[StreamsGroupCurrentMemberAssignmentValue.TaskIds]
+    active_tasks_pending_revocation: list[StreamsGroupCurrentMemberAssignmentValue.TaskIds]
+    standby_tasks_pending_revocation: list[StreamsGroupCurrentMemberAssignmentValue.TaskIds]
+    warmup_tasks_pending_revocation: list[StreamsGroupCurrentMemberAssignmentValue.TaskIds]
+    def __init__(self, *, member_epoch: int = ..., previous_member_epoch: int = ..., state: int = ..., active_tasks: list[StreamsGroupCurrentMemberAssignmentValue.TaskIds] = ..., standby_tasks: list[StreamsGroupCurrentMemberAssignmentValue.TaskIds] = ..., warmup_tasks: list[StreamsGroupCurrentMemberAssignmentValue.TaskIds] = ..., active_tasks_pending_revocation: list[StreamsGroupCurrentMemberAssignmentValue.TaskIds] = ..., standby_tasks_pending_revocation: list[StreamsGroupCurrentMemberAssignmentValue.TaskIds] = ..., warmup_tasks_pending_revocation: list[StreamsGroupCurrentMemberAssignmentValue.TaskIds] = ...) -> None: ...
+
+class StreamsGroupTopologyKey(ApiMessage):
+    group_id: str
+    def __init__(self, *, group_id: str = ...) -> None: ...
+
+class StreamsGroupTopologyValue(ApiMessage):
+    class Subtopology(Data):
+        subtopology_id: str
+        source_topics: list[str]
+        source_topic_regex: list[str]
+        state_changelog_topics: list[StreamsGroupTopologyValue.TopicInfo]
+        repartition_sink_topics: list[str]
+        repartition_source_topics: list[StreamsGroupTopologyValue.TopicInfo]
+        copartition_groups: list[StreamsGroupTopologyValue.CopartitionGroup]
+        def __init__(self, *, subtopology_id: str = ..., source_topics: list[str] = ..., source_topic_regex: list[str] = ..., state_changelog_topics: list[StreamsGroupTopologyValue.TopicInfo] = ..., repartition_sink_topics: list[str] = ..., repartition_source_topics: list[StreamsGroupTopologyValue.TopicInfo] = ..., copartition_groups: list[StreamsGroupTopologyValue.CopartitionGroup] = ...) -> None: ...
+    class TopicInfo(Data):
+        name: str
+        partitions: int
+        replication_factor: int
+        topic_configs: list[StreamsGroupTopologyValue.TopicConfig]
+        def __init__(self, *, name: str = ..., partitions: int = ..., replication_factor: int = ..., topic_configs: list[StreamsGroupTopologyValue.TopicConfig] = ...) -> None: ...
+    class CopartitionGroup(Data):
+        source_topics: list[int]
+        source_topic_regex: list[int]
+        repartition_source_topics: list[int]
+        def __init__(self, *, source_topics: list[int] = ..., source_topic_regex: list[int] = ..., repartition_source_topics: list[int] = ...) -> None: ...
+    class TopicConfig(Data):
+        key: str
+        value: str
+        def __init__(self, *, key: str = ..., value: str = ...) -> None: ...
+    epoch: int
+    subtopologies: list[StreamsGroupTopologyValue.Subtopology]
+    def __init__(self, *, epoch: int = ..., subtopologies: list[StreamsGroupTopologyValue.Subtopology] = ...) -> None: ...
 
 class FindCoordinatorRequest(ApiMessage):
     key: str
@@ -2040,8 +2157,11 @@ class ShareSnapshotValue(ApiMessage):
     state_epoch: int
     leader_epoch: int
     start_offset: int
+    delivery_complete_count: int
+    create_timestamp: int
+    write_timestamp: int
     state_batches: list[ShareSnapshotValue.StateBatch]
-    def __init__(self, *, snapshot_epoch: int = ..., state_epoch: int = ..., leader_epoch: int = ..., start_offset: int = ..., state_batches: list[ShareSnapshotValue.StateBatch] = ...) -> None: ...
+    def __init__(self, *, snapshot_epoch: int = ..., state_epoch: int = ..., leader_epoch: int = ..., start_offset: int = ..., delivery_complete_count: int = ..., create_timestamp: int = ..., write_timestamp: int = ..., state_batches: list[ShareSnapshotValue.StateBatch] = ...) -> None: ...
 
 class ShareUpdateKey(ApiMessage):
     group_id: str
@@ -2059,8 +2179,9 @@ class ShareUpdateValue(ApiMessage):
     snapshot_epoch: int
     leader_epoch: int
     start_offset: int
+    delivery_complete_count: int
     state_batches: list[ShareUpdateValue.StateBatch]
-    def __init__(self, *, snapshot_epoch: int = ..., leader_epoch: int = ..., start_offset: int = ..., state_batches: list[ShareUpdateValue.StateBatch] = ...) -> None: ...
+    def __init__(self, *, snapshot_epoch: int = ..., leader_epoch: int = ..., start_offset: int = ..., delivery_complete_count: int = ..., state_batches: list[ShareUpdateValue.StateBatch] = ...) -> None: ...
 
 class StreamsGroupHeartbeatRequest(ApiMessage):
     class Topology(Data):
@@ -2421,13 +2542,14 @@ class TransactionLogValue(ApiMessage):
     previous_producer_id: int
     next_producer_id: int
     producer_epoch: int
+    next_producer_epoch: int
     transaction_timeout_ms: int
     transaction_status: int
     transaction_partitions: list[TransactionLogValue.PartitionsSchema] | None
     transaction_last_update_timestamp_ms: int
     transaction_start_timestamp_ms: int
     client_transaction_version: int
-    def __init__(self, *, producer_id: int = ..., previous_producer_id: int = ..., next_producer_id: int = ..., producer_epoch: int = ..., transaction_timeout_ms: int = ..., transaction_status: int = ..., transaction_partitions: list[TransactionLogValue.PartitionsSchema] | None = ..., transaction_last_update_timestamp_ms: int = ..., transaction_start_timestamp_ms: int = ..., client_transaction_version: int = ...) -> None: ...
+    def __init__(self, *, producer_id: int = ..., previous_producer_id: int = ..., next_producer_id: int = ..., producer_epoch: int = ..., next_producer_epoch: int = ..., transaction_timeout_ms: int = ..., transaction_status: int = ..., transaction_partitions: list[TransactionLogValue.PartitionsSchema] | None = ..., transaction_last_update_timestamp_ms: int = ..., transaction_start_timestamp_ms: int = ..., client_transaction_version: int = ...) -> None: ...
 
 class InitProducerIdRequest(ApiMessage):
     transactional_id: str | None
