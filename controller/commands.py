@@ -241,7 +241,7 @@ class CreateTopics:
 
 @dataclass(frozen=True, slots=True)
 class CreateInternalTopic:
-    """Creates a coordinator's topic on first need, compacted; answers `TopicResults` with one success if it is there."""
+    """A coordinator's topic, created compacted on first need. Answer `TopicResults`: success also if it is there."""
 
     command_id: bytes
     name: str

@@ -99,7 +99,7 @@ class LeaseExtended:
 
 @dataclass(frozen=True, slots=True)
 class BrokerRegistered:
-    """A new incarnation of a node. `format_level` is the highest it understands; `now_ms` the controller's wall time."""
+    """A new incarnation of a node. `format_level` is the highest it understands; `now_ms` is wall time."""
 
     node_id: int
     incarnation: int

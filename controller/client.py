@@ -1,0 +1,126 @@
+"""What a broker knows of the controller: follow the facts, ask for changes, keep the session alive.
+
+`LocalController` is the one in the same process; a remote one, over HTTP, keeps the same protocol.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, overload
+
+from controller import commands as c
+from controller.facts import Fact
+from controller.state import ClusterState
+from storage.seal import CommitAnswer, CommitSeal, Recovery
+
+Listener = Callable[[Sequence[Fact]], None]
+"""Called on the event loop after the facts of one entry were applied; must not raise or wait."""
+
+ASK_TIMEOUT_MS = 30_000
+
+
+class Grant(NamedTuple):
+    """The answer to a heartbeat: the session stands until `valid_ms` after the heartbeat was sent.
+
+    Send the next one `next_ms` after that moment.
+    """
+
+    valid_ms: int
+    next_ms: int
+
+
+class Session:
+    """The broker's side of its session: a deadline on CLOCK_BOOTTIME, and whether it was ended for good.
+
+    The deadline counts from when the heartbeat was *sent*; a late answer extends nothing. Pure: times are arguments.
+    """
+
+    def __init__(self) -> None:
+        self.deadline_ms = 0
+        self.ended = False
+
+    def granted(self, sent_ms: int, grant: Grant) -> None:
+        """A heartbeat that was sent at `sent_ms` (boottime) was answered."""
+        if not self.ended:
+            self.deadline_ms = max(self.deadline_ms, sent_ms + grant.valid_ms)
+
+    def end(self) -> None:
+        """A fact ended the session, or the controller said so. Final: the process stops serving and exits."""
+        self.ended = True
+
+    def stands(self, now_ms: int) -> bool:
+        """Whether the broker may do what needs its session at `now_ms` (boottime)."""
+        return not self.ended and now_ms < self.deadline_ms
+
+
+class ControllerClient(Protocol):
+    """Facts in, commands out."""
+
+    @property
+    def state(self) -> ClusterState:
+        """What is known to be true. Read it again after every await: it changes between."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """The last applied entry."""
+        ...
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the metadata log could be read or written lately. If not, `state` may be old."""
+        ...
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Calls `listener` with the facts of every entry from now on, in order; returns how to stop that.
+
+        `(StateReloaded(),)` means: the state was replaced as a whole.
+        """
+        ...
+
+    async def wait_applied(self, position: int) -> None:
+        """Returns when `state` holds entry `position`."""
+        ...
+
+    async def heartbeat(self, incarnation: int, position: int, validated: Mapping[bytes, int]) -> Grant:
+        """Renews the session of a registered incarnation that applied the facts up to `position`.
+
+        `validated`: the last validated group of each of its WAL instances. Errors: STALE_BROKER_EPOCH (the session
+        was ended: stop and exit), BROKER_ID_NOT_REGISTERED, NOT_CONTROLLER (retriable: nobody may grant just now).
+        """
+        ...
+
+    @overload
+    async def ask(self, command: CommitSeal, timeout_ms: int = ASK_TIMEOUT_MS) -> CommitAnswer: ...
+    @overload
+    async def ask(self, command: c.RegisterBroker, timeout_ms: int = ASK_TIMEOUT_MS) -> c.Registered: ...
+    @overload
+    async def ask(self, command: c.NameRecoverer, timeout_ms: int = ASK_TIMEOUT_MS) -> Recovery: ...
+    @overload
+    async def ask(self, command: c.ReportScan, timeout_ms: int = ASK_TIMEOUT_MS) -> c.ScanAnswer: ...
+    @overload
+    async def ask(self, command: c.DeclareLost, timeout_ms: int = ASK_TIMEOUT_MS) -> c.LossReport: ...
+    @overload
+    async def ask(
+        self,
+        command: c.CreateTopics | c.CreateInternalTopic | c.CreatePartitions | c.DeleteTopics,
+        timeout_ms: int = ASK_TIMEOUT_MS,
+    ) -> c.TopicResults: ...
+    @overload
+    async def ask(self, command: c.AlterConfigs, timeout_ms: int = ASK_TIMEOUT_MS) -> c.ConfigResults: ...
+    @overload
+    async def ask(self, command: c.AdvanceLogStart, timeout_ms: int = ASK_TIMEOUT_MS) -> c.LogStarts: ...
+    @overload
+    async def ask(self, command: c.AllocateProducerIds, timeout_ms: int = ASK_TIMEOUT_MS) -> c.ProducerIdBlock: ...
+    @overload
+    async def ask(
+        self,
+        command: c.RegisterWal | c.EndSession | c.RetireWal | c.CleanStop | c.RaiseFormatLevel,
+        timeout_ms: int = ASK_TIMEOUT_MS,
+    ) -> c.Done: ...
+
+    async def ask(self, command: Any, timeout_ms: int = ASK_TIMEOUT_MS) -> Any:
+        """The answer, once what it says is durable and applied here. Refusals are `KafkaError`, see `commands`.
+
+        REQUEST_TIMED_OUT, NOT_CONTROLLER and THROTTLING_QUOTA_EXCEEDED are retriable and leave the outcome open: ask
+        again with the *same* command (same id) to learn it.
+        """
+        ...

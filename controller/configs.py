@@ -1,0 +1,96 @@
+"""Config overrides of everything but topics (those lie with their topic), and what the controller must know of
+configs.
+
+The definitions (names, types, bounds, defaults) belong to the broker and are passed in as `ConfigRules`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from controller.facts import ConfigsChanged
+
+TOPIC, BROKER = 2, 4
+"""Kafka's resource types."""
+
+SET, DELETE, APPEND, SUBTRACT = 0, 1, 2, 3
+"""Kafka's operations of IncrementalAlterConfigs."""
+
+Resource = tuple[int, str]
+
+
+class ConfigRules(Protocol):
+    """What `decide` asks about configs."""
+
+    def validate(self, resource_type: int, resource_name: str, overrides: Mapping[str, str]) -> None:
+        """Raises `KafkaError` (INVALID_CONFIG, INVALID_REQUEST) if these overrides cannot stand together."""
+        ...
+
+    def list_default(self, resource_type: int, key: str) -> str | None:
+        """The default of a list-valued config, comma-separated; None if `key` is not list-valued."""
+        ...
+
+    def wal_kind(self, overrides: Mapping[str, str], internal: bool) -> str:
+        """The WAL kind that the logs of a topic with these overrides are led through."""
+        ...
+
+    def retention(self, overrides: Mapping[str, str]) -> tuple[int, int] | None:
+        """(`retention.ms`, `retention.bytes`) in effect, -1 for unlimited; None if the policy does not delete."""
+        ...
+
+    def default_partitions(self) -> int:
+        """`num.partitions`."""
+        ...
+
+
+class PlainRules:
+    """Kafka's defaults and no validation, for tests and tools."""
+
+    def validate(self, resource_type: int, resource_name: str, overrides: Mapping[str, str]) -> None:
+        """Everything goes."""
+
+    def list_default(self, resource_type: int, key: str) -> str | None:
+        """Only `cleanup.policy` is a list."""
+        return "delete" if key == "cleanup.policy" else None
+
+    def wal_kind(self, overrides: Mapping[str, str], internal: bool) -> str:
+        """`volume`, unless the topic says otherwise."""
+        return overrides.get("tidelog.wal", "volume")
+
+    def retention(self, overrides: Mapping[str, str]) -> tuple[int, int] | None:
+        """Seven days, any size."""
+        if "delete" not in overrides.get("cleanup.policy", "delete").split(","):
+            return None
+        return int(overrides.get("retention.ms", 604_800_000)), int(overrides.get("retention.bytes", -1))
+
+    def default_partitions(self) -> int:
+        """One."""
+        return 1
+
+
+@dataclass(slots=True)
+class ConfigTable:
+    """Overrides by (resource type, resource name); resources without any are not here."""
+
+    configs: dict[Resource, dict[str, str]] = field(default_factory=dict)
+
+    def change(self, fact: ConfigsChanged) -> None:
+        """Sets or removes overrides."""
+        resource = (fact.resource_type, fact.resource_name)
+        overrides = self.configs.setdefault(resource, {})
+        for key, value in fact.changes:
+            if value is None:
+                overrides.pop(key, None)
+            else:
+                overrides[key] = value
+        if not overrides:
+            del self.configs[resource]
+
+    def rows(self) -> Iterator[list[Any]]:
+        """Snapshot rows."""
+        for (resource_type, name), overrides in self.configs.items():
+            yield [resource_type, name, list(overrides.items())]
+
+    def load(self, row: tuple[Any, ...]) -> None:
+        """Adds a resource from its snapshot row."""
+        self.configs[row[0], row[1]] = dict(row[2])

@@ -1,0 +1,386 @@
+"""Everything that is true of a cluster. `apply` alone changes it; everybody else reads.
+
+A state is what the facts of entries 1 to `position` made, nothing else: two processes at one position hold equal
+states. It is put together from parts that know nothing of each other (topics, brokers, WAL instances, logs, objects,
+configs); this module tells each part what a fact means for it.
+
+Snapshot form: a stream of msgpack lists `[section, rows]`, the first being `[0, [format, ...]]`. Sections are
+numbered for ever; an unknown one stops the reader. Rows are positional.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, cast
+
+import msgpack
+
+from controller import facts as f
+from controller.answers import AnswerTable
+from controller.brokers import Broker, BrokerTable
+from controller.codec import Malformed
+from controller.configs import TOPIC, ConfigTable
+from controller.log_index import LogIndex, LogState
+from controller.objects import ObjectTable
+from controller.topics import Topic, TopicTable
+from controller.wals import WalState, WalTable
+from storage.seal import CommitAnswer, RangeRow
+
+_Bytes = bytes  # the class below has a method of that name
+
+SNAPSHOT_FORMAT = 1
+ROWS_PER_CHUNK = 500
+
+RANGES_PER_LOG_MAX = 65_536
+"""Hard bound on the committed ranges of one log; sealing slows down long before."""
+
+RANGES_MAX = 8_000_000
+"""Hard bound on the committed ranges of all logs together (384 MB)."""
+
+
+class ClusterState:
+    """The state of one cluster after entry `position`.
+
+    Read side: `topics`, `topic_by_id`, `logs`, `brokers` (newest incarnation per node), `wals`, `configs` (overrides
+    of everything but topics, by (resource type, name)); these dictionaries are updated in place and stay the same
+    objects, except after `adopt`.
+    """
+
+    def __init__(self, cluster_id: str) -> None:
+        self.cluster_id = cluster_id
+        self.position = 0
+        self.entry_hash = bytes(32)
+        self.wall_ms = 0
+        self.format_level = 0
+        self.controller_epoch = 0
+        self.controller_node = f.NO_NODE
+        self.controller_incarnation = 0
+        self.controller_wal_ids: tuple[_Bytes, ...] = ()
+        self.controller_resigned = False
+        self.next_producer_id = 0
+        self.topic_table = TopicTable()
+        self.broker_table = BrokerTable()
+        self.wal_table = WalTable()
+        self.log_index = LogIndex()
+        self.objects = ObjectTable()
+        self.config_table = ConfigTable()
+        self.answers = AnswerTable()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ClusterState) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]
+
+    # Read side
+
+    @property
+    def topics(self) -> dict[str, Topic]:
+        """Topics by name."""
+        return self.topic_table.topics
+
+    @property
+    def topic_by_id(self) -> dict[_Bytes, Topic]:
+        """Topics by id."""
+        return self.topic_table.by_id
+
+    @property
+    def logs(self) -> dict[int, LogState]:
+        """Logs by id."""
+        return self.log_index.logs
+
+    @property
+    def brokers(self) -> dict[int, Broker]:
+        """The newest incarnation of each node, by node id."""
+        return self.broker_table.brokers
+
+    @property
+    def wals(self) -> dict[_Bytes, WalState]:
+        """WAL instances by id."""
+        return self.wal_table.wals
+
+    @property
+    def configs(self) -> dict[tuple[int, str], dict[str, str]]:
+        """Overrides by (resource type, resource name), topics not included."""
+        return self.config_table.configs
+
+    def ranges(self, log_id: int, offset: int, limit: int = 64) -> list[RangeRow]:
+        """The committed ranges from the one that holds `offset` (else the next one after it) on, at most `limit`.
+
+        Empty if the log is unknown or `offset` is at or above its committed end.
+        """
+        log = self.logs.get(log_id)
+        if log is None:
+            return []
+        first = log.first_row_beyond(offset)
+        return [self._range_row(log, index) for index in range(first, min(first + limit, log.range_count))]
+
+    def newest_range(self, log_id: int) -> RangeRow | None:
+        """The last committed range of the log, None if it has none."""
+        log = self.logs.get(log_id)
+        return self._range_row(log, log.range_count - 1) if log is not None and log.rows else None
+
+    def range_at(self, log_id: int, index: int) -> RangeRow:
+        """The committed range at `index` of `logs[log_id].range_count`. For searches by timestamp."""
+        return self._range_row(self.logs[log_id], index)
+
+    def _range_row(self, log: LogState, index: int) -> RangeRow:
+        row = log.row(index)
+        found = self.objects.named[row.object]
+        return RangeRow(found.key, found.size, row.range)
+
+    def bytes(self, log_id: int) -> int:
+        """Bytes of the committed ranges of the log; 0 if it is unknown."""
+        log = self.logs.get(log_id)
+        return 0 if log is None else log.size
+
+    def range_pressure(self, log_id: int) -> float:
+        """How full the range bounds are, 0.0 to 1.0, for this log or in all: what sealing slows down by."""
+        log = self.logs.get(log_id)
+        own = 0.0 if log is None else log.range_count / RANGES_PER_LOG_MAX
+        return max(own, self.log_index.range_total / RANGES_MAX)
+
+    # Applying facts
+
+    def apply_entry(
+        self,
+        position: int,
+        entry_hash: _Bytes,
+        wall_ms: int,
+        answers: Iterable[tuple[_Bytes, Any]],
+        facts: Iterable[f.Fact],
+    ) -> None:
+        """Applies the entry after the present one. `entry_hash` is SHA-256 of its bytes, `wall_ms` its time."""
+        assert position == self.position + 1, f"entry {position} after {self.position}"
+        self.position, self.entry_hash, self.wall_ms = position, entry_hash, wall_ms
+        for fact in facts:
+            self.apply(fact)
+        for command_id, answer in answers:
+            self.answers.remember(command_id, answer)
+
+    def apply(self, fact: f.Fact) -> None:
+        """Makes one fact true. A fact that contradicts the state is an `AssertionError`: our own bug."""
+        _APPLY[type(fact)](self, fact)
+
+    def adopt(self, other: "ClusterState") -> None:
+        """Becomes what `other` is; `other` is not to be used any more."""
+        assert other.cluster_id == self.cluster_id
+        self.__dict__.update(other.__dict__)
+
+    def _format_level(self, fact: f.FormatLevel) -> None:
+        assert fact.level > self.format_level
+        self.format_level = fact.level
+
+    def _controller_elected(self, fact: f.ControllerElected) -> None:
+        assert fact.epoch == self.controller_epoch + 1
+        self.controller_epoch, self.controller_node = fact.epoch, fact.node_id
+        self.controller_incarnation, self.controller_wal_ids = fact.incarnation, fact.wal_ids
+        self.controller_resigned = False
+
+    def _controller_resigned(self, fact: f.ControllerResigned) -> None:
+        assert fact.epoch == self.controller_epoch
+        self.controller_resigned = True
+
+    def _lease_extended(self, fact: f.LeaseExtended) -> None:
+        self.wal_table.validate(fact.validated)
+
+    def _broker_registered(self, fact: f.BrokerRegistered) -> None:
+        older = self.brokers.get(fact.node_id)
+        self.broker_table.register(fact)
+        if older is not None:
+            self._close_incarnation(older.incarnation)
+
+    def _wal_registered(self, fact: f.WalRegistered) -> None:
+        self.wal_table.register(fact)
+
+    def _session_ended(self, fact: f.SessionEnded) -> None:
+        self.broker_table.end(fact)
+        for wal in self.wal_table.end(fact.incarnation):
+            self.log_index.recover(wal.wal_id)
+        if fact.incarnation == self.controller_incarnation:
+            self.controller_resigned = True
+        self._close_incarnation(fact.incarnation)
+
+    def _recovery_named(self, fact: f.RecoveryNamed) -> None:
+        self.wal_table.name_recoverer(fact)
+
+    def _wal_scanned(self, fact: f.WalScanned) -> None:
+        self.wal_table.scan(fact)
+
+    def _wal_retired(self, fact: f.WalRetired) -> None:
+        wal = self.wal_table.retire(fact.wal_id)
+        self.log_index.release(wal.wal_id)
+        self._close_incarnation(wal.incarnation)
+
+    def _wal_lost(self, fact: f.WalLost) -> None:
+        wal = self.wal_table.lose(fact)
+        self._close_incarnation(wal.incarnation)
+
+    def _loss_declared(self, fact: f.LossDeclared) -> None:
+        log = self.logs[fact.log_id]
+        assert fact.from_offset == log.end < fact.to_offset
+        loss = self.wal_table.losses.get(log.wal_id)
+        if loss is not None:
+            loss.logs.append((log.log_id, log.topic, log.partition, fact.from_offset, fact.to_offset))
+        log.end = fact.to_offset
+        self.log_index.leave(log)
+
+    def _close_incarnation(self, incarnation: int) -> None:
+        if all(wal.closed for wal in self.wal_table.of(incarnation)):
+            self.broker_table.close(incarnation)
+
+    def _topic_created(self, fact: f.TopicCreated) -> None:
+        topic = self.topic_table.create(fact)
+        for partition, log_id in enumerate(fact.log_ids):
+            self.log_index.create(log_id, topic.name, partition)
+
+    def _partitions_added(self, fact: f.PartitionsAdded) -> None:
+        topic = self.topic_table.grow(fact)
+        first = len(topic.log_ids) - len(fact.log_ids)
+        for partition, log_id in enumerate(fact.log_ids, first):
+            self.log_index.create(log_id, topic.name, partition)
+
+    def _topic_deleted(self, fact: f.TopicDeleted) -> None:
+        logs = [self.logs[log_id] for log_id in self.topic_by_id[fact.topic_id].log_ids]
+        leaders = {log.leader_incarnation for log in logs if log.leader_node != f.NO_NODE}
+        self.topic_table.delete(fact.topic_id, self.position, leaders)
+        for log in logs:
+            self.objects.release(self.log_index.remove(log.log_id))
+
+    def _names_freed(self, fact: f.NamesFreed) -> None:
+        self.topic_table.free(fact.names)
+
+    def _configs_changed(self, fact: f.ConfigsChanged) -> None:
+        if fact.resource_type == TOPIC:
+            self.topic_table.configure(fact)
+        else:
+            self.config_table.change(fact)
+
+    def _leader_named(self, fact: f.LeaderNamed) -> None:
+        wal = self.wals[fact.wal_id]
+        broker = self.broker_table.incarnations[fact.incarnation]
+        assert broker.alive and wal.incarnation == fact.incarnation
+        self.log_index.name_leader(fact.log_id, fact.node_id, broker.incarnation, fact.epoch, wal.wal_id)
+
+    def _seal_committed(self, fact: f.SealCommitted) -> None:
+        broker = self.broker_table.incarnations[fact.incarnation]
+        assert broker.alive and fact.seal == broker.last_seal + 1
+        broker.last_seal, broker.last_answer = fact.seal, CommitAnswer(fact.refused, self.position)
+        for item in fact.objects:
+            number = self.objects.commit(item.key, item.size, len(item.ranges), self.wall_ms)
+            for committed in item.ranges:
+                self.log_index.commit(number, committed)
+        self.wal_table.commit_through(fact.committed_through)
+
+    def _log_start_advanced(self, fact: f.LogStartAdvanced) -> None:
+        for log_id, start in fact.starts:
+            self.objects.release(self.log_index.advance_start(log_id, start))
+
+    def _objects_deleted(self, fact: f.ObjectsDeleted) -> None:
+        self.objects.deleted(fact.keys)
+
+    def _producer_ids_allocated(self, fact: f.ProducerIdsAllocated) -> None:
+        assert fact.first == self.next_producer_id
+        self.next_producer_id = fact.first + fact.count
+
+    # Snapshots
+
+    def encode_chunks(self) -> Iterator[_Bytes]:
+        """The snapshot in pieces of a few hundred rows. The state must not change until the last one was taken."""
+        pack = msgpack.Packer().pack
+        head = [SNAPSHOT_FORMAT, self.cluster_id, self.position, self.entry_hash, self.wall_ms, self.format_level]
+        head += [self.controller_epoch, self.controller_node, self.controller_incarnation, self.controller_wal_ids]
+        head += [self.controller_resigned, self.next_producer_id]
+        head += [self.log_index.next_log_id, self.objects.next_number]
+        yield pack([0, head])
+        for section, (rows, _) in self._sections().items():
+            left = iter(rows)
+            while chunk := list(islice(left, ROWS_PER_CHUNK)):
+                yield pack([section, chunk])
+
+    def encode(self) -> _Bytes:
+        """The snapshot in one piece."""
+        return b"".join(self.encode_chunks())
+
+    @classmethod
+    def decode(cls, data: "Iterable[_Bytes] | _Bytes") -> "ClusterState":
+        """The state of a snapshot. `codec.Malformed` if it is none that this version can read."""
+        unpacker = msgpack.Unpacker(use_list=False, strict_map_key=False, max_buffer_size=0)
+        for chunk in (data,) if isinstance(data, _Bytes) else data:
+            unpacker.feed(chunk)
+        try:
+            section, head = next(unpacker)
+            if section != 0 or head[0] != SNAPSHOT_FORMAT:
+                raise Malformed(f"snapshot of format {head[0]}, this version reads {SNAPSHOT_FORMAT}")
+            state = cls(head[1])
+            state._load_head(*head[2:])
+            loaders = {number: load for number, (_, load) in state._sections().items()}
+            for section, rows in unpacker:
+                load = loaders.get(section)
+                if load is None:
+                    raise Malformed(f"snapshot section {section} is not known to this version")
+                for row in rows:
+                    load(row)
+        except (ValueError, TypeError, KeyError, IndexError, StopIteration) as error:
+            raise Malformed(f"snapshot cannot be read: {error!r}") from error
+        return state
+
+    def _load_head(self, position: int, entry_hash: _Bytes, wall_ms: int, format_level: int, *rest: Any) -> None:
+        self.position, self.entry_hash, self.wall_ms, self.format_level = position, entry_hash, wall_ms, format_level
+        self.controller_epoch, self.controller_node, self.controller_incarnation, self.controller_wal_ids = rest[:4]
+        self.controller_resigned, self.next_producer_id, self.log_index.next_log_id = rest[4:7]
+        (self.objects.next_number,) = rest[7:]
+
+    def _sections(self) -> dict[int, tuple[Iterator[list[Any]], Callable[[tuple[Any, ...]], object]]]:
+        return {
+            1: (self.topic_table.topic_rows(), self.topic_table.load_topic),
+            2: (self.topic_table.deleted_rows(), self.topic_table.load_deleted),
+            3: (self.broker_table.broker_rows(), self.broker_table.load_broker),
+            4: (self.broker_table.closed_rows(), self.broker_table.load_closed),
+            5: (self.wal_table.wal_rows(), self.wal_table.load_wal),
+            6: (self.wal_table.loss_rows(), self.wal_table.load_loss),
+            7: (self._log_rows(), self._load_logs),
+            8: (self.objects.named_rows(), self.objects.load_named),
+            9: (self.objects.doomed_rows(), self.objects.load_doomed),
+            10: (self.config_table.rows(), self.config_table.load),
+            11: (self.answers.rows(), self.answers.load),
+        }
+
+    def _log_rows(self) -> Iterator[list[Any]]:
+        for row in self.log_index.rows():
+            log = self.logs[row[0]]
+            yield [log.topic, log.partition, row]
+
+    def _load_logs(self, row: tuple[Any, ...]) -> None:
+        topic, partition, rest = row
+        found = self.topics[topic]
+        wal = self.wals.get(rest[4])
+        wal_id = f.NO_UUID if wal is None else wal.wal_id
+        self.log_index.load((*rest[:4], wal_id, *rest[5:]), found.name, partition)
+
+
+_APPLY = cast(
+    dict[type, Callable[[ClusterState, Any], None]],
+    {
+        f.FormatLevel: ClusterState._format_level,
+        f.ControllerElected: ClusterState._controller_elected,
+        f.ControllerResigned: ClusterState._controller_resigned,
+        f.LeaseExtended: ClusterState._lease_extended,
+        f.BrokerRegistered: ClusterState._broker_registered,
+        f.WalRegistered: ClusterState._wal_registered,
+        f.SessionEnded: ClusterState._session_ended,
+        f.RecoveryNamed: ClusterState._recovery_named,
+        f.WalScanned: ClusterState._wal_scanned,
+        f.WalRetired: ClusterState._wal_retired,
+        f.WalLost: ClusterState._wal_lost,
+        f.LossDeclared: ClusterState._loss_declared,
+        f.TopicCreated: ClusterState._topic_created,
+        f.PartitionsAdded: ClusterState._partitions_added,
+        f.TopicDeleted: ClusterState._topic_deleted,
+        f.NamesFreed: ClusterState._names_freed,
+        f.ConfigsChanged: ClusterState._configs_changed,
+        f.LeaderNamed: ClusterState._leader_named,
+        f.SealCommitted: ClusterState._seal_committed,
+        f.LogStartAdvanced: ClusterState._log_start_advanced,
+        f.ObjectsDeleted: ClusterState._objects_deleted,
+        f.ProducerIdsAllocated: ClusterState._producer_ids_allocated,
+    },
+)

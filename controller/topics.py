@@ -1,0 +1,97 @@
+"""Topics by name and id, and the names of deleted topics that are not free yet."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from controller.facts import ConfigsChanged, PartitionsAdded, TopicCreated
+
+
+@dataclass(slots=True)
+class Topic:
+    """A topic; `log_ids` in partition order; `configs` holds the overrides as they were given."""
+
+    name: str
+    topic_id: bytes
+    internal: bool
+    log_ids: list[int]
+    configs: dict[str, str]
+    replication_factor: int
+
+
+@dataclass(slots=True)
+class DeletedTopic:
+    """A name that is taken until each of these incarnations applied entry `position` or its session ended."""
+
+    position: int
+    leaders: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class TopicTable:
+    """`topics` by name; `by_id` holds the same objects; `deleted` by name."""
+
+    topics: dict[str, Topic] = field(default_factory=dict)
+    by_id: dict[bytes, Topic] = field(default_factory=dict)
+    deleted: dict[str, DeletedTopic] = field(default_factory=dict)
+
+    def create(self, fact: TopicCreated) -> Topic:
+        """Adds the topic; its name stops being a deleted one."""
+        assert fact.name not in self.topics, f"topic {fact.name} exists"
+        assert fact.topic_id not in self.by_id, f"topic id {fact.topic_id.hex()} exists"
+        topic = Topic(
+            fact.name, fact.topic_id, fact.internal, list(fact.log_ids), dict(fact.configs), fact.replication_factor
+        )
+        self.deleted.pop(fact.name, None)
+        self.topics[topic.name] = topic
+        self.by_id[topic.topic_id] = topic
+        return topic
+
+    def grow(self, fact: PartitionsAdded) -> Topic:
+        """Appends partitions."""
+        topic = self.by_id[fact.topic_id]
+        topic.log_ids.extend(fact.log_ids)
+        return topic
+
+    def delete(self, topic_id: bytes, position: int, leaders: Iterable[int]) -> Topic:
+        """Removes the topic; the name stays taken while one of `leaders` may not know."""
+        topic = self.by_id.pop(topic_id)
+        del self.topics[topic.name]
+        self.deleted[topic.name] = DeletedTopic(position, tuple(sorted(leaders)))
+        return topic
+
+    def free(self, names: Iterable[str]) -> None:
+        """Forgets deleted names."""
+        for name in names:
+            self.deleted.pop(name, None)
+
+    def configure(self, fact: ConfigsChanged) -> None:
+        """Sets or removes overrides of one topic."""
+        configs = self.topics[fact.resource_name].configs
+        for key, value in fact.changes:
+            if value is None:
+                configs.pop(key, None)
+            else:
+                configs[key] = value
+
+    def topic_rows(self) -> Iterator[list[Any]]:
+        """Snapshot rows of the topics."""
+        for t in self.topics.values():
+            yield [t.name, t.topic_id, t.internal, t.log_ids, list(t.configs.items()), t.replication_factor]
+
+    def load_topic(self, row: tuple[Any, ...]) -> Topic:
+        """Adds a topic from its snapshot row."""
+        name, topic_id, internal, log_ids, configs, replication_factor = row
+        topic = Topic(name, topic_id, internal, list(log_ids), dict(configs), replication_factor)
+        self.topics[name] = self.by_id[topic_id] = topic
+        return topic
+
+    def deleted_rows(self) -> Iterator[list[Any]]:
+        """Snapshot rows of the deleted names."""
+        for name, deleted in self.deleted.items():
+            yield [name, deleted.position, deleted.leaders]
+
+    def load_deleted(self, row: tuple[Any, ...]) -> None:
+        """Adds a deleted name from its snapshot row."""
+        name, position, leaders = row
+        self.deleted[name] = DeletedTopic(position, leaders)
