@@ -138,9 +138,10 @@ def _decompress_snappy(data: Buffer, max_size: int) -> bytearray:
     while pos < end:
         # Streams may follow each other: a header's first four bytes are no possible length.
         if view[pos : pos + 8] == _XERIAL_HEAD:
+            # Any version will do, as in Java: some writers have its bytes in the wrong order.
+            if end - pos < 16 or _INT32.unpack_from(view, pos + 8)[0] < 1:
+                raise ProtocolError("snappy data has no valid xerial header")
             pos += 16
-            if pos > end or view[pos - 4 : pos] != _XERIAL_HEADER[12:]:
-                raise ProtocolError("snappy data needs another version of xerial's framing")
             continue
         if end - pos < 4:
             raise ProtocolError("snappy data is cut off")
