@@ -1,0 +1,223 @@
+"""Metadata v0 to v13 and DescribeTopicPartitions v0: brokers, topics, partitions and their leaders.
+
+Every partition shows replicas = ISR = [its leader]: copies are the WAL kind's and the bucket's, not other brokers'. A
+partition whose log is recovering has no leader (LEADER_NOT_AVAILABLE). A topic that is created by the request (Metadata
+only) is answered as soon as it exists, instead of with an error first. v10: topics by id. v13: an error for the whole
+answer, which is never used here. Answers show what this broker has applied; brokers are those of the listener asked.
+"""
+
+from collections.abc import Awaitable, Sequence
+
+from broker.operations import CLUSTER_OPERATIONS, NOT_ASKED, TOPIC_OPERATIONS
+from broker.services import RequestContext
+from controller.commands import CreateInternalTopic, CreateTopics, NewTopic, TopicResults
+from controller.state import ClusterState
+from controller.topics import Topic, topic_name_problem
+from protocol import messages as m
+from protocol.errors import ErrorCode, KafkaError
+
+GROUP_OFFSETS_TOPIC = "__consumer_offsets"
+NO_ID = bytes(16)
+PARTITION_LIMIT_MAX = 2000
+"""Kafka's `max.request.partition.size.limit`."""
+
+
+def metadata(request: m.MetadataRequest, context: RequestContext) -> m.MetadataResponse | Awaitable[m.MetadataResponse]:
+    """Answer at once, or after the missing topics were created."""
+    state = context.services.controller.state
+    may_create = request.allow_auto_topic_creation or context.api_version < 4
+    if may_create and context.services.settings.auto_create_topics_enable:
+        missing = _missing_topics(request, context, state)
+        if missing:
+            return _create_and_answer(request, context, missing)
+    return _answer(request, context, {})
+
+
+def _wants_all(request: m.MetadataRequest, version: int) -> bool:
+    return request.topics is None or (version == 0 and not request.topics)
+
+
+def _missing_topics(request: m.MetadataRequest, context: RequestContext, state: ClusterState) -> list[str]:
+    if _wants_all(request, context.api_version):
+        return []
+    names = {topic.name for topic in request.topics or () if topic.name is not None}
+    return [name for name in sorted(names) if name not in state.topics and topic_name_problem(name) is None]
+
+
+async def _create_and_answer(
+    request: m.MetadataRequest, context: RequestContext, missing: Sequence[str]
+) -> m.MetadataResponse:
+    return _answer(request, context, await auto_create(context, missing))
+
+
+async def auto_create(context: RequestContext, names: Sequence[str]) -> dict[str, ErrorCode]:
+    """Create topics with the broker's defaults; what refused names are to be answered with."""
+    services = context.services
+    settings, controller = services.settings, services.controller
+    errors: dict[str, ErrorCode] = {}
+    ordinary = [name for name in names if name != GROUP_OFFSETS_TOPIC]
+    try:
+        if len(ordinary) < len(names):
+            await controller.ask(
+                CreateInternalTopic(
+                    services.token(16),
+                    GROUP_OFFSETS_TOPIC,
+                    settings.offsets_topic_num_partitions,
+                    settings.offsets_topic_replication_factor,
+                )
+            )
+        if ordinary:
+            topics = tuple(
+                NewTopic(name, settings.num_partitions, settings.default_replication_factor) for name in ordinary
+            )
+            answer = await controller.ask(CreateTopics(services.token(16), topics))
+            assert isinstance(answer, TopicResults)
+            for result in answer.results:
+                code = ErrorCode(result.error_code)
+                if code not in (ErrorCode.NONE, ErrorCode.TOPIC_ALREADY_EXISTS) and result.name is not None:
+                    errors[result.name] = code
+    except KafkaError:
+        errors.update(dict.fromkeys(names, ErrorCode.LEADER_NOT_AVAILABLE))
+    return errors
+
+
+def _answer(request: m.MetadataRequest, context: RequestContext, errors: dict[str, ErrorCode]) -> m.MetadataResponse:
+    state = context.services.controller.state
+    operations = TOPIC_OPERATIONS if request.include_topic_authorized_operations else NOT_ASKED
+    if _wants_all(request, context.api_version):
+        topics = [_topic(state, topic, operations) for topic in state.topics.values()]
+    else:
+        topics = [_asked_topic(state, asked, errors, operations) for asked in request.topics or ()]
+    return m.MetadataResponse(
+        brokers=[
+            m.MetadataResponse.MetadataResponseBroker(node_id=node_id, host=host, port=port, rack=rack)
+            for node_id, host, port, rack in brokers_of(state, context.listener)
+        ],
+        cluster_id=state.cluster_id,
+        controller_id=state.controller_node,
+        topics=topics,
+        cluster_authorized_operations=(
+            CLUSTER_OPERATIONS if request.include_cluster_authorized_operations else NOT_ASKED
+        ),
+    )
+
+
+def brokers_of(state: ClusterState, listener: str) -> list[tuple[int, str, int, str | None]]:
+    """(node id, host, port, rack) of every live broker that has the listener, in node order."""
+    return [
+        (broker.node_id, address.host, address.port, broker.rack)
+        for _, broker in sorted(state.brokers.items())
+        if broker.alive
+        for address in broker.listeners
+        if address.name == listener
+    ]
+
+
+def _asked_topic(
+    state: ClusterState,
+    asked: m.MetadataRequest.MetadataRequestTopic,
+    errors: dict[str, ErrorCode],
+    operations: int,
+) -> m.MetadataResponse.MetadataResponseTopic:
+    topic, code = find_topic(state, asked.name, asked.topic_id)
+    if topic is not None:
+        return _topic(state, topic, operations)
+    if asked.name is not None:
+        code = errors.get(asked.name, code)
+    return m.MetadataResponse.MetadataResponseTopic(error_code=code, name=asked.name, topic_id=asked.topic_id)
+
+
+def find_topic(state: ClusterState, name: str | None, topic_id: bytes) -> tuple[Topic | None, ErrorCode]:
+    """The topic by name, or by id when the name is None; without one the error Kafka gives."""
+    if name is None:
+        return state.topic_by_id.get(topic_id), ErrorCode.UNKNOWN_TOPIC_ID
+    topic = state.topics.get(name)
+    if topic is None and topic_name_problem(name) is not None:
+        return None, ErrorCode.INVALID_TOPIC_EXCEPTION
+    return topic, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+
+
+def _topic(state: ClusterState, topic: Topic, operations: int) -> m.MetadataResponse.MetadataResponseTopic:
+    partitions = []
+    for index, log_id in enumerate(topic.log_ids):
+        leader, epoch = leader_of(state, log_id)
+        nodes = [leader] if leader >= 0 else []
+        partitions.append(
+            m.MetadataResponse.MetadataResponsePartition(
+                error_code=ErrorCode.NONE if nodes else ErrorCode.LEADER_NOT_AVAILABLE,
+                partition_index=index,
+                leader_id=leader,
+                leader_epoch=epoch,
+                replica_nodes=nodes,
+                isr_nodes=nodes,
+            )
+        )
+    return m.MetadataResponse.MetadataResponseTopic(
+        name=topic.name,
+        topic_id=topic.topic_id,
+        is_internal=topic.internal,
+        partitions=partitions,
+        topic_authorized_operations=operations,
+    )
+
+
+def leader_of(state: ClusterState, log_id: int) -> tuple[int, int]:
+    """(node id, leader epoch) of a log; node -1 while nobody may lead it."""
+    log = state.logs[log_id]
+    return (log.leader_node if log.status == "open" else -1), log.epoch
+
+
+def describe_topic_partitions(
+    request: m.DescribeTopicPartitionsRequest, context: RequestContext
+) -> m.DescribeTopicPartitionsResponse:
+    """Topics in name order, cut off after the limit of partitions; the cursor tells where to go on."""
+    state = context.services.controller.state
+    names = sorted({topic.name for topic in request.topics}) if request.topics else sorted(state.topics)
+    from_name, from_partition = "", 0
+    if request.cursor is not None:
+        from_name, from_partition = request.cursor.topic_name, max(request.cursor.partition_index, 0)
+        names = [name for name in names if name >= from_name]
+    left = max(1, min(request.response_partition_limit, PARTITION_LIMIT_MAX))
+    answer = m.DescribeTopicPartitionsResponse()
+    for name in names:
+        first = from_partition if name == from_name else 0
+        if left == 0:
+            answer.next_cursor = m.DescribeTopicPartitionsResponse.Cursor(topic_name=name, partition_index=first)
+            break
+        described = _described_topic(state, name, first, left)
+        answer.topics.append(described)
+        left -= len(described.partitions)
+        topic = state.topics.get(name)
+        if topic is not None and first + len(described.partitions) < len(topic.log_ids):
+            answer.next_cursor = m.DescribeTopicPartitionsResponse.Cursor(
+                topic_name=name, partition_index=first + len(described.partitions)
+            )
+            break
+    return answer
+
+
+def _described_topic(
+    state: ClusterState, name: str, first: int, most: int
+) -> m.DescribeTopicPartitionsResponse.DescribeTopicPartitionsResponseTopic:
+    topic, code = find_topic(state, name, NO_ID)
+    if topic is None:
+        return m.DescribeTopicPartitionsResponse.DescribeTopicPartitionsResponseTopic(error_code=code, name=name)
+    described = m.DescribeTopicPartitionsResponse.DescribeTopicPartitionsResponseTopic(
+        name=name, topic_id=topic.topic_id, is_internal=topic.internal, topic_authorized_operations=TOPIC_OPERATIONS
+    )
+    for index in range(first, min(first + most, len(topic.log_ids))):
+        leader, epoch = leader_of(state, topic.log_ids[index])
+        nodes = [leader] if leader >= 0 else []
+        described.partitions.append(
+            m.DescribeTopicPartitionsResponse.DescribeTopicPartitionsResponsePartition(
+                error_code=ErrorCode.NONE if nodes else ErrorCode.LEADER_NOT_AVAILABLE,
+                partition_index=index,
+                leader_id=leader,
+                leader_epoch=epoch,
+                replica_nodes=nodes,
+                isr_nodes=nodes,
+                eligible_leader_replicas=[],
+                last_known_elr=[],
+            )
+        )
+    return described

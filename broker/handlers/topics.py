@@ -1,0 +1,150 @@
+"""CreateTopics v2 to v7, DeleteTopics v1 to v6, CreatePartitions v0 to v3.
+
+The controller decides; one result per topic asked for, in the order asked. A name that stands twice in one request is
+INVALID_REQUEST, as in Kafka. Answers come once the facts are durable and applied here, so that what was created can be
+used at once. Manual assignments count as numbers of partitions and replicas: leaders are placed by the controller.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from broker.configs import ConfigValue
+from broker.services import RequestContext
+from controller.commands import (
+    CreatePartitions,
+    CreateTopics,
+    DeleteTopics,
+    MorePartitions,
+    NewTopic,
+    TopicRef,
+    TopicResult,
+    TopicResults,
+)
+from protocol import messages as m
+from protocol.errors import ErrorCode, KafkaError
+
+TWICE = "Duplicate topic in the request."
+
+
+def twice(names: Iterable[str]) -> set[str]:
+    """Names that stand more than once."""
+    return {name for name, count in Counter(names).items() if count > 1}
+
+
+def _refused(names: Iterable[str | None], error: KafkaError) -> list[TopicResult]:
+    return [TopicResult(name, error.code, error.message) for name in names]
+
+
+async def create_topics(request: m.CreateTopicsRequest, context: RequestContext) -> m.CreateTopicsResponse:
+    """Create topics, or only say whether they could be."""
+    services = context.services
+    settings = services.settings
+    repeated = twice(topic.name for topic in request.topics)
+    asked = [topic for topic in request.topics if topic.name not in repeated]
+    results = [TopicResult(name, ErrorCode.INVALID_REQUEST, TWICE) for name in sorted(repeated)]
+    topics = tuple(
+        NewTopic(
+            topic.name,
+            settings.num_partitions if topic.num_partitions == -1 and not topic.assignments else topic.num_partitions,
+            topic.replication_factor,
+            tuple((config.name, config.value) for config in topic.configs),
+            tuple((assignment.partition_index, tuple(assignment.broker_ids)) for assignment in topic.assignments),
+        )
+        for topic in asked
+    )
+    if topics:
+        try:
+            answer = await services.controller.ask(CreateTopics(services.token(16), topics, request.validate_only))
+            assert isinstance(answer, TopicResults)
+            results += answer.results
+        except KafkaError as error:
+            results += _refused((topic.name for topic in topics), error)
+    configs = {topic.name: {c.name: c.value for c in topic.configs if c.value is not None} for topic in asked}
+    return m.CreateTopicsResponse(topics=[_created(context, result, configs) for result in results])
+
+
+def _created(
+    context: RequestContext, result: TopicResult, configs: dict[str, dict[str, str]]
+) -> m.CreateTopicsResponse.CreatableTopicResult:
+    name = result.name or ""
+    described: list[ConfigValue] = []
+    if not result.error_code:
+        described = context.services.topic_defaults.describe(configs.get(name, {}))
+    return m.CreateTopicsResponse.CreatableTopicResult(
+        name=name,
+        topic_id=result.topic_id,
+        error_code=result.error_code,
+        error_message=result.error_message,
+        num_partitions=result.partitions,
+        replication_factor=result.replication_factor,
+        configs=[
+            m.CreateTopicsResponse.CreatableTopicConfigs(
+                name=config.name, value=config.value, read_only=config.read_only, config_source=config.source
+            )
+            for config in described
+        ],
+    )
+
+
+async def delete_topics(request: m.DeleteTopicsRequest, context: RequestContext) -> m.DeleteTopicsResponse:
+    """Delete topics by name, from v6 also by id."""
+    services = context.services
+    refs = [TopicRef(topic.name, topic.topic_id) for topic in request.topics] or [
+        TopicRef(name) for name in request.topic_names
+    ]
+    results: list[TopicResult] = []
+    if not services.settings.delete_topic_enable:
+        code = ErrorCode.INVALID_REQUEST if context.api_version < 3 else ErrorCode.TOPIC_DELETION_DISABLED
+        results = [TopicResult(ref.name, code, "Topic deletion is disabled.", ref.topic_id) for ref in refs]
+    elif refs:
+        repeated = twice(ref.name for ref in refs if ref.name is not None)
+        results = [TopicResult(name, ErrorCode.INVALID_REQUEST, TWICE) for name in sorted(repeated)]
+        asked = tuple(ref for ref in refs if ref.name not in repeated)
+        try:
+            answer = await services.controller.ask(DeleteTopics(services.token(16), asked))
+            assert isinstance(answer, TopicResults)
+            results += answer.results
+        except KafkaError as error:
+            results += [TopicResult(ref.name, error.code, error.message, ref.topic_id) for ref in asked]
+    return m.DeleteTopicsResponse(
+        responses=[
+            m.DeleteTopicsResponse.DeletableTopicResult(
+                name=result.name,
+                topic_id=result.topic_id,
+                error_code=result.error_code,
+                error_message=result.error_message,
+            )
+            for result in results
+        ]
+    )
+
+
+async def create_partitions(request: m.CreatePartitionsRequest, context: RequestContext) -> m.CreatePartitionsResponse:
+    """Grow topics."""
+    services = context.services
+    repeated = twice(topic.name for topic in request.topics)
+    results = [TopicResult(name, ErrorCode.INVALID_REQUEST, TWICE) for name in sorted(repeated)]
+    topics = tuple(
+        MorePartitions(
+            topic.name,
+            topic.count,
+            None if topic.assignments is None else tuple(tuple(new.broker_ids) for new in topic.assignments),
+        )
+        for topic in request.topics
+        if topic.name not in repeated
+    )
+    if topics:
+        try:
+            answer = await services.controller.ask(CreatePartitions(services.token(16), topics, request.validate_only))
+            assert isinstance(answer, TopicResults)
+            results += answer.results
+        except KafkaError as error:
+            results += _refused((topic.name for topic in topics), error)
+    return m.CreatePartitionsResponse(
+        results=[
+            m.CreatePartitionsResponse.CreatePartitionsTopicResult(
+                name=result.name or "", error_code=result.error_code, error_message=result.error_message
+            )
+            for result in results
+        ]
+    )

@@ -1,0 +1,147 @@
+"""The HTTP port: `/metrics` for Prometheus, `/livez` and `/readyz` for whoever restarts us, operator commands.
+
+Nothing here is on the path of a record. Operator commands are POST requests below `/v1/`; they answer JSON, errors as
+`{"error": text}` with 404 (no such instance), 409 (refused) or 503 (try again).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from broker.metrics import Family, Metrics
+from broker.recovery import RecoveryStopped, WalRecovery
+from controller.client import ControllerClient
+from protocol.errors import RETRIABLE, KafkaError
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class _Scrape(Collector):
+    """Turns the registered read functions into what the Prometheus library prints."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
+        for family in self._metrics.read():
+            if family.histogram is not None:
+                yield _histogram(family)
+                continue
+            names = [name for name, _ in family.samples[0].labels] if family.samples else []
+            kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+            printed = kind(family.name, family.help, labels=names)
+            for sample in family.samples:
+                printed.add_metric([value for _, value in sample.labels], sample.value)
+            yield printed
+
+
+def _histogram(family: Family) -> HistogramMetricFamily:
+    assert family.histogram is not None
+    total, seconds = 0, 0.0
+    buckets = []
+    for bound, count in sorted(family.histogram.items()):
+        total += count
+        seconds += count * bound * 0.75  # buckets double: the middle of each is three quarters of its bound
+        buckets.append((f"{bound:g}", total))
+    buckets.append(("+Inf", total))
+    printed = HistogramMetricFamily(family.name, family.help)
+    printed.add_metric([], buckets, sum_value=seconds)
+    return printed
+
+
+class HttpServer:
+    """Runs on the broker's event loop; `start` binds, `stop` closes."""
+
+    def __init__(self, metrics: Metrics, ready: Callable[[], bool], controller: ControllerClient | None = None) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_Scrape(metrics))
+        self._ready = ready
+        self._runner: web.AppRunner | None = None
+        self.controller = controller
+        self.recovery: WalRecovery | None = None
+        """Set when the broker has registered; operator commands answer 503 before."""
+
+    async def start(self, host: str, port: int) -> tuple[str, int]:
+        """Listen; the address as bound."""
+        app = web.Application(client_max_size=64 * 1024)
+        app.add_routes(
+            [
+                web.get("/metrics", self._metrics),
+                web.get("/livez", self._livez),
+                web.get("/readyz", self._readyz),
+                web.get("/v1/wal", self._list_wals),
+                web.post("/v1/wal/{wal_id}/recover", self._recover),
+                web.post("/v1/wal/{wal_id}/declare-lost", self._declare_lost),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host, port).start()
+        bound: tuple[str, int] = self._runner.addresses[0][:2]
+        return bound
+
+    async def stop(self) -> None:
+        """Close the port and its connections."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _livez(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n") if self._ready() else web.Response(status=503, text="not ready\n")
+
+    async def _list_wals(self, _: web.Request) -> web.Response:
+        if self.controller is None or self.recovery is None:
+            return _error(503, "the broker has not registered yet")
+        state = self.controller.state
+        rows = [
+            {
+                "wal_id": wal.wal_id.hex(),
+                "node_id": wal.node_id,
+                "kind": wal.kind,
+                "state": wal.state,
+                "waits_for_operator": wal.wal_id in self.recovery.waiting,
+                "logs": sum(log.wal_id == wal.wal_id for log in state.logs.values()),
+            }
+            for wal in state.wals.values()
+        ]
+        return web.json_response(rows)
+
+    async def _recover(self, request: web.Request) -> web.Response:
+        if request.query.get("accept_loss") != "true":
+            return _error(409, "recovering a damaged instance loses records: say accept_loss=true")
+        return await self._operate(request, lambda recovery, wal_id: recovery.accept_loss(wal_id))
+
+    async def _declare_lost(self, request: web.Request) -> web.Response:
+        destroyed = request.query.get("host_is_destroyed") == "true"
+        return await self._operate(
+            request, lambda recovery, wal_id: recovery.declare_lost(wal_id, host_is_destroyed=destroyed)
+        )
+
+    async def _operate(self, request: web.Request, work: Callable[[WalRecovery, bytes], Any]) -> web.Response:
+        if self.recovery is None:
+            return _error(503, "the broker has not registered yet")
+        try:
+            wal_id = bytes.fromhex(request.match_info["wal_id"])
+        except ValueError:
+            return _error(404, "a WAL instance is named by 32 hex digits")
+        try:
+            return web.json_response(await work(self.recovery, wal_id))
+        except KeyError:
+            return _error(404, f"no WAL instance {wal_id.hex()} waits for this here")
+        except RecoveryStopped as stopped:
+            return _error(409, str(stopped))
+        except KafkaError as error:
+            return _error(503 if error.code in RETRIABLE else 409, error.message)
+
+
+def _error(status: int, text: str) -> web.Response:
+    return web.json_response({"error": text}, status=status)
