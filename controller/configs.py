@@ -42,6 +42,10 @@ class ConfigRules(Protocol):
         """`num.partitions`."""
         ...
 
+    def default_replication(self) -> int:
+        """`default.replication.factor`."""
+        ...
+
 
 class PlainRules:
     """Kafka's defaults and no validation, for tests and tools."""
@@ -64,6 +68,10 @@ class PlainRules:
         return int(overrides.get("retention.ms", 604_800_000)), int(overrides.get("retention.bytes", -1))
 
     def default_partitions(self) -> int:
+        """One."""
+        return 1
+
+    def default_replication(self) -> int:
         """One."""
         return 1
 

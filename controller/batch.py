@@ -1,0 +1,80 @@
+"""Which waiting commands share one entry.
+
+All of them are decided on the same state, so none may depend on, or spoil, what another one decides. Commands that
+change sessions, instances or leaders go alone; the others name the things they touch and share an entry if those
+differ. Nobody overtakes an earlier command that touches the same thing.
+"""
+
+from collections.abc import Hashable, Iterable
+from typing import Any, TypeVar
+
+from controller import commands as c
+from controller.decide.topics import collision_key, find
+from controller.state import ClusterState
+from storage.seal import CommitSeal
+
+COMMANDS_PER_ENTRY_MAX = 500
+
+_T = TypeVar("_T", bound=Any)
+
+
+def touches(state: ClusterState, command: Any) -> set[Hashable] | None:
+    """What a command reads or changes; None: everything, it goes alone.
+
+    Log ids stand for the end of a log, `("start", id)` for its start, strings for topic names.
+    """
+    if isinstance(command, CommitSeal):
+        found: set[Hashable] = {item.log_id for segment in command.objects for item in segment.ranges}
+        return found | {("seal", command.incarnation)}
+    if isinstance(command, c.AdvanceLogStart | c.SweepLogStarts):
+        return {("start", item.log_id) for item in command.starts}
+    if isinstance(command, c.CreateTopics | c.CreatePartitions):
+        return {collision_key(topic.name) for topic in command.topics}
+    if isinstance(command, c.CreateInternalTopic):
+        return {collision_key(command.name)}
+    if isinstance(command, c.DeleteTopics):
+        return _deleted(state, command)
+    if isinstance(command, c.AlterConfigs):
+        return {_resource(item) for item in command.resources}
+    if isinstance(command, c.FreeNames):
+        return {collision_key(name) for name in command.names}
+    if isinstance(command, c.AllocateProducerIds):
+        return set()
+    if isinstance(command, c.ForgetObjects):
+        return {("doomed",)}
+    return None
+
+
+def _resource(item: c.ConfigAlteration) -> Hashable:
+    if item.resource_type == 2:
+        return collision_key(item.resource_name)
+    return (item.resource_type, item.resource_name)
+
+
+def _deleted(state: ClusterState, command: c.DeleteTopics) -> set[Hashable]:
+    found: set[Hashable] = set()
+    for ref in command.topics:
+        topic = find(state, ref)
+        if topic is not None:
+            found.add(collision_key(topic.name))
+            found.update(topic.log_ids)
+            found.update(("start", log_id) for log_id in topic.log_ids)
+        elif ref.name is not None:
+            found.add(collision_key(ref.name))
+    return found
+
+
+def choose(state: ClusterState, waiting: Iterable[tuple[Any, _T]]) -> list[_T]:
+    """The items, in order, of the commands that go into the next entry. At least the first one."""
+    chosen: list[_T] = []
+    taken: set[Hashable] = set()
+    for command, item in waiting:
+        needs = touches(state, command)
+        if needs is None:
+            return chosen or [item]
+        if not needs & taken:
+            chosen.append(item)
+        taken |= needs
+        if len(chosen) == COMMANDS_PER_ENTRY_MAX:
+            break
+    return chosen

@@ -1,0 +1,63 @@
+"""What each command makes true: `decide(state, command, context)` reads, never changes.
+
+One module per family. A command is decided on the state after entry N - 1 and its facts are written at N or not at all,
+so decisions may rely on everything they read. Several commands share an entry only if `controller.batch` says that they
+cannot disturb each other.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from controller import commands as c
+from controller.decide import brokers, configs, housekeeping, recovery, seals, topics
+from controller.decide.context import Context, Decision, Heard, Limits
+from controller.state import ClusterState
+from storage.seal import CommitSeal
+
+_Decide = Callable[[ClusterState, Any, Context], Decision]
+
+_DECIDE = cast(
+    dict[type, _Decide],
+    {
+        c.RegisterBroker: brokers.register_broker,
+        c.RegisterWal: brokers.register_wal,
+        c.EndSession: brokers.end_session_now,
+        c.EndSilentSessions: brokers.end_silent_sessions,
+        c.CleanStop: brokers.clean_stop,
+        c.RaiseFormatLevel: brokers.raise_format_level,
+        c.NameRecoverer: recovery.name_recoverer,
+        c.ReportScan: recovery.report_scan,
+        c.RetireWal: recovery.retire_wal,
+        c.DeclareLost: recovery.declare_lost,
+        CommitSeal: seals.commit_seal,
+        c.CreateTopics: topics.create_topics,
+        c.CreateInternalTopic: topics.create_internal_topic,
+        c.CreatePartitions: topics.create_partitions,
+        c.DeleteTopics: topics.delete_topics,
+        c.AlterConfigs: configs.alter_configs,
+        c.AdvanceLogStart: housekeeping.advance_log_start,
+        c.SweepLogStarts: housekeeping.sweep_log_starts,
+        c.AllocateProducerIds: housekeeping.allocate_producer_ids,
+        c.ForgetObjects: housekeeping.forget_objects,
+        c.FreeNames: housekeeping.free_names,
+    },
+)
+
+
+def decide(state: ClusterState, command: Any, context: Context) -> Decision:
+    """The facts that the command makes true, and its answer; or `KafkaError`, a refusal.
+
+    A command whose answer is remembered gets that answer again, whatever became of the state since.
+    """
+    first = state.answers.get(getattr(command, "command_id", b""))
+    if first is not None:
+        return Decision((), c.decode_answer(first))
+    return _DECIDE[type(command)](state, command, context)
+
+
+def is_remembered(command: Any) -> bool:
+    """Whether entries keep the command's answer: all but those that find their own first answer in the state."""
+    return not isinstance(command, CommitSeal | c.EndSilentSessions | c.SweepLogStarts | c.ForgetObjects | c.FreeNames)
+
+
+__all__ = ["Context", "Decision", "Heard", "Limits", "decide", "is_remembered"]

@@ -1,0 +1,82 @@
+"""AlterConfigs and IncrementalAlterConfigs: one result per resource; what may stand is decided by `ConfigRules`."""
+
+from controller.commands import AlterConfigs, ConfigAlteration, ConfigChange, ConfigResult, ConfigResults
+from controller.configs import APPEND, DELETE, SET, SUBTRACT, TOPIC
+from controller.decide.context import Context, Decision
+from controller.facts import ConfigsChanged
+from controller.state import ClusterState
+from protocol.errors import ErrorCode, KafkaError
+
+
+def alter_configs(state: ClusterState, command: AlterConfigs, context: Context) -> Decision:
+    """The overrides of each resource as they would be are validated as a whole; only differences become facts."""
+    facts = []
+    results = []
+    seen: set[tuple[int, str]] = set()
+    for wanted in command.resources:
+        resource = (wanted.resource_type, wanted.resource_name)
+        try:
+            if resource in seen:
+                raise KafkaError(ErrorCode.INVALID_REQUEST, "Each resource must appear at most once.")
+            seen.add(resource)
+            changes = _changes(state, wanted, context)
+        except KafkaError as error:
+            results.append(ConfigResult(*resource, error.code, error.message))
+            continue
+        if changes:
+            facts.append(ConfigsChanged(*resource, changes))
+        results.append(ConfigResult(*resource, 0, None))
+    return Decision(() if command.validate_only else tuple(facts), ConfigResults(tuple(results)))
+
+
+def _changes(state: ClusterState, wanted: ConfigAlteration, context: Context) -> tuple[tuple[str, str | None], ...]:
+    before = _overrides(state, wanted)
+    keys = [change.key for change in wanted.changes]
+    if len(set(keys)) != len(keys):
+        raise KafkaError(ErrorCode.INVALID_REQUEST, "Error due to duplicate config keys")
+    nulls = [change.key for change in wanted.changes if change.value is None and change.operation != DELETE]
+    if nulls:
+        raise KafkaError(ErrorCode.INVALID_REQUEST, f"Null value not supported for : {','.join(nulls)}")
+    after = {} if wanted.replace else dict(before)
+    for change in wanted.changes:
+        _change(after, wanted.resource_type, change, context)
+    context.rules.validate(wanted.resource_type, wanted.resource_name, after)
+    changed: list[tuple[str, str | None]] = [(key, None) for key in before if key not in after]
+    changed += [(key, value) for key, value in after.items() if before.get(key) != value]
+    return tuple(sorted(changed))
+
+
+def _overrides(state: ClusterState, wanted: ConfigAlteration) -> dict[str, str]:
+    if wanted.resource_type != TOPIC:
+        return state.configs.get((wanted.resource_type, wanted.resource_name), {})
+    topic = state.topics.get(wanted.resource_name)
+    if topic is None:
+        raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"The topic '{wanted.resource_name}' does not exist.")
+    return topic.configs
+
+
+def _change(overrides: dict[str, str], resource_type: int, change: ConfigChange, context: Context) -> None:
+    if change.operation == DELETE:
+        overrides.pop(change.key, None)
+        return
+    assert change.value is not None
+    if change.operation == SET:
+        overrides[change.key] = change.value
+        return
+    if change.operation not in (APPEND, SUBTRACT):
+        raise KafkaError(ErrorCode.INVALID_REQUEST, f"Unknown config operation {change.operation}")
+    default = context.rules.list_default(resource_type, change.key)
+    if default is None:
+        verb = "APPEND" if change.operation == APPEND else "SUBTRACT"
+        raise KafkaError(ErrorCode.INVALID_CONFIG, f"Can't {verb} to key {change.key} because its type is not LIST.")
+    items = _items(overrides.get(change.key, default))
+    named = _items(change.value)
+    if change.operation == APPEND:
+        items += [item for item in named if item not in items]
+    else:
+        items = [item for item in items if item not in named]
+    overrides[change.key] = ",".join(items)
+
+
+def _items(value: str) -> list[str]:
+    return [item for part in value.split(",") if (item := part.strip())]
