@@ -1,45 +1,88 @@
-"""The group coordinator of one broker: a runtime shell around the pure group cores.
+"""The group coordinator of one broker: which partition of `__consumer_offsets` a group belongs to, and who serves it.
 
-Every partition of `__consumer_offsets` that this broker leads is one shard. A command is decided by the shard's core, its records
-are appended to the partition's log, and only when the append was accepted the outcome is applied. Every answer waits until
-what it reveals is validated (durable, and the right to acknowledge was checked), and is then given only while this broker may
-give authoritative answers; otherwise it is NOT_COORDINATOR.
-
-Shape and error mapping follow Kafka's GroupCoordinatorService and CoordinatorRuntime.
+Every partition that this broker leads is one `ShardRuntime`; requests for others are answered NOT_COORDINATOR.
+Futures returned here always get an answer, never an exception: a refusal is an answer with an error. Routing and
+error mapping are those of Kafka's GroupCoordinatorService.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from uuid import UUID
+
+from broker.groups.model import (
+    Commit,
+    CommitAnswer,
+    DeleteGroups,
+    DeleteGroupsAnswer,
+    DeleteOffsets,
+    DeleteOffsetsAnswer,
+    FetchAnswer,
+    GroupConfig,
+    GroupView,
+    Heartbeat,
+    Join,
+    JoinAnswer,
+    Leave,
+    LeaveAnswer,
+    ListAnswer,
+    ListedGroup,
+    Outcome,
+    Refusal,
+    Sync,
+    SyncAnswer,
+)
+from broker.groups.runtime import GroupLog, ShardRuntime
+from controller.commands import CreateInternalTopic
+from controller.facts import Fact, TopicDeleted
+from protocol.errors import ErrorCode, KafkaError
 
 if TYPE_CHECKING:
+    from broker.background import Tasks
+    from broker.log import Log
+    from broker.log_table import LogTable
     from broker.settings import Settings
     from controller.client import ControllerClient
-    from protocol import Buffer
     from storage.clock import Clock
 
 OFFSETS_TOPIC = "__consumer_offsets"
+OFFSETS_TOPIC_CONFIGS = (
+    ("cleanup.policy", "compact"),
+    ("compression.type", "producer"),
+    ("segment.bytes", str(100 * 1024 * 1024)),
+)
+
+_Command = TypeVar("_Command", Join, Sync, Heartbeat, Leave, Commit, DeleteOffsets)
 
 
-class GroupLog(Protocol):
-    """What the coordinator needs of the log of one `__consumer_offsets` partition (`broker.log.Log` has it)."""
+class Endpoint(NamedTuple):
+    """Where a coordinator is reached, or why it is not."""
 
-    log_id: int
-    start: int
-    end: int
+    error: ErrorCode
+    node_id: int = -1
+    host: str = ""
+    port: int = -1
 
-    def append_own(self, batch: bytearray) -> int:
-        """Append one batch; its append sequence. KafkaError when this broker does not lead the log or it is full."""
-        ...
 
-    def read_all(self, from_offset: int) -> AsyncIterator[Buffer]:
-        """Batches from the one that holds `from_offset` up to the high watermark."""
-        ...
+def java_hash(text: str) -> int:
+    """`String.hashCode()`: over UTF-16 code units, as a signed 32-bit number."""
+    value = 0
+    data = text.encode("utf-16-be", "surrogatepass")
+    for position in range(0, len(data), 2):
+        value = (31 * value + (data[position] << 8 | data[position + 1])) & 0xFFFFFFFF
+    return value - (1 << 32) if value & 0x80000000 else value
+
+
+def partition_for(key: str, partitions: int) -> int:
+    """Kafka's `Utils.abs(key.hashCode()) % partitions`, where the absolute value of the least integer is 0."""
+    value = java_hash(key)
+    return (0 if value == -(1 << 31) else abs(value)) % partitions
 
 
 class GroupCoordinators:
-    """All shards of this broker. `run` owns every task and must be running before `open` is called."""
+    """All group partitions of this broker. Requests carry waiter 0; the number is given here."""
 
     def __init__(
         self,
@@ -47,19 +90,293 @@ class GroupCoordinators:
         controller: ControllerClient,
         clock: Clock,
         token: Callable[[int], bytes],
-        *,
-        when_validated: Callable[[int, Callable[[], None]], None],
+        tasks: Tasks,
         advance_start: Callable[[GroupLog, int], Awaitable[None]],
-        may_answer: Callable[[], bool],
     ) -> None:
-        """`when_validated(append sequence, callback)`; `advance_start(log, offset)` seals what is needed and moves the log
-        start; `may_answer()` is the right to give authoritative answers, checked after the request was read."""
+        """`advance_start(log, offset)` seals and commits up to `offset` where needed, then has the controller move the
+        log start there; KafkaError or StoreError: try again later."""
+        self.settings = settings
+        self.config = group_config(settings)
+        self.controller = controller
+        self.clock = clock
+        self.token = token
+        self.tasks = tasks
+        self.advance_start = advance_start
+        self.shards: dict[int, ShardRuntime] = {}
+        self._creation: asyncio.Future[ErrorCode] | None = None
+        self._expiry: asyncio.TimerHandle | None = None
 
-    async def run(self) -> None:
-        """Own the tasks of all shards until cancelled."""
+    # -- leadership
+
+    def follow(self, logs: LogTable) -> None:
+        """Load and drop shards as this broker comes to lead their logs, and forget offsets of deleted topics."""
+        logs.on_open(self._log_opened)
+        logs.on_close(self._log_closed)
+        self.controller.subscribe(self._facts)
 
     def open(self, partition: int, log: GroupLog, epoch: int) -> None:
         """This broker leads the partition from now on: load it. COORDINATOR_LOAD_IN_PROGRESS until done."""
+        self.close(partition)
+        self.shards[partition] = ShardRuntime(
+            log,
+            self.config,
+            self.clock,
+            self.tasks,
+            batch_bytes_max=self.settings.message_max_bytes,
+            advance_start=self.advance_start,
+            topic_exists=self._topic_exists,
+        )
+        if self._expiry is None:
+            self._look_later()
 
     def close(self, partition: int) -> None:
         """This broker does not lead the partition any more: everything waiting is answered NOT_COORDINATOR."""
+        shard = self.shards.pop(partition, None)
+        if shard is not None:
+            shard.close()
+
+    def stop(self) -> None:
+        """Close all; the process ends."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        for partition in list(self.shards):
+            self.close(partition)
+
+    def _log_opened(self, log: Log) -> None:
+        if log.topic == OFFSETS_TOPIC:
+            self.open(log.partition, log, log.epoch)
+
+    def _log_closed(self, log: Log) -> None:
+        shard = self.shards.get(log.partition)
+        if log.topic == OFFSETS_TOPIC and shard is not None and shard.log is log:
+            self.close(log.partition)
+
+    def _facts(self, facts: Sequence[Fact]) -> None:
+        if any(isinstance(fact, TopicDeleted) for fact in facts):
+            for shard in self.shards.values():
+                shard.forget_deleted_topics()
+
+    def _topic_exists(self, name: str, topic_id: bytes) -> bool:
+        state = self.controller.state
+        return topic_id in state.topic_by_id if any(topic_id) else name in state.topics
+
+    def _look_later(self) -> None:
+        seconds = self.settings.offsets_retention_check_interval_ms / 1000
+        self._expiry = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        for shard in self.shards.values():
+            shard.expire()
+        self._look_later()
+
+    # -- finding
+
+    def partition_for(self, group_id: str) -> int:
+        topic = self.controller.state.topics.get(OFFSETS_TOPIC)
+        count = len(topic.log_ids) if topic is not None else self.settings.offsets_topic_num_partitions
+        return partition_for(group_id, count)
+
+    async def ensure_topic(self) -> ErrorCode:
+        """Create `__consumer_offsets` if nobody has; COORDINATOR_NOT_AVAILABLE if that is not possible now."""
+        if OFFSETS_TOPIC in self.controller.state.topics:
+            return ErrorCode.NONE
+        if self._creation is None:
+            self._creation = asyncio.get_running_loop().create_future()
+            self.tasks.spawn(self._create_topic(self._creation), name=f"create {OFFSETS_TOPIC}")
+        return await asyncio.shield(self._creation)
+
+    async def _create_topic(self, done: asyncio.Future[ErrorCode]) -> None:
+        """One creation at a time, whoever asks meanwhile."""
+        command = CreateInternalTopic(
+            self.token(16),
+            OFFSETS_TOPIC,
+            self.settings.offsets_topic_num_partitions,
+            self.settings.offsets_topic_replication_factor,
+            OFFSETS_TOPIC_CONFIGS,
+        )
+        error = ErrorCode.COORDINATOR_NOT_AVAILABLE
+        try:
+            await self.controller.ask(command)
+            error = ErrorCode.NONE
+        except KafkaError:
+            pass
+        finally:
+            self._creation = None
+            if not done.done():
+                done.set_result(error)
+
+    def locate(self, group_id: str, listener: str) -> Endpoint:
+        """The leader of the group's partition, as clients of `listener` reach it."""
+        state = self.controller.state
+        topic = state.topics.get(OFFSETS_TOPIC)
+        if topic is not None:
+            leadership = state.logs[topic.log_ids[self.partition_for(group_id)]]
+            broker = state.brokers.get(leadership.leader_node)
+            if leadership.status == "open" and broker is not None and broker.alive:
+                for address in broker.listeners:
+                    if address.name == listener:
+                        return Endpoint(ErrorCode.NONE, broker.node_id, address.host, address.port)
+        return Endpoint(ErrorCode.COORDINATOR_NOT_AVAILABLE)
+
+    # -- groups
+
+    def new_token(self) -> str:
+        """Text of a random UUID, which makes a member id unique."""
+        return str(UUID(bytes=self.token(16), version=4))
+
+    def join(self, join: Join) -> asyncio.Future[JoinAnswer]:
+        """Answers when the member is to know its generation: often only after all have joined."""
+        if not join.group_id:
+            return _now(JoinAnswer(ErrorCode.INVALID_GROUP_ID, join.member_id))
+        return self._submit(
+            join,
+            lambda shard, command: shard.shard.join(command, self.clock.now_ms()),
+            lambda error: JoinAnswer(error, join.member_id),
+        )
+
+    def sync(self, sync: Sync) -> asyncio.Future[SyncAnswer]:
+        """Answers when the leader's assignment is durable."""
+        if not sync.group_id:
+            return _now(SyncAnswer(ErrorCode.INVALID_GROUP_ID))
+        return self._submit(
+            sync, lambda shard, command: shard.shard.sync(command, self.clock.now_ms()), lambda error: SyncAnswer(error)
+        )
+
+    def heartbeat(self, heartbeat: Heartbeat) -> asyncio.Future[ErrorCode]:
+        """While the group is being loaded, its members are only told that all is well, as in Kafka."""
+        if not heartbeat.group_id:
+            return _now(ErrorCode.INVALID_GROUP_ID)
+        return self._submit(
+            heartbeat,
+            lambda shard, command: shard.shard.heartbeat(command),
+            lambda error: ErrorCode.NONE if error is ErrorCode.COORDINATOR_LOAD_IN_PROGRESS else error,
+        )
+
+    def leave(self, leave: Leave) -> asyncio.Future[LeaveAnswer]:
+        if not leave.group_id:
+            return _now(LeaveAnswer(ErrorCode.INVALID_GROUP_ID))
+        return self._submit(
+            leave,
+            lambda shard, command: shard.shard.leave(command, self.clock.now_ms()),
+            lambda error: LeaveAnswer(error),
+        )
+
+    def describe(self, group_id: str) -> asyncio.Future[GroupView]:
+        """Plain data of one group; an unknown one is Dead."""
+
+        def refusal(error: ErrorCode) -> GroupView:
+            return GroupView(error, group_id, "")
+
+        shard = self._shard(group_id)
+        if shard is None:
+            return _now(refusal(ErrorCode.NOT_COORDINATOR))
+        return shard.look((group_id,), lambda: shard.shard.describe(group_id), refusal)
+
+    async def list_groups(self, states: Iterable[str] = (), types: Iterable[str] = ()) -> ListAnswer:
+        """Groups of all partitions that this broker leads; an error while one of them is loading."""
+        wanted_states = frozenset(state.lower() for state in states)
+        wanted_types = frozenset(type.lower() for type in types)
+
+        def ask(shard: ShardRuntime) -> asyncio.Future[ListAnswer]:
+            return shard.look(
+                None,
+                lambda: ListAnswer(ErrorCode.NONE, tuple(shard.shard.list_groups(wanted_states, wanted_types))),
+                lambda error: ListAnswer(error),
+            )
+
+        groups: list[ListedGroup] = []
+        for waiting in [ask(shard) for _, shard in sorted(self.shards.items())]:
+            answer = await waiting
+            if answer.error is ErrorCode.NOT_COORDINATOR:
+                continue
+            if answer.error is not ErrorCode.NONE:
+                return answer
+            groups += answer.groups
+        return ListAnswer(ErrorCode.NONE, tuple(groups))
+
+    async def delete_groups(self, group_ids: Sequence[str]) -> dict[str, ErrorCode]:
+        """One error per group; groups of one partition go together."""
+        by_partition: dict[int, list[str]] = {}
+        for group_id in dict.fromkeys(group_ids):
+            by_partition.setdefault(self.partition_for(group_id), []).append(group_id)
+        waiting = [(asked, self._delete_groups(partition, tuple(asked))) for partition, asked in by_partition.items()]
+        errors = dict.fromkeys(group_ids, ErrorCode.NONE)
+        for asked, future in waiting:
+            errors.update(zip(asked, (await future).errors))
+        return errors
+
+    def _delete_groups(self, partition: int, group_ids: tuple[str, ...]) -> asyncio.Future[DeleteGroupsAnswer]:
+        def refusal(error: ErrorCode) -> DeleteGroupsAnswer:
+            return DeleteGroupsAnswer((error,) * len(group_ids))
+
+        shard = self.shards.get(partition)
+        if shard is None:
+            return _now(refusal(ErrorCode.NOT_COORDINATOR))
+        return shard.submit(
+            group_ids, lambda waiter: shard.shard.delete_groups(DeleteGroups(waiter, group_ids)), refusal
+        )
+
+    # -- offsets
+
+    def commit(self, commit: Commit) -> asyncio.Future[CommitAnswer]:
+        def refusal(error: ErrorCode) -> CommitAnswer:
+            return CommitAnswer((error,) * len(commit.offsets))
+
+        shard = self._shard(commit.group_id)
+        if shard is None:
+            return _now(refusal(ErrorCode.NOT_COORDINATOR))
+        return shard.commit(lambda waiter: commit._replace(waiter=waiter), refusal)
+
+    def fetch(
+        self, group_id: str, partitions: Sequence[tuple[str, bytes, int]] | None, *, require_stable: bool
+    ) -> asyncio.Future[FetchAnswer]:
+        """Committed offsets of (topic, topic id or zero, partition), or all. Without transactions every committed
+        offset is stable. Errors are those that consumers of all ages know to retry."""
+
+        def refusal(error: ErrorCode) -> FetchAnswer:
+            unavailable = error is ErrorCode.COORDINATOR_NOT_AVAILABLE
+            return FetchAnswer(ErrorCode.NOT_COORDINATOR if unavailable else error)
+
+        shard = self._shard(group_id)
+        if shard is None:
+            return _now(refusal(ErrorCode.NOT_COORDINATOR))
+        return shard.look((group_id,), lambda: shard.shard.fetch(group_id, partitions), refusal)
+
+    def delete_offsets(self, command: DeleteOffsets) -> asyncio.Future[DeleteOffsetsAnswer]:
+        if not command.group_id:
+            return _now(DeleteOffsetsAnswer(ErrorCode.INVALID_GROUP_ID))
+        return self._submit(
+            command, lambda shard, asked: shard.shard.delete_offsets(asked), lambda error: DeleteOffsetsAnswer(error)
+        )
+
+    # -- helpers
+
+    def _shard(self, group_id: str) -> ShardRuntime | None:
+        return self.shards.get(self.partition_for(group_id))
+
+    def _submit(
+        self, command: _Command, decide: Callable[[ShardRuntime, _Command], Outcome], refusal: Refusal
+    ) -> asyncio.Future[Any]:
+        shard = self._shard(command.group_id)
+        if shard is None:
+            return _now(refusal(ErrorCode.NOT_COORDINATOR))
+        return shard.submit((command.group_id,), lambda waiter: decide(shard, command._replace(waiter=waiter)), refusal)
+
+
+def group_config(settings: Settings) -> GroupConfig:
+    """The settings that the cores need."""
+    return GroupConfig(
+        initial_rebalance_delay_ms=settings.group_initial_rebalance_delay_ms,
+        min_session_timeout_ms=settings.group_min_session_timeout_ms,
+        max_session_timeout_ms=settings.group_max_session_timeout_ms,
+        max_size=settings.group_max_size,
+        offset_metadata_max_bytes=settings.offset_metadata_max_bytes,
+        offsets_retention_ms=settings.offsets_retention_minutes * 60_000,
+    )
+
+
+def _now(answer: Any) -> asyncio.Future[Any]:
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    future.set_result(answer)
+    return future
