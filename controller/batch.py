@@ -9,8 +9,9 @@ from collections.abc import Hashable, Iterable
 from typing import Any, TypeVar
 
 from controller import commands as c
-from controller.decide.topics import collision_key, find
+from controller.decide.topics import find
 from controller.state import ClusterState
+from controller.topics import collision_key
 from storage.seal import CommitSeal
 
 COMMANDS_PER_ENTRY_MAX = 500

@@ -1,10 +1,34 @@
 """Topics by name and id, and the names of deleted topics that are not free yet."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from controller.facts import ConfigsChanged, PartitionsAdded, TopicCreated
+
+NAME_MAX = 249
+_LEGAL = re.compile(r"[a-zA-Z0-9._-]+")
+
+
+def topic_name_problem(name: str) -> str | None:
+    """What is wrong with the name of a topic, in Kafka's words; None if Kafka allows it."""
+    if not name:
+        why = "the empty string is not allowed"
+    elif name in (".", ".."):
+        why = f"'{name}' is not allowed"
+    elif len(name) > NAME_MAX:
+        why = f"the length of '{name}' is longer than the max allowed length {NAME_MAX}"
+    elif not _LEGAL.fullmatch(name):
+        why = f"'{name}' contains one or more characters other than ASCII alphanumerics, '.', '_' and '-'"
+    else:
+        return None
+    return f"Topic name is invalid: {why}"
+
+
+def collision_key(name: str) -> str:
+    """Names with equal keys collide in Kafka's metric names."""
+    return name.replace(".", "_")
 
 
 @dataclass(slots=True)

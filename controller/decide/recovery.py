@@ -71,7 +71,7 @@ def report_scan(state: ClusterState, command: ReportScan, context: Context) -> D
         raise KafkaError(
             ErrorCode.INVALID_RECORD_STATE,
             f"WAL {wal.wal_id.hex()} ends at group {command.last_group}, but group {validated} was acknowledged: "
-            "this is a stale copy (restored snapshot, clone, lost sectors). Bring the right volume, or declare the loss",
+            "a stale copy (restored snapshot, clone, lost sectors). Bring the right volume, or declare the loss",
         )
     bound = [state.logs[log_id] for log_id in state.log_index.through(wal.wal_id)]
     ends = {log.log_id: log for log in command.logs}
@@ -153,9 +153,7 @@ def _check_silence(state: ClusterState, wal: WalState, command: DeclareLost, con
     if command.host_is_destroyed:
         return
     if wal.state == ACTIVE:
-        raise KafkaError(
-            ErrorCode.POLICY_VIOLATION, f"broker {wal.node_id}, the writer of this WAL, has a live session"
-        )
+        raise KafkaError(ErrorCode.POLICY_VIOLATION, f"broker {wal.node_id}, its writer, has a live session")
     writer = state.broker_table.incarnations.get(wal.incarnation)
     silent_ms = context.now_ms - (writer.last_heard_ms if writer is not None else context.now_ms)
     wait_ms = context.limits.declare_lost_after_ms - silent_ms

@@ -5,7 +5,6 @@ name known brokers only; its first live broker leads. Internal topics are compac
 """
 
 import base64
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -26,12 +25,10 @@ from controller.decide.context import Context, Decision
 from controller.decide.housekeeping import is_free
 from controller.placement import Candidate, Place, place
 from controller.state import ClusterState
-from controller.topics import Topic
+from controller.topics import Topic, collision_key, topic_name_problem
 from protocol.errors import ErrorCode, KafkaError
 
-NAME_MAX = 249
 INTERNAL_TOPICS = frozenset({"__consumer_offsets", "__transaction_state", "__share_group_state"})
-_LEGAL = re.compile(r"[a-zA-Z0-9._-]+")
 
 
 class _Made(NamedTuple):
@@ -41,22 +38,9 @@ class _Made(NamedTuple):
 
 def check_name(name: str) -> None:
     """INVALID_TOPIC_EXCEPTION unless Kafka allows the name."""
-    why = None
-    if not name:
-        why = "the empty string is not allowed"
-    elif name in (".", ".."):
-        why = f"'{name}' is not allowed"
-    elif len(name) > NAME_MAX:
-        why = f"the length of '{name}' is longer than the max allowed length {NAME_MAX}"
-    elif not _LEGAL.fullmatch(name):
-        why = f"'{name}' contains one or more characters other than ASCII alphanumerics, '.', '_' and '-'"
-    if why:
-        raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, f"Topic name is invalid: {why}")
-
-
-def collision_key(name: str) -> str:
-    """Names with equal keys collide in Kafka's metric names."""
-    return name.replace(".", "_")
+    problem = topic_name_problem(name)
+    if problem is not None:
+        raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, problem)
 
 
 def _check_new_name(state: ClusterState, name: str, context: Context) -> None:
@@ -180,7 +164,8 @@ def _shape(state: ClusterState, new: NewTopic, context: Context) -> tuple[int, l
         if new.partitions != -1 or new.replication_factor != -1:
             raise KafkaError(
                 ErrorCode.INVALID_REQUEST,
-                "A manual partition assignment was specified, but number of partitions or replication factor was not -1.",
+                "A manual partition assignment was specified, but number of partitions or replication factor was "
+                "not -1.",
             )
         by_partition = dict(new.assignments)
         if sorted(index for index, _ in new.assignments) != list(range(len(new.assignments))):
