@@ -1,20 +1,59 @@
-"""FindCoordinator: v0 to v6.
+"""FindCoordinator v0 to v6: which broker serves a group.
 
-v1: key types (0 group, 1 transaction, 2 share). v4: many keys in one request, one result each. v6: share groups' key type.
-Not implemented: transaction and share coordinators (INVALID_REQUEST), as long as those APIs are not advertised.
+v0 knows only groups. v1: key types (0 group, 1 transaction, 2 share). v4: many keys in one request, one result each.
+v5 and v6 changed what clients may ask for, not the format. The first question creates `__consumer_offsets`, and is
+answered when it is there. Answers show what this broker has applied; they are no proof of leadership, the coordinator
+itself checks. Not implemented: coordinators of transactions and of share groups (INVALID_REQUEST), whose APIs are not
+advertised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING
+from broker.groups.coordinator import Endpoint
+from broker.services import RequestContext
+from protocol import messages as m
+from protocol.errors import ErrorCode
 
-if TYPE_CHECKING:
-    from broker.services import RequestContext
-    from protocol import messages as m
+GROUP = 0
+KEYS_FROM = 4
 
 
-def find_coordinator(
-    request: m.FindCoordinatorRequest, context: RequestContext
-) -> m.FindCoordinatorResponse | Awaitable[m.FindCoordinatorResponse]:
-    raise NotImplementedError
+async def find_coordinator(request: m.FindCoordinatorRequest, context: RequestContext) -> m.FindCoordinatorResponse:
+    """One answer per key, in the order asked."""
+    keys = request.coordinator_keys if context.api_version >= KEYS_FROM else [request.key]
+    found = await _find(keys, request.key_type, context)
+    if context.api_version >= KEYS_FROM:
+        return m.FindCoordinatorResponse(
+            coordinators=[
+                m.FindCoordinatorResponse.Coordinator(
+                    key=key,
+                    node_id=endpoint.node_id,
+                    host=endpoint.host,
+                    port=endpoint.port,
+                    error_code=endpoint.error,
+                    error_message="" if endpoint.error is ErrorCode.NONE else message,
+                )
+                for key, (endpoint, message) in zip(keys, found)
+            ]
+        )
+    endpoint, message = found[0]
+    return m.FindCoordinatorResponse(
+        error_code=endpoint.error,
+        error_message=message,
+        node_id=endpoint.node_id,
+        host=endpoint.host,
+        port=endpoint.port,
+    )
+
+
+async def _find(keys: list[str], key_type: int, context: RequestContext) -> list[tuple[Endpoint, str]]:
+    if key_type != GROUP:
+        refused = (Endpoint(ErrorCode.INVALID_REQUEST), f"There is no coordinator of type {key_type}.")
+        return [refused] * len(keys)
+    groups = context.services.groups
+    error = await groups.ensure_topic() if keys else ErrorCode.NONE
+    found = []
+    for key in keys:
+        endpoint = groups.locate(key, context.listener) if error is ErrorCode.NONE else Endpoint(error)
+        found.append((endpoint, "NONE" if endpoint.error is ErrorCode.NONE else "The coordinator is not available."))
+    return found
