@@ -66,11 +66,11 @@ class SealedLog:
     last_stable_offset: int
     producers: bytes
     aborted: list[AbortedEntry]
+    size: int = -1  # bytes of all batches; counted if it is not given, which takes milliseconds for many small ones
 
-    @property
-    def size(self) -> int:
-        """Bytes of all batches."""
-        return sum(map(len, self.batches))
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            self.size = sum(map(len, self.batches))
 
 
 class SegmentObject(NamedTuple):

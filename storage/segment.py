@@ -42,6 +42,7 @@ from storage.seal import AbortedEntry, CorruptSegment, Range, RangeMissing, Seal
 __all__ = [
     "FOOTER_SIZE",
     "FORMAT_VERSION",
+    "INDEX_GUESS_BYTES",
     "LogIndex",
     "LogReport",
     "ProducersPointer",
@@ -57,6 +58,7 @@ __all__ = [
     "encode_segment",
     "encode_segment_in_steps",
     "fetch",
+    "read_end",
     "read_index",
     "read_producers",
 ]
@@ -261,6 +263,7 @@ def _encode_blocks(log: SealedLog, parts: list[Buffer]) -> Generator[None, None,
         yield
         length += block_bytes
         newest = max(newest, block_timestamp)
+    assert length == log.size, f"log {log.log_id}: {log.size} bytes, found {length}"
     assert newest == log.max_timestamp, f"log {log.log_id}: max timestamp {log.max_timestamp}, found {newest}"
     return blocks, length
 
@@ -354,7 +357,7 @@ async def read_index(store: ObjectStore, key: str, size: int) -> SegmentIndex:
 
     Raises RangeMissing (no such object), CorruptSegment, StoreError.
     """
-    return (await _read_end(store, key, size))[0]
+    return (await read_end(store, key, size))[0]
 
 
 async def read_producers(store: ObjectStore, key: str, size: int, log_id: int) -> tuple[bytes, int]:
@@ -363,7 +366,7 @@ async def read_producers(store: ObjectStore, key: str, size: int, log_id: int) -
     That is the end of the range, unless the object points to an older one: then replay what lies between. b"" if no
     producer was known. One ranged GET if it lies in the last 64 KiB. Raises as `read_index`.
     """
-    index, start, data = await _read_end(store, key, size)
+    index, start, data = await read_end(store, key, size)
     log = index.log(log_id)
     pointer = log.producers
     if pointer is None:
@@ -379,8 +382,8 @@ async def read_producers(store: ObjectStore, key: str, size: int, log_id: int) -
     return snapshot, pointer.offset
 
 
-async def _read_end(store: ObjectStore, key: str, size: int) -> tuple[SegmentIndex, int, bytes]:
-    """The index, and the bytes of the object that were read for it with their position."""
+async def read_end(store: ObjectStore, key: str, size: int) -> tuple[SegmentIndex, int, bytes]:
+    """As `read_index`, with the bytes at the object's end that were read for it and their position."""
     if size < FOOTER_SIZE:
         raise CorruptSegment(key, f"{size} bytes are too few for a footer")
     start = max(size - INDEX_GUESS_BYTES, 0)
@@ -446,7 +449,7 @@ async def describe_segment(store: ObjectStore, key: str) -> SegmentReport:
     except NotFound:
         raise RangeMissing(key) from None
     try:
-        index, start, data = await _read_end(store, key, size)
+        index, start, data = await read_end(store, key, size)
     except CorruptSegment as error:
         return SegmentReport(key, size, FORMAT_VERSION, "", None, 0, (), (error.what,))
     problems: list[str] = []
