@@ -54,51 +54,45 @@ class FileSystemStore:
     """
 
     def __init__(self, root: str | Path, *, token: Callable[[int], bytes]) -> None:
-        self._root = Path(os.path.abspath(root))
-        self._token = token
-        self._ready = False
-        self._synced: set[Path] = set()  # directories whose entry is known to be durable
-        self._opening = threading.Lock()
+        self._files = _Files(Path(os.path.abspath(root)), token)
         # Apart, so that slow writes never hold up reads.
         self._readers = ThreadPoolExecutor(THREADS, "object-read")
         self._writers = ThreadPoolExecutor(THREADS, "object-write")
 
     def __repr__(self) -> str:
-        return f"file:{self._root}"
+        return repr(self._files)
 
     async def put(self, key: str, body: Body) -> str:
-        return await self._write(functools.partial(self._replace, check_key(key), body, None))
+        return await self._write(functools.partial(self._files.replace, check_key(key), body, None))
 
     async def put_if_absent(self, key: str, body: Body) -> str:
-        return await self._write(functools.partial(self._create, check_key(key), body))
+        return await self._write(functools.partial(self._files.create, check_key(key), body))
 
     async def put_if_match(self, key: str, body: Body, etag: str) -> str:
-        return await self._write(functools.partial(self._replace, check_key(key), body, etag))
+        return await self._write(functools.partial(self._files.replace, check_key(key), body, etag))
 
     async def delete(self, key: str) -> None:
-        await self._write(functools.partial(self._delete, check_key(key)))
+        await self._write(functools.partial(self._files.delete, check_key(key)))
 
     async def get(self, key: str) -> StoredObject:
-        return await self._read(functools.partial(self._get, check_key(key)))
+        return await self._read(functools.partial(self._files.get, check_key(key)))
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
         assert start >= 0 and length > 0, (start, length)
-        return await self._read(functools.partial(self._get_range, check_key(key), start, length))
+        return await self._read(functools.partial(self._files.get_range, check_key(key), start, length))
 
     async def head(self, key: str) -> ObjectInfo:
-        return await self._read(functools.partial(self._head, check_key(key)))
+        return await self._read(functools.partial(self._files.head, check_key(key)))
 
     async def list(self, prefix: str, start_after: str = "") -> AsyncIterator[ObjectInfo]:
-        walk = self._walk(self._root, "", prefix, start_after)
-        while page := await self._read(functools.partial(self._page, walk)):
+        walk = self._files.walk(prefix, start_after)
+        while page := await self._read(lambda: tuple(islice(walk, LIST_PAGE))):
             for info in page:
                 yield info
 
     async def close(self) -> None:
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._writers.shutdown(wait=False)
-
-    # ---- on the loop -------------------------------------------------------------------------------------------
 
     async def _read(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, call)
@@ -120,107 +114,90 @@ class FileSystemStore:
                 done.exception()  # retrieved: nobody waits for it any more
             raise
 
-    # ---- in threads --------------------------------------------------------------------------------------------
 
-    def _create(self, key: str, body: Body, stop: threading.Event) -> str:
+class _Files:
+    """The same operations, blocking, for threads. Keys are checked. `stop` ends the writing of a body early."""
+
+    def __init__(self, root: Path, token: Callable[[int], bytes]) -> None:
+        self._root = root
+        self._token = token
+        self._opening = threading.Lock()
+        self._ready = False
+        self._synced: set[Path] = set()  # directories whose entry is known to be durable
+
+    def __repr__(self) -> str:
+        return f"file:{self._root}"
+
+    def create(self, key: str, body: Body, stop: threading.Event) -> str:
         path = self._path(key)
-        visible = False
-        try:
-            with _Temporary(self, body, stop) as temporary:
-                self._make_directory(path.parent)
+        with self._errors("write", key) as progress, self._temporary(body, stop) as temporary:
+            self._make_directory(path.parent)
+            try:
                 os.link(temporary.path, path)
-                visible = True
+            except FileExistsError:
+                if path.is_dir():
+                    raise
+                raise PreconditionFailed(f"{self!r}: {key} exists") from None
+            progress.visible = True
             _sync_directory(path.parent)
-        except FileExistsError:
-            if path.is_dir():
-                raise StoreError(f"{self!r}: {key} is the parent of other keys and cannot be an object") from None
-            raise PreconditionFailed(f"{self!r}: {key} exists") from None
-        except OSError as error:
-            raise self._store_error(error, key, "write", visible) from error
-        return temporary.etag
+            return temporary.etag
 
-    def _replace(self, key: str, body: Body, expected: str | None, stop: threading.Event) -> str:
+    def replace(self, key: str, body: Body, expected: str | None, stop: threading.Event) -> str:
         path = self._path(key)
-        visible = False
-        try:
-            with _Temporary(self, body, stop) as temporary:
-                self._make_directory(path.parent)
-                with self._locked():
-                    if expected is not None:
-                        self._expect(key, path, expected)
-                    os.rename(temporary.path, path)
-                    visible = True
+        with self._errors("write", key) as progress, self._temporary(body, stop) as temporary:
+            self._make_directory(path.parent)
+            with _Lock(self._root / LOCK_NAME):
+                if expected is not None:
+                    self._expect(key, path, expected)
+                os.rename(temporary.path, path)
+            progress.visible = True
             _sync_directory(path.parent)
-        except OSError as error:
-            raise self._store_error(error, key, "write", visible) from error
-        return temporary.etag
+            return temporary.etag
 
-    def _expect(self, key: str, path: Path, expected: str) -> None:
-        try:
-            with open(path, "rb", buffering=0) as file:
-                etag = _hash(file.fileno())
-        except _ABSENT:
-            raise PreconditionFailed(f"{self!r}: {key} does not exist, so it has not etag {expected}") from None
-        if etag != expected:
-            raise PreconditionFailed(f"{self!r}: {key} has etag {etag}, not {expected}")
-
-    def _delete(self, key: str, _stop: threading.Event) -> None:
+    def delete(self, key: str, _stop: threading.Event) -> None:
         path = self._path(key)
-        try:
+        with self._errors("delete", key) as progress:
             if not path.is_file():
                 return
-            self._open()
-            with self._locked():
+            with _Lock(self._root / LOCK_NAME):
                 path.unlink(missing_ok=True)
+            progress.visible = True
             _sync_directory(path.parent)
-        except OSError as error:
-            raise self._store_error(error, key, "delete", True) from error
 
-    def _get(self, key: str) -> StoredObject:
-        try:
-            with open(self._path(key), "rb") as file:
-                data = file.read()
-        except OSError as error:
-            raise self._store_error(error, key, "read", False) from error
+    def get(self, key: str) -> StoredObject:
+        with self._errors("read", key), open(self._path(key), "rb") as file:
+            data = file.read()
         return StoredObject(data, _etag(hashlib.sha256(data)))
 
-    def _get_range(self, key: str, start: int, length: int) -> bytes:
-        try:
-            with open(self._path(key), "rb", buffering=0) as file:
-                data = os.pread(file.fileno(), length, start)
-                while 0 < len(data) < length:  # one read gives at most 2 GiB, and a signal may cut it
-                    more = os.pread(file.fileno(), length - len(data), start + len(data))
-                    if not more:
-                        break
-                    data += more
-        except OSError as error:
-            raise self._store_error(error, key, "read", False) from error
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        data = b""
+        with self._errors("read", key), open(self._path(key), "rb", buffering=0) as file:
+            # One call gives at most 2 GiB, and a signal may cut it.
+            while more := os.pread(file.fileno(), length - len(data), start + len(data)):
+                data = data + more if data else more
         if len(data) != length:
             raise NotFound(f"{self!r}: {key} ends before byte {start + length}")
         return data
 
-    def _head(self, key: str) -> ObjectInfo:
-        try:
-            with open(self._path(key), "rb", buffering=0) as file:
-                return ObjectInfo(key, os.fstat(file.fileno()).st_size, _hash(file.fileno()))
-        except OSError as error:
-            raise self._store_error(error, key, "read", False) from error
+    def head(self, key: str) -> ObjectInfo:
+        with self._errors("read", key), open(self._path(key), "rb", buffering=0) as file:
+            return ObjectInfo(key, os.fstat(file.fileno()).st_size, _hash(file.fileno()))
 
-    def _page(self, walk: Iterator[ObjectInfo]) -> list[ObjectInfo]:
-        try:
-            return list(islice(walk, LIST_PAGE))
-        except OSError as error:
-            raise self._store_error(error, "", "list", False) from error
+    def walk(self, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
+        """The listing of the port."""
+        with self._errors("list", prefix):
+            yield from self._walk(self._root, "", prefix, start_after)
 
     def _walk(self, directory: Path, parent: str, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
         """The objects of `directory`, whose keys begin with `parent`, in key order: a directory sorts as `name/`."""
+        found = []
         try:
             with os.scandir(directory) as entries:
-                found = []
                 for entry in entries:
-                    if not entry.name.startswith("."):
+                    segment = unquote(entry.name)
+                    if _file_name(segment) == entry.name:  # else it is not ours: no key leads to it
                         slash = "/" if entry.is_dir(follow_symlinks=False) else ""
-                        found.append((parent + unquote(entry.name) + slash, entry.name))
+                        found.append((parent + segment + slash, entry.name))
         except FileNotFoundError:
             return
         for key, name in sorted(found):
@@ -234,45 +211,70 @@ class FileSystemStore:
                 except FileNotFoundError:
                     continue  # deleted meanwhile
 
+    def _expect(self, key: str, path: Path, expected: str) -> None:
+        try:
+            with open(path, "rb", buffering=0) as file:
+                etag = _hash(file.fileno())
+        except _ABSENT:
+            raise PreconditionFailed(f"{self!r}: {key} does not exist, so it has not etag {expected}") from None
+        if etag != expected:
+            raise PreconditionFailed(f"{self!r}: {key} has etag {etag}, not {expected}")
+
     def _path(self, key: str) -> Path:
         return self._root.joinpath(*map(_file_name, key.split("/")))
 
-    def _open(self) -> None:
-        """Makes the root ready to be written to, once: our own directories, and no litter of killed processes."""
+    def _temporary(self, body: Body, stop: threading.Event) -> "_Temporary":
+        directory = self._root / TEMPORARY_NAME
         with self._opening:
-            if self._ready:
-                return
-            (self._root / TEMPORARY_NAME).mkdir(parents=True, exist_ok=True)
-            for path in (self._root / TEMPORARY_NAME).iterdir():
-                _remove_if_abandoned(path)
-            _sync_directory(self._root)
-            self._ready = True
+            if not self._ready:
+                directory.mkdir(parents=True, exist_ok=True)
+                for path in directory.iterdir():
+                    _remove_if_abandoned(path)
+                _sync_directory(self._root.parent)
+                self._ready = True
+        return _Temporary(directory, self._token, body, stop)
 
     def _make_directory(self, path: Path) -> None:
         """Makes `path` and the directories above it, each entry durable."""
         if path in self._synced and path.is_dir():
             return
         path.mkdir(parents=True, exist_ok=True)
-        missing = [path, *path.parents]
-        for directory in missing[: missing.index(self._root)]:
+        chain = [path, *path.parents]
+        for directory in chain[: chain.index(self._root)]:
             _sync_directory(directory.parent)
         self._synced.add(path)
 
-    def _locked(self) -> "_Lock":
-        return _Lock(self._root / LOCK_NAME)
+    def _errors(self, verb: str, key: str) -> "_Errors":
+        return _Errors(self._root, verb, key)
 
-    def _store_error(self, error: OSError, key: str, verb: str, visible: bool) -> StoreError:
-        """The port's error for a failed system call; `visible`: the change may already be seen."""
-        what = f"{self!r}: cannot {verb} {key or 'the directory'}: {error.strerror}"
-        if verb == "read" and isinstance(error, _ABSENT):
-            return NotFound(f"{self!r}: {key} does not exist")
+
+class _Errors:
+    """Turns the `OSError` of one operation into the port's error. `visible`: the change may already be seen."""
+
+    def __init__(self, root: Path, verb: str, key: str) -> None:
+        self.visible = False
+        self._root = root
+        self._verb = verb
+        self._key = key
+
+    def __enter__(self) -> "_Errors":
+        return self
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, OSError):
+            raise self._translate(error) from error
+
+    def _translate(self, error: OSError) -> StoreError:
+        if self._verb == "read" and isinstance(error, _ABSENT):
+            return NotFound(f"file:{self._root}: {self._key} does not exist")
+        what = f"file:{self._root}: cannot {self._verb} {self._key!r}: {error.strerror}"
         if error.errno in {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}:
             return StoreError(f"{what}: no key may be the parent of another key")
         if error.errno == errno.ENAMETOOLONG:
             return StoreError(f"{what}: a part of the key between slashes is too long for this file system")
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             return Denied(f"{what}: give this user the right to read and write below {self._root}")
-        if visible:
+        if self.visible:
             return OutcomeUnknown(what)
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return Unavailable(f"{what}: free space there")
@@ -282,15 +284,15 @@ class FileSystemStore:
 class _Temporary:
     """A synced file with the body, under a name of its own; gone at exit. `etag` is valid once entered."""
 
-    def __init__(self, store: FileSystemStore, body: Body, stop: threading.Event) -> None:
-        self._store = store
+    def __init__(self, directory: Path, token: Callable[[int], bytes], body: Body, stop: threading.Event) -> None:
+        self._directory = directory
+        self._token = token
         self._body = body
         self._stop = stop
         self.path = Path()
         self.etag = ""
 
     def __enter__(self) -> "_Temporary":
-        self._store._open()
         self._descriptor = self._make()
         try:
             digest = hashlib.sha256()
@@ -314,7 +316,7 @@ class _Temporary:
     def _make(self) -> int:
         """Creates the file and locks it, so that whoever opens the store meanwhile knows that it is in use."""
         while True:
-            self.path = self._store._root / TEMPORARY_NAME / self._store._token(16).hex()
+            self.path = self._directory / self._token(16).hex()
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -156,11 +156,46 @@ def body_blocks(body: Body, block_bytes: int = BLOCK_BYTES) -> Iterator[memoryvi
 def open_store(uri: str, *, token: Callable[[int], bytes]) -> ObjectStore:
     """Opens the store that `uri` names; nothing is read or written yet. `token(n)` gives n random bytes.
 
-    `file:PATH`, `memory:` (a new, empty one), `s3://bucket/prefix?region=..&endpoint=..`. What comes back retries by
-    itself where that makes sense. Errors: `ValueError` that names the bad part of the URI and what to write instead.
+    `file:PATH`, `memory:` (a new, empty one), `s3://bucket/prefix?region=..&endpoint=..&client=..` (`s3_location.py`).
+    S3 comes wrapped in `RetryingStore`; the others have nothing that a retry would help.
+    Errors: `ValueError` that names the bad part of the URI and what to write instead.
     """
-    from storage.memory import MemoryStore
+    # Imported when asked for: the S3 clients take longer to import than the rest of the broker.
+    scheme, colon, rest = uri.partition(":")
+    if scheme == "memory" and colon:
+        from storage.memory import MemoryStore
 
-    if uri == "memory:":
+        if rest:
+            raise ValueError(f"storage URI {uri!r}: memory has no name; write memory:")
         return MemoryStore()
-    raise ValueError(f"storage URI {uri!r}: unknown scheme; write file:PATH, s3://bucket/prefix or memory:")
+    if scheme == "file" and colon:
+        from storage.filesystem import FileSystemStore
+
+        return FileSystemStore(_file_path(uri, rest), token=token)
+    if scheme == "s3" and colon:
+        from storage.retrying import RetryingStore
+        from storage.s3_location import parse_s3_uri
+
+        location = parse_s3_uri(uri)
+        if location.client == "aiobotocore":
+            from storage.s3_aiobotocore import AiobotocoreStore
+
+            return RetryingStore(AiobotocoreStore(location), token=token)
+        from storage.s3 import ObstoreS3Store
+
+        return RetryingStore(ObstoreS3Store(location), token=token)
+    known = "write file:PATH, s3://bucket/prefix or memory:"
+    if not colon:
+        raise ValueError(f"storage URI {uri!r} has no scheme; {known}")
+    raise ValueError(f"storage URI {uri.partition('?')[0]!r}: unknown scheme {scheme!r}; {known}")
+
+
+def _file_path(uri: str, rest: str) -> str:
+    """The path of a `file:` URI: `file:PATH` as it stands, or `file:///absolute`."""
+    if rest.startswith("//"):
+        rest = rest[2:]
+        if not rest.startswith("/"):
+            raise ValueError(f"storage URI {uri!r}: two slashes begin a host name; write file:{rest} or file:/{rest}")
+    if not rest or "\0" in rest:
+        raise ValueError(f"storage URI {uri!r} has no path; write file:PATH")
+    return rest

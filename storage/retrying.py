@@ -194,21 +194,21 @@ class RetryingStore:
                 raise OutcomeUnknown(str(unknown)) from failure
 
     async def _look(self, key: str, body: Body) -> "_Found | None":
-        """Which content `key` holds now, compared with `body`; None if it holds none. Errors as of reads."""
+        """Which content `key` holds now, compared with `body`; None if it holds none. Its reads are retried."""
         size = body_size(body)
         try:
             if size <= COMPARE_BYTES:
-                stored = await self._store.get(key)
+                stored = await self.get(key)
                 ours = len(stored.data) == size and _begins_with(stored.data, body)
                 return _Found(ours, stored.etag)
-            info = await self._store.head(key)
+            info = await self.head(key)
             if info.size != size:
                 return _Found(False, info.etag)
             for start, part in _ranges(body, COMPARE_BYTES):
                 length = body_size(part)
-                if not _begins_with(await self._store.get_range(key, start, length), part):
+                if not _begins_with(await self.get_range(key, start, length), part):
                     return _Found(False, info.etag)
-            again = await self._store.head(key)
+            again = await self.head(key)
         except NotFound:
             return None
         if again.etag != info.etag:
