@@ -9,7 +9,7 @@ from typing import Any, Self
 
 
 class Tasks:
-    """Tasks of one owner. Leaving the block cancels what still runs; a task that raises ends the block, as in a TaskGroup.
+    """Tasks of one owner. Leaving the block cancels what still runs; a task that raises ends it, as in a TaskGroup.
 
     `spawn` is for work that the owner does not wait for: it must handle its own refusals, because an exception that
     escapes is a bug of ours and ends the process.

@@ -1,14 +1,35 @@
-"""API key -> handler: the one table from which requests are dispatched and ApiVersions answers."""
+"""API key -> handler: the one table from which requests are dispatched and ApiVersions answers.
+
+A request of an unknown API or version closes the connection, as in Kafka; ApiVersions answers UNSUPPORTED_VERSION in
+its version 0 instead, so that newer clients can go down to what is served.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Awaitable, Callable
+from struct import Struct
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from broker.services import RequestContext
-from protocol.apis import ApiKey
+from broker.connection import HOLD_MUTED, Reply
+from broker.handlers import api_versions, fetch, init_producer_id, list_offsets, offset_for_leader_epoch, produce
+from broker.services import RequestContext, Services
+from protocol import messages
+from protocol.apis import APIS, ApiKey
+from protocol.errors import ProtocolError
+from protocol.framing import parse_request_header, response_frame, skip_tagged_fields
 
-__all__ = ["HANDLERS", "Entry", "RequestContext"]
+if TYPE_CHECKING:
+    from broker.connection import Connection
+
+__all__ = ["HANDLERS", "Dispatcher", "Entry", "RequestContext"]
+
+DECODED_BYTES_MAX = 8 * 1024 * 1024
+"""Requests that become objects: a larger one would hold the loop for too long."""
+FETCH_BYTES_MAX = 4 * 1024 * 1024
+
+_HEADER = Struct(">hhih")
+_unpack_header = _HEADER.unpack_from
 
 
 class Entry(NamedTuple):
@@ -16,7 +37,8 @@ class Entry(NamedTuple):
 
     `handler(request, context)` takes the decoded request and returns the response or an awaitable of it. An awaitable
     runs as a task of the server and the connection's later requests wait for it, as in Kafka.
-    `raw` handlers (Produce, Fetch) take the bytes instead and answer through the connection themselves.
+    `raw` handlers (Produce, Fetch) take the bytes instead and answer through the connection themselves:
+    `handler(services, connection, buf, pos, end, api_version, correlation_id, owned)`.
     `min_version` and `max_version` are what is served; `test` names the test that proves it (README's table).
     """
 
@@ -27,4 +49,123 @@ class Entry(NamedTuple):
     raw: bool = False
 
 
-HANDLERS: dict[ApiKey, Entry] = {}
+HANDLERS: dict[ApiKey, Entry] = {
+    ApiKey.PRODUCE: Entry(produce.produce, 3, 13, "tests/broker/test_produce.py", raw=True),
+    ApiKey.FETCH: Entry(fetch.fetch, 4, 18, "tests/broker/test_fetch.py", raw=True),
+    ApiKey.LIST_OFFSETS: Entry(list_offsets.list_offsets, 1, 11, "tests/broker/test_list_offsets.py"),
+    ApiKey.API_VERSIONS: Entry(api_versions.api_versions, 0, 4, "tests/broker/test_server.py"),
+    ApiKey.INIT_PRODUCER_ID: Entry(init_producer_id.init_producer_id, 0, 5, "tests/broker/test_produce.py"),
+    ApiKey.OFFSET_FOR_LEADER_EPOCH: Entry(
+        offset_for_leader_epoch.offset_for_leader_epoch, 2, 4, "tests/broker/test_list_offsets.py"
+    ),
+}
+
+
+class Dispatcher:
+    """Requests of all connections -> handlers of `table`."""
+
+    def __init__(self, services: Services, table: dict[ApiKey, Entry]) -> None:
+        self._services = services
+        self._table: dict[int, Entry] = {int(key): entry for key, entry in table.items()}
+        self._requests = services.counters.requests
+        self._latency = services.counters.other_latency
+        self._produce = table[ApiKey.PRODUCE].handler
+        self._fetch = table[ApiKey.FETCH].handler
+        self._produce_versions = range(table[ApiKey.PRODUCE].min_version, table[ApiKey.PRODUCE].max_version + 1)
+        self._fetch_versions = range(table[ApiKey.FETCH].min_version, table[ApiKey.FETCH].max_version + 1)
+        self._produce_v2 = APIS[ApiKey.PRODUCE].request_header_v2_from or 0
+        self._fetch_v2 = APIS[ApiKey.FETCH].request_header_v2_from or 0
+
+    def request_bytes_max(self, api_key: int) -> int:
+        """The largest request of an API; 0 if it is not served."""
+        if api_key not in self._table:
+            return 0
+        if api_key == ApiKey.PRODUCE:
+            return self._services.settings.socket_request_max_bytes
+        return FETCH_BYTES_MAX if api_key == ApiKey.FETCH else DECODED_BYTES_MAX
+
+    def dispatch(self, connection: Connection, buf: bytearray, start: int, end: int, owned: bool) -> None:
+        """Handle one frame without its length prefix (at least ten bytes). ProtocolError: close the connection."""
+        api_key, version, correlation_id, length = _unpack_header(buf, start)
+        if api_key == 0 and version in self._produce_versions:
+            v2_from, handler = self._produce_v2, self._produce
+        elif api_key == 1 and version in self._fetch_versions:
+            v2_from, handler = self._fetch_v2, self._fetch
+        else:
+            self._slow(connection, buf, start, end)
+            return
+        pos = start + 10
+        if length > 0:
+            pos += length
+        if version >= v2_from:
+            if pos >= end:
+                raise ProtocolError("request header is cut off")
+            pos = skip_tagged_fields(buf, pos, end) if buf[pos] else pos + 1
+        if pos > end:
+            raise ProtocolError("request header is cut off")
+        self._requests[api_key] += 1
+        handler(self._services, connection, buf, pos, end, version, correlation_id, owned)
+
+    def _slow(self, connection: Connection, buf: bytearray, start: int, end: int) -> None:
+        frame = bytes(memoryview(buf)[start:end])
+        api_key, version, correlation_id, client_id, body = parse_request_header(frame)
+        entry = self._table.get(api_key)
+        if entry is None or version < 0:
+            raise ProtocolError(f"API {api_key} version {version} is not served")
+        self._requests[api_key] += 1
+        if not entry.min_version <= version <= entry.max_version:
+            self._unsupported(connection, frame, api_key, version, correlation_id, body)
+            return
+        context = RequestContext(
+            self._services,
+            connection,
+            version,
+            client_id,
+            connection.client_address,
+            connection.listener,
+            connection.principal,
+        )
+        request = getattr(messages, APIS[api_key].name + "Request").decode(frame, version, body)
+        response = entry.handler(request, context)
+        if not inspect.isawaitable(response):
+            payload = response_frame(api_key, version, correlation_id, response.encode(version))
+            connection.answer(payload, self._latency)
+            return
+        reply = connection.owe(1, self._latency)
+        reply.held = len(frame)
+        connection.hub.budget.take(len(frame))
+        connection.hold(HOLD_MUTED)
+        self._services.tasks.spawn(
+            self._finish(connection, reply, response, api_key, version, correlation_id), name=APIS[api_key].name
+        )
+
+    async def _finish(
+        self,
+        connection: Connection,
+        reply: Reply,
+        response: Awaitable[Any],
+        api_key: int,
+        version: int,
+        correlation_id: int,
+    ) -> None:
+        """Answer a slow request, then let the connection go on."""
+        try:
+            answer = await response
+            payload = response_frame(api_key, version, correlation_id, answer.encode(version))
+        except Exception:
+            connection.broken()
+            return
+        if not connection.closed:
+            reply.fill(payload)
+            connection.release(HOLD_MUTED)
+
+    def _unsupported(
+        self, connection: Connection, frame: bytes, api_key: int, version: int, correlation_id: int, body: int
+    ) -> None:
+        if api_key == ApiKey.API_VERSIONS:
+            response = api_versions.unsupported_version(self._table)
+            connection.answer(response_frame(api_key, 0, correlation_id, response.encode(0)), self._latency)
+        elif api_key == ApiKey.PRODUCE and version <= 2:
+            produce.refuse_old(self._services, connection, frame, body, version, correlation_id)
+        else:
+            raise ProtocolError(f"{APIS[api_key].name} version {version} is not served")

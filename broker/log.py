@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from protocol import Buffer
+from protocol.errors import ErrorCode, KafkaError
+from protocol.records import BatchHeader, parse_header, patch_offset_and_epoch
 
 if TYPE_CHECKING:
+    from broker.log_table import LogTable
     from broker.validation import Validation
-    from protocol.records import BatchHeader
     from storage.producers import ProducerStates
     from storage.tail import Tail
     from storage.wal.port import Wal
 
+READ_ALL_BYTES = 1024 * 1024
+
 
 class LogStatus(Enum):
-    """OPENING: producer state is being read. OPEN. FROZEN: appends wait for a fact (planned move). CLOSED: not ours any more."""
+    """What the log does with appends and reads."""
 
     OPENING = "opening"
+    """Its producer state is being read: nothing is served yet."""
     OPEN = "open"
     FROZEN = "frozen"
+    """Reads go on; appends are refused until a fact tells who leads (planned move, clean stop)."""
     CLOSED = "closed"
+    """Not ours any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,31 +44,116 @@ class LogConfig:
     compacted: bool
 
 
+class Waiter(Protocol):
+    """A fetch that waits for a log to grow, to move or to close."""
+
+    def wake(self) -> None:
+        """Look again."""
+        ...
+
+
 class Log:
-    """`start <= committed_end <= hw <= end`, `lso <= hw`. Only `Validation` moves `hw` and `lso`."""
+    """`start <= committed_end <= hw <= end`, `lso <= hw`. Only `validation.assign_high_watermark` moves `hw` and `lso`.
 
-    log_id: int
-    topic: str
-    topic_id: bytes
-    partition: int
-    internal: bool
-    epoch: int
-    epoch_start: int
-    status: LogStatus
-    config: LogConfig
-    start: int
-    committed_end: int
-    hw: int
-    lso: int
-    end: int
-    tail: Tail
-    producers: ProducerStates
-    wal: Wal
-    validation: Validation
+    Offsets: `start` the first readable one, `committed_end` what the bucket has by applied facts, `hw` validated,
+    `end` appended. `epochs` are (leader epoch, first offset), ascending.
+    """
 
-    def append(self, header: BatchHeader, batch: Buffer) -> int:
-        """Append a checked batch whose bytes already carry `end` as base offset and `epoch`; its append sequence."""
-        raise NotImplementedError
+    __slots__ = (
+        "_table",
+        "answers",
+        "committed_end",
+        "config",
+        "end",
+        "epoch",
+        "epochs",
+        "hw",
+        "internal",
+        "last_sequence",
+        "log_id",
+        "lso",
+        "partition",
+        "producers",
+        "start",
+        "status",
+        "tail",
+        "topic",
+        "topic_id",
+        "validation",
+        "waiters",
+        "wal",
+    )
+
+    def __init__(
+        self,
+        table: LogTable,
+        *,
+        log_id: int,
+        topic: str,
+        topic_id: bytes,
+        partition: int,
+        internal: bool,
+        epoch: int,
+        epochs: list[tuple[int, int]],
+        start: int,
+        end: int,
+        config: LogConfig,
+        tail: Tail,
+        producers: ProducerStates,
+        wal: Wal,
+        validation: Validation,
+    ) -> None:
+        """A log as the facts have it: everything below `end` is committed."""
+        self._table = table
+        self.log_id = log_id
+        self.topic = topic
+        self.topic_id = topic_id
+        self.partition = partition
+        self.internal = internal
+        self.epoch = epoch
+        self.epochs = epochs
+        self.start = start
+        self.committed_end = self.hw = self.lso = self.end = end
+        self.config = config
+        self.tail = tail
+        self.producers = producers
+        self.wal = wal
+        self.validation = validation
+        self.status = LogStatus.OPENING
+        self.last_sequence = 0
+        """Append sequence of the newest batch of this incarnation; what an answer that reveals `end` waits for."""
+        self.waiters: dict[Waiter, None] = {}
+        self.answers: dict[int, Callable[[int, int, int, int, int], bytes]] = {}
+        """Produce version -> encoder of the answer to a request with this log alone (`success_encoder`)."""
+
+    def __repr__(self) -> str:
+        return f"<Log {self.topic}-{self.partition} epoch {self.epoch} {self.status.value} [{self.start}, {self.end})>"
+
+    @property
+    def node_id(self) -> int:
+        """The leader: this broker."""
+        return self._table.node_id
+
+    @property
+    def serving(self) -> bool:
+        """Whether reads are answered."""
+        return self.status is LogStatus.OPEN or self.status is LogStatus.FROZEN
+
+    def append(self, header: BatchHeader, batch: Buffer, max_timestamp: int, now_ms: int) -> int:
+        """Append a checked batch whose bytes already carry `end` as base offset and `epoch`; its append sequence.
+
+        The caller asked `LogTable.has_room` and the producer state; nothing can fail from here on.
+        """
+        base = self.end
+        end = base + header.last_offset_delta + 1
+        sequence = self.wal.append(self.log_id, self.epoch, base, batch)
+        self.tail.append(base, end, batch, sequence, max_timestamp)
+        if header.producer_id >= 0:
+            self.producers.append(header, base, sequence, now_ms, self.hw)
+        self.end = end
+        self.last_sequence = sequence
+        self.validation.in_flight.append((self, end))
+        return sequence
 
     def append_own(self, batch: bytearray) -> int:
         """Append a batch of our own (coordinators): offsets and epoch are patched in; its append sequence.
@@ -69,16 +161,81 @@ class Log:
         KafkaError NOT_LEADER_OR_FOLLOWER when not open, NOT_ENOUGH_REPLICAS when the WAL or the tails are full; then
         nothing happened.
         """
-        raise NotImplementedError
+        if self.status is not LogStatus.OPEN:
+            raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{self.topic}-{self.partition} is {self.status.value}")
+        if not self._table.has_room(len(batch), 1, internal=self.internal):
+            raise KafkaError(ErrorCode.NOT_ENOUGH_REPLICAS, "the write-ahead log is full")
+        header = parse_header(batch)
+        assert header.size == len(batch), "one whole batch"
+        patch_offset_and_epoch(batch, 0, self.end, self.epoch)
+        return self.append(header, bytes(batch), header.max_timestamp, self._table.clock.now_ms())
 
-    def read_all(self, from_offset: int) -> AsyncIterator[Buffer]:
-        """Batches from the one that holds `from_offset` up to the high watermark at the time of the call."""
-        raise NotImplementedError
+    async def read_all(self, from_offset: int) -> AsyncIterator[Buffer]:
+        """Buffers of one or several whole batches, from the batch that holds `from_offset` up to the high watermark.
+
+        KafkaError NOT_LEADER_OR_FOLLOWER when the log is closed meanwhile, KAFKA_STORAGE_ERROR when a committed object
+        is missing or damaged; a store that is away is waited for.
+        """
+        limit = self.hw
+        offset = max(from_offset, self.start)
+        while offset < limit:
+            if not self.serving:
+                raise KafkaError(
+                    ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{self.topic}-{self.partition} is {self.status.value}"
+                )
+            if offset >= self.tail.start:
+                batches, _ = self.tail.read(offset, limit, READ_ALL_BYTES)
+                if not batches:
+                    return
+                offset = parse_header(batches[-1]).next_offset
+            else:
+                result = await self._table.cold.read_patiently(self.log_id, offset, limit, READ_ALL_BYTES)
+                batches, offset = result.buffers, max(result.next_offset, offset)
+                if not batches and offset < self.tail.start:
+                    offset = self.tail.start  # nothing is left below the tail: a declared loss
+            for batch in batches:
+                yield batch
 
     def when_validated_end(self) -> int:
-        """Append sequence of the last batch appended to this log so far (0: none by this incarnation)."""
-        raise NotImplementedError
+        """Append sequence that an answer revealing `end` waits for (0: nothing was appended by this incarnation)."""
+        return self.last_sequence
+
+    def epoch_at(self, offset: int) -> int:
+        """Leader epoch of the record at `offset`, -1 if unknown."""
+        found = -1
+        for epoch, first in self.epochs:
+            if first > offset:
+                break
+            found = epoch
+        return found
+
+    def end_of_epoch(self, epoch: int) -> tuple[int, int]:
+        """(largest epoch <= `epoch`, offset where the next one starts, or the high watermark), (-1, -1) if unknown.
+
+        As Kafka's LeaderEpochFileCache.endOffsetFor: below the first known epoch the asked one comes back with the
+        start of the first; above the last one nothing is known.
+        """
+        if epoch == -1 or epoch > self.epoch:
+            return -1, -1
+        if epoch == self.epoch:
+            return epoch, self.hw
+        floor = -1
+        for known, first in self.epochs:
+            if known > epoch:
+                return (epoch if floor == -1 else floor), first
+            floor = known
+        return floor, self.hw
+
+    def freeze(self) -> None:
+        """Refuse appends until a fact says who leads; what is appended goes on to be validated and read."""
+        if self.status is LogStatus.OPEN:
+            self.status = LogStatus.FROZEN
+
+    def wake_all(self) -> None:
+        """Every waiting fetch looks again."""
+        for waiter in list(self.waiters):
+            waiter.wake()
 
     def trim_tail(self, offset: int, max_batches: int) -> int:
         """Drop at most `max_batches` committed batches below `offset` from memory; bytes freed."""
-        raise NotImplementedError
+        return self.tail.trim(min(offset, self.committed_end), max_batches)

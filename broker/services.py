@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from broker.background import Tasks
+    from broker.cold import ColdReads
     from broker.configs import TopicDefaults
     from broker.connection import Connection
+    from broker.dispatch import Entry
     from broker.fetch_sessions import FetchSessions
     from broker.groups.coordinator import GroupCoordinators
     from broker.handlers.init_producer_id import ProducerIds
     from broker.log_table import LogTable
     from broker.metrics import Counters, Metrics
     from broker.settings import Settings
-    from broker.validation import Session
-    from controller.client import ControllerClient
+    from broker.wheel import Wheel
+    from controller.client import ControllerClient, Session
+    from protocol.apis import ApiKey
     from storage.clock import Clock
     from storage.reader import Reader
 
@@ -33,21 +37,27 @@ class Services:
     controller: ControllerClient
     session: Session
     logs: LogTable
+    cold: ColdReads
     reader: Reader
     groups: GroupCoordinators
     topic_defaults: TopicDefaults
     fetch_sessions: FetchSessions
     producer_ids: ProducerIds
+    wheel: Wheel
+    cold_fetches: asyncio.Semaphore
+    """Requests that may read from the bucket at the same time (`handlers.fetch.COLD_PARALLEL`)."""
     counters: Counters
     metrics: Metrics
     tasks: Tasks
+    handlers: dict[ApiKey, Entry]
+    """The dispatch table."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Services of handler families that come later, by name."""
 
 
 @dataclass(slots=True)
 class RequestContext:
-    """One request as its handler sees it. `principal` is Kafka's string form, `User:ANONYMOUS` without authentication."""
+    """One request as its handler sees it. `principal` is Kafka's string form; `User:ANONYMOUS` is nobody."""
 
     services: Services
     connection: Connection

@@ -1,0 +1,152 @@
+"""Reads of what is in the bucket: planned from the newest facts, planned again when an object is gone (DESIGN 6)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from protocol.errors import ErrorCode, KafkaError
+from protocol.records import iterate_batches
+from storage.object_store import StoreError
+from storage.seal import CorruptSegment, RangeMissing, RangeRow
+
+if TYPE_CHECKING:
+    from controller.client import ControllerClient
+    from storage.producers import ProducerStates
+    from storage.reader import FoundBatch, Reader, ReadResult
+
+log = logging.getLogger(__name__)
+
+PLANS_MAX = 8
+BACK_OFF_SECONDS_MAX = 2.0
+REPLAY_BYTES = 1024 * 1024
+
+_T = TypeVar("_T")
+
+
+class StoreAway(KafkaError):
+    """The bucket does not answer now; the same read may succeed later."""
+
+
+class _Window:
+    """The state hands out a log's ranges a few at a time: `end` is where the last ones given to `read` end."""
+
+    def __init__(self, offset: int, read: Callable[[Sequence[RangeRow], int], Awaitable[FoundBatch | None]]) -> None:
+        self._offset = offset
+        self._read = read
+        self.end: int | None = None
+
+    def read(self, rows: Sequence[RangeRow]) -> Awaitable[FoundBatch | None]:
+        self.end = rows[-1].range.end if rows else None
+        return self._read(rows, self._offset)
+
+
+class ColdReads:
+    """Every method raises KafkaError(KAFKA_STORAGE_ERROR): the store is away (`StoreAway`), or an object that the
+    newest facts name is missing or damaged (an alarm is logged)."""
+
+    def __init__(self, reader: Reader, controller: ControllerClient) -> None:
+        self._reader = reader
+        self._controller = controller
+        self.alarms = 0
+        """Named objects found missing or damaged."""
+
+    async def read(
+        self, log_id: int, offset: int, limit: int, max_bytes: int, *, read_committed: bool = False
+    ) -> ReadResult:
+        """Batches from the one holding `offset` on, none that begins at or above `limit`; at least one if there is."""
+        return await self._planned(
+            log_id,
+            offset,
+            lambda rows: self._reader.read(rows, offset, limit, max_bytes, read_committed=read_committed),
+        )
+
+    async def read_patiently(self, log_id: int, offset: int, limit: int, max_bytes: int) -> ReadResult:
+        """The same, waiting for a store that is away."""
+        return await self._patiently(lambda: self.read(log_id, offset, limit, max_bytes))
+
+    async def find_timestamp(self, log_id: int, offset: int, timestamp: int, limit: int) -> FoundBatch | None:
+        """The first committed batch in [offset, limit) whose max timestamp is at least `timestamp`."""
+        while True:
+            window = _Window(offset, lambda rows, at: self._reader.find_timestamp(rows, timestamp, limit, at))
+            found = await self._planned(log_id, offset, window.read)
+            if found is not None or window.end is None or window.end >= limit:
+                return found
+            offset = window.end
+            await asyncio.sleep(0)
+
+    async def find_max_timestamp(self, log_id: int, offset: int, limit: int) -> FoundBatch | None:
+        """The committed batch with the greatest max timestamp in [offset, limit), the first of equals."""
+        best: FoundBatch | None = None
+        while True:
+            window = _Window(offset, lambda rows, at: self._reader.find_max_timestamp(rows, limit, at))
+            found = await self._planned(log_id, offset, window.read)
+            if found is not None and (best is None or found.max_timestamp > best.max_timestamp):
+                best = found
+            if window.end is None or window.end >= limit:
+                return best
+            offset = window.end
+            await asyncio.sleep(0)
+
+    async def producers(self, log_id: int, states: ProducerStates, now_ms: int) -> None:
+        """Fill `states` with what is known at the committed end; waits for a store that is away.
+
+        ValueError: the snapshot is of an unknown version.
+        """
+        snapshot, offset = await self._patiently(lambda: self._snapshot(log_id))
+        if snapshot:
+            states.load(snapshot)
+        while True:
+            known = self._controller.state.logs.get(log_id)
+            if known is None or offset >= known.end:
+                return
+            read = await self.read_patiently(log_id, offset, known.end, REPLAY_BYTES)
+            for buffer in read.buffers:
+                view = memoryview(buffer)
+                for at, header in iterate_batches(view):
+                    if header.base_offset >= offset:
+                        states.replay(header, now_ms, view[at : at + header.size])
+            if read.next_offset <= offset:
+                return
+            offset = read.next_offset
+
+    async def _snapshot(self, log_id: int) -> tuple[bytes, int]:
+        """The newest producer snapshot and the offset at which it is exact."""
+        row = self._controller.state.newest_range(log_id)
+        if row is None:
+            return b"", 1 << 62
+        return await self._planned(log_id, row.range.base, lambda rows: self._reader.producers(rows[-1]))
+
+    async def _planned(self, log_id: int, offset: int, read: Callable[[Sequence[RangeRow]], Awaitable[_T]]) -> _T:
+        missing = None
+        for _ in range(PLANS_MAX):
+            rows = self._controller.state.ranges(log_id, offset)
+            if missing is not None and any(row.key == missing for row in rows):
+                raise self._alarm(f"segment {missing} is named by the newest facts and does not exist")
+            try:
+                return await read(rows)
+            except RangeMissing as error:
+                missing = error.key
+            except CorruptSegment as error:
+                raise self._alarm(str(error)) from None
+            except StoreError as error:
+                raise StoreAway(ErrorCode.KAFKA_STORAGE_ERROR, f"the object store does not answer: {error}") from None
+        raise StoreAway(ErrorCode.KAFKA_STORAGE_ERROR, "ranges changed faster than they could be read")
+
+    async def _patiently(self, read: Callable[[], Awaitable[_T]]) -> _T:
+        seconds = 0.05
+        while True:
+            try:
+                return await read()
+            except StoreAway as error:
+                if seconds == 0.05:
+                    log.warning("waiting for the object store: %s", error.message)
+                await asyncio.sleep(seconds)
+                seconds = min(seconds * 2, BACK_OFF_SECONDS_MAX)
+
+    def _alarm(self, what: str) -> KafkaError:
+        self.alarms += 1
+        log.error("ALARM: data cannot be read: %s", what)
+        return KafkaError(ErrorCode.KAFKA_STORAGE_ERROR, what)

@@ -1,0 +1,64 @@
+"""What handlers of reads share: finding a log, checking epochs, naming the leader."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from broker.log_table import LeaderHint
+from protocol.errors import ErrorCode, KafkaError
+from protocol.fast import NodeEndpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from broker.log import Log
+    from broker.services import Services
+
+
+def leader_log(services: Services, topic: str | bytes, partition: int, *, authoritative: bool) -> Log:
+    """The log, if this broker serves it; with `authoritative`, only while it may give authoritative answers.
+
+    KafkaError: UNKNOWN_TOPIC_OR_PARTITION, UNKNOWN_TOPIC_ID, NOT_LEADER_OR_FOLLOWER.
+    """
+    log = services.logs.find.get((topic, partition))
+    if log is None or not log.serving:
+        raise services.logs.refusal(topic, partition)
+    if authoritative and not log.validation.may_answer_authoritatively():
+        raise not_sure(log)
+    return log
+
+
+def not_sure(log: Log) -> KafkaError:
+    """Another broker may lead the log by now, and this one cannot know."""
+    return LeaderHint(
+        ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{log.topic}-{log.partition}: this broker's session does not stand"
+    )
+
+
+def check_leader_epoch(log: Log, current_leader_epoch: int) -> None:
+    """KafkaError if the client's leader epoch is not ours; -1: the client does not say."""
+    if current_leader_epoch < 0 or current_leader_epoch == log.epoch:
+        return
+    if current_leader_epoch < log.epoch:
+        raise LeaderHint(
+            ErrorCode.FENCED_LEADER_EPOCH,
+            f"leader epoch {current_leader_epoch} is over, {log.epoch} is the present one",
+            log.node_id,
+            log.epoch,
+        )
+    raise KafkaError(
+        ErrorCode.UNKNOWN_LEADER_EPOCH, f"leader epoch {current_leader_epoch} is not known here, {log.epoch} is"
+    )
+
+
+def endpoints_of(services: Services, listener: str, leaders: Iterable[int]) -> list[NodeEndpoint]:
+    """Where clients of `listener` find these leaders (KIP-951)."""
+    found = []
+    for node_id in dict.fromkeys(leaders):
+        broker = services.controller.state.brokers.get(node_id)
+        if broker is None:
+            continue
+        for name, _, host, port in broker.listeners:
+            if name == listener:
+                found.append(NodeEndpoint(node_id, host, port, broker.rack))
+    return found

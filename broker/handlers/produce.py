@@ -1,0 +1,411 @@
+"""Produce: v3 to v13, acks 0, 1 and all.
+
+Every partition of a request is checked before the first append; "full" is decided before an offset is given. An answer
+goes out when all that it reveals is validated, so acks=1 equals acks=all and a duplicate is answered when its original
+is; acks=0 gets no answer, and an error closes the connection, as in Kafka.
+v7: zstd. v8: record errors. v9: flexible. v10: the new leader travels with NOT_LEADER_OR_FOLLOWER (KIP-951).
+v13: topics by id. v0 to v2 are shown by ApiVersions and answer UNSUPPORTED_VERSION.
+CreateTime bounds are checked on the first and the greatest timestamp of a batch, not on every record.
+Not implemented: transactions (INVALID_TXN_STATE), until the transaction coordinator is served; message sets of magic
+0 and 1; `compression.type` other than `producer` is stored, not applied.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from broker.connection import HOLD_FULL
+from broker.handlers.common import endpoints_of
+from broker.log import Log, LogStatus
+from broker.log_table import LeaderHint
+from protocol.apis import ApiKey
+from protocol.errors import ErrorCode, KafkaError, ProtocolError
+from protocol.fast import (
+    ProducePart,
+    ProduceRequest,
+    ProduceResult,
+    encode_produce_response,
+    parse_produce,
+    success_encoder,
+)
+from protocol.framing import response_frame
+from protocol.records import (
+    BatchError,
+    BatchHeader,
+    check_batch,
+    patch_offset_and_epoch,
+    records,
+    stamp_log_append_time,
+)
+
+if TYPE_CHECKING:
+    from broker.connection import Connection
+    from broker.services import Services
+    from broker.validation import Validation
+    from protocol import Buffer
+
+COPY_BYTES_MAX = 4096
+"""A batch up to this size gets bytes of its own even if its frame is ours: a view costs more than the copy."""
+COMPACTED_BYTES_MAX = 16 * 1024 * 1024
+"""Decompressed size of a batch for a compacted topic: its records are looked at on the loop."""
+
+_SPECIAL = 0x30  # transactional or control
+_CODEC = 0x07
+_ZSTD = 4
+_NO_TIMESTAMP = -1
+_ADMIN_CLIENT = "__admin_client"
+
+
+class InvalidRecords(KafkaError):
+    """Single records are at fault: (index in the batch, message)."""
+
+    def __init__(self, code: ErrorCode, message: str, errors: list[tuple[int, str | None]]) -> None:
+        super().__init__(code, message)
+        self.errors = errors
+
+
+class Checked(NamedTuple):
+    """A partition of a request whose batch may be appended; `place` is its index in the request."""
+
+    place: int
+    log: Log
+    header: BatchHeader
+    start: int
+    stop: int
+
+
+def produce(
+    services: Services,
+    connection: Connection,
+    buf: bytearray,
+    pos: int,
+    end: int,
+    version: int,
+    correlation_id: int,
+    owned: bool,
+) -> None:
+    """Handle the request whose body is `buf[pos:end]`; ProtocolError if it is none."""
+    request = parse_produce(buf, pos, end, version)
+    Attempt(services, connection, buf, pos, end, version, correlation_id, owned).run(request, first=True)
+
+
+class Attempt:
+    """One request until it is appended or refused. Short-lived, but for a request that waits for space."""
+
+    __slots__ = (
+        "acks",
+        "buf",
+        "connection",
+        "correlation_id",
+        "end",
+        "owned",
+        "pos",
+        "results",
+        "services",
+        "started_us",
+        "version",
+    )
+
+    def __init__(
+        self,
+        services: Services,
+        connection: Connection,
+        buf: bytearray,
+        pos: int,
+        end: int,
+        version: int,
+        correlation_id: int,
+        owned: bool,
+    ) -> None:
+        self.services = services
+        self.connection = connection
+        self.buf = buf
+        self.pos = pos
+        self.end = end
+        self.version = version
+        self.correlation_id = correlation_id
+        self.owned = owned
+        self.acks = -1
+        self.results: list[ProduceResult | None] = []
+        self.started_us = connection.started_us
+
+    def run(self, request: ProduceRequest, *, first: bool) -> None:
+        """Check all, then append all, then answer or owe the answer."""
+        transactional_id, acks, timeout_ms, parts = request
+        self.acks = acks
+        services = self.services
+        now_ms = services.clock.now_ms()
+        results: list[ProduceResult | None] = [None] * len(parts)
+        self.results = results
+        checked: list[Checked] = []
+        size = 0
+        refused: KafkaError | None = None
+        if not -1 <= acks <= 1:
+            refused = KafkaError(ErrorCode.INVALID_REQUIRED_ACKS, f"acks {acks} is none of -1, 0 and 1")
+        elif transactional_id is not None:
+            refused = KafkaError(ErrorCode.INVALID_TXN_STATE, "transactions are not served")
+        find = services.logs.find
+        for index, part in enumerate(parts):
+            topic, partition, start, stop = part
+            try:
+                if refused is not None:
+                    raise refused
+                log = find.get((topic, partition))
+                if log is None or log.status is not LogStatus.OPEN:
+                    raise services.logs.refusal(topic, partition)
+                header = check_batch(self.buf, start, stop)
+                self._check_rules(log, header, stop - start, now_ms, start)
+            except (KafkaError, BatchError) as error:
+                results[index] = self._refusal(part, error)
+            else:
+                size += stop - start
+                checked.append(Checked(index, log, header, start, stop))
+        if checked:
+            logs = services.logs
+            if (first and len(logs.space)) or not logs.has_room(size, len(checked), internal=False):
+                self._wait(size, checked, timeout_ms)
+                return
+        self._append(parts, checked, now_ms)
+
+    def _check_rules(self, log: Log, header: BatchHeader, size: int, now_ms: int, start: int) -> None:
+        """What topic and version ask of the batch; KafkaError if it is not so."""
+        config = log.config
+        attributes = header[5]
+        if (
+            size <= config.max_message_bytes
+            and not attributes & _SPECIAL
+            and attributes & _CODEC != _ZSTD
+            and now_ms - config.timestamp_before_max_ms <= header[7]
+            and header[8] - now_ms <= config.timestamp_after_max_ms
+            and not config.compacted
+            and not log.internal
+        ):
+            return
+        if log.internal:
+            raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, f"Cannot append to internal topic {log.topic}")
+        if size > config.max_message_bytes:
+            raise KafkaError(
+                ErrorCode.MESSAGE_TOO_LARGE,
+                f"The record batch of {size} bytes is larger than max.message.bytes={config.max_message_bytes}",
+            )
+        if header.is_control:
+            raise KafkaError(ErrorCode.INVALID_RECORD, "Clients are not allowed to write control records")
+        if header.is_transactional:
+            raise KafkaError(ErrorCode.INVALID_TXN_STATE, "transactions are not served")
+        if header.codec == _ZSTD and self.version < 7:
+            raise KafkaError(
+                ErrorCode.UNSUPPORTED_COMPRESSION_TYPE,
+                "Produce requests with version below 7 are not allowed to use ZStandard compression",
+            )
+        if not config.log_append_time:
+            _check_timestamps(log, header, now_ms)
+        if config.compacted:
+            _check_keys(memoryview(self.buf)[start : start + size])
+
+    def _append(self, parts: list[ProducePart], checked: list[Checked], now_ms: int) -> None:
+        """Append what was checked; there is room. Nothing in here may fail but the producer's sequence."""
+        needed: dict[Validation, int] = {}
+        results = self.results
+        counters = self.services.counters
+        for item in checked:
+            index, log, header, start, stop = item
+            append_time = -1
+            if header.producer_id >= 0:
+                try:
+                    duplicate = log.producers.check(header, now_ms)
+                except KafkaError as error:
+                    results[index] = self._refusal(parts[index], error)
+                    continue
+                if duplicate is not None:
+                    counters.duplicates += 1
+                    if duplicate.sequence > log.validation.validated:
+                        needed[log.validation] = max(needed.get(log.validation, 0), duplicate.sequence)
+                    topic, partition, _, _ = parts[index]
+                    results[index] = ProduceResult(
+                        topic, partition, 0, duplicate.base_offset, duplicate.timestamp, log.start
+                    )
+                    continue
+            base = log.end
+            max_timestamp = header.max_timestamp
+            if log.config.log_append_time:
+                append_time = max_timestamp = now_ms
+                stamp_log_append_time(self.buf, start, stop - start, now_ms)
+            patch_offset_and_epoch(self.buf, start, base, log.epoch)
+            batch: Buffer
+            if self.owned and stop - start > COPY_BYTES_MAX:
+                batch = memoryview(self.buf)[start:stop]
+            else:
+                batch = bytes(memoryview(self.buf)[start:stop])
+            needed[log.validation] = log.append(header, batch, max_timestamp, now_ms)
+            counters.batches_in += 1
+            counters.produce_bytes += stop - start
+            if len(parts) == 1:
+                self._answer_one(log, parts[0], base, append_time, needed)
+                return
+            topic, partition, _, _ = parts[index]
+            results[index] = ProduceResult(topic, partition, 0, base, append_time, log.start)
+        self._answer(needed)
+
+    def _answer_one(
+        self, log: Log, part: ProducePart, base: int, append_time: int, needed: dict[Validation, int]
+    ) -> None:
+        """The usual request: one partition, appended."""
+        if not self.acks:
+            return
+        encode = log.answers.get(self.version)
+        if encode is None:
+            encode = log.answers[self.version] = success_encoder(self.version, part[0], part[1])
+        payload = encode(self.correlation_id, base, append_time, log.start, 0)
+        self._owe(payload, needed)
+
+    def _answer(self, needed: dict[Validation, int]) -> None:
+        results = [result for result in self.results if result is not None]
+        assert len(results) == len(self.results)
+        if not self.acks:
+            if any(result.error_code for result in results):
+                # The only way to tell a producer that expects no answer: it looks for the leader again.
+                self.connection.close()
+            return
+        leaders = [result.current_leader[0] for result in results if result.current_leader is not None]
+        endpoints = endpoints_of(self.services, self.connection.listener, leaders) if leaders else ()
+        self._owe(encode_produce_response(self.version, self.correlation_id, results, endpoints=endpoints), needed)
+
+    def _owe(self, payload: bytes, needed: dict[Validation, int]) -> None:
+        latency = self.services.counters.produce_latency
+        connection = self.connection
+        if not needed:
+            connection.answer(payload, latency)
+            return
+        reply = connection.owe(len(needed), latency, payload)
+        for validation, sequence in needed.items():
+            validation.when_reply(sequence, reply)
+
+    def _refusal(self, part: ProducePart, error: KafkaError | BatchError) -> ProduceResult:
+        self.services.counters.error(error.code)
+        leader = None
+        if isinstance(error, LeaderHint) and error.leader_id >= 0:
+            leader = (error.leader_id, error.leader_epoch)
+        errors = error.errors if isinstance(error, InvalidRecords) else ()
+        message = error.message if isinstance(error, KafkaError) else str(error)
+        return ProduceResult(
+            part[0],
+            part[1],
+            error.code,
+            record_errors=errors,
+            error_message=message or None,
+            current_leader=leader,
+        )
+
+    # Waiting for space
+
+    def _wait(self, size: int, checked: list[Checked], timeout_ms: int) -> None:
+        """The WAL or the memory for tails is full: the request waits and its connection takes no further ones."""
+        if not self.owned:
+            self.buf = bytearray(memoryview(self.buf)[self.pos : self.end])
+            self.end -= self.pos
+            self.pos = 0
+            self.owned = True
+        connection = self.connection
+        connection.hold(HOLD_FULL)
+        connection.hub.budget.take(len(self.buf))
+        self.services.logs.space.wait(size, len(checked), timeout_ms / 1000, self._retry, self._expire)
+
+    def _retry(self) -> None:
+        self._resume(expired=False)
+
+    def _expire(self) -> None:
+        self._resume(expired=True)
+
+    def _resume(self, *, expired: bool) -> None:
+        connection = self.connection
+        connection.hub.budget.give(len(self.buf))
+        if connection.closed:
+            return
+        request = parse_produce(self.buf, self.pos, self.end, self.version)
+        connection.started_us = self.started_us
+        try:
+            if expired:
+                full = KafkaError(ErrorCode.NOT_ENOUGH_REPLICAS, "the write-ahead log is full; try again")
+                self.results = [
+                    self._refusal(part, full) if result is None else result
+                    for part, result in zip(request.parts, self.results)
+                ]
+                self._answer({})
+            else:
+                self.run(request, first=False)
+        except Exception:
+            connection.broken()
+            return
+        connection.release(HOLD_FULL)
+
+
+def _check_timestamps(log: Log, header: BatchHeader, now_ms: int) -> None:
+    config = log.config
+    for timestamp in (header.base_timestamp, header.max_timestamp):
+        if timestamp == _NO_TIMESTAMP:
+            continue
+        oldest, newest = now_ms - config.timestamp_before_max_ms, now_ms + config.timestamp_after_max_ms
+        if not oldest <= timestamp <= newest:
+            message = f"Timestamp {timestamp} is out of range: it must lie between {oldest} and {newest}"
+            raise InvalidRecords(ErrorCode.INVALID_TIMESTAMP, message, [(0, message)])
+
+
+def _check_keys(batch: memoryview) -> None:
+    """Every record of a compacted topic has a key: without one it could never be compacted away."""
+    try:
+        errors: list[tuple[int, str | None]] = [
+            (index, "Compacted topic cannot accept message without key")
+            for index, record in enumerate(records(batch, max_size=COMPACTED_BYTES_MAX))
+            if record.key is None
+        ]
+    except ProtocolError as error:
+        raise KafkaError(ErrorCode.INVALID_RECORD, f"The records cannot be read: {error}") from None
+    if errors:
+        raise InvalidRecords(
+            ErrorCode.INVALID_RECORD, "One or more records have been rejected: they have no key", errors
+        )
+
+
+_unpack_head = Struct(">hii").unpack_from
+_unpack_size = Struct(">h").unpack_from
+_unpack_count = Struct(">i").unpack_from
+_unpack_partition = Struct(">ii").unpack_from
+_pack_count = Struct(">i").pack
+_OLD_PARTITION = {0: Struct(">ihq"), 1: Struct(">ihq"), 2: Struct(">ihqq")}
+_OLD_PARTITIONS_MAX = 10_000
+
+
+def refuse_old(
+    services: Services, connection: Connection, frame: bytes, pos: int, version: int, correlation_id: int
+) -> None:
+    """Produce v0 to v2: every partition answers UNSUPPORTED_VERSION in that version's shape."""
+    try:
+        acks, _, topics = _unpack_head(frame, pos)
+        pos += 10
+        out = [_pack_count(topics)]
+        left = _OLD_PARTITIONS_MAX
+        for _ in range(topics):
+            (size,) = _unpack_size(frame, pos)
+            (count,) = _unpack_count(frame, pos + 2 + size)
+            out.append(frame[pos : pos + 6 + size])
+            pos += 6 + size
+            for _ in range(count):
+                partition, size = _unpack_partition(frame, pos)
+                pos += 8 + max(size, 0)
+                values = (partition, ErrorCode.UNSUPPORTED_VERSION, -1, -1)
+                out.append(_OLD_PARTITION[version].pack(*values[: 3 if version < 2 else 4]))
+                left -= 1
+                if size < -1 or pos > len(frame) or not left:
+                    raise ProtocolError("Produce request is cut off")
+    except Exception as error:
+        raise ProtocolError(f"Produce version {version} cannot be read: {error}") from None
+    services.counters.error(ErrorCode.UNSUPPORTED_VERSION)
+    if not acks:
+        connection.close()
+        return
+    if version >= 1:
+        out.append(_pack_count(0))
+    connection.answer(
+        response_frame(ApiKey.PRODUCE, version, correlation_id, b"".join(out)), services.counters.produce_latency
+    )
