@@ -318,10 +318,12 @@ class _DecoderSource(_CodecSource):
         elif item.struct is None:
             self.variable(item, target)
         elif self.version in item.nullable:
+            # Kafka writes -1 or 1 before a struct that may be null, but 0 or 1 before a tagged one.
+            tagged = self.version in item.tagged
             present = self.new("n")
-            self.run.append(("b", present))
+            self.run.append(("B" if tagged else "b", present))
             self.flush()
-            with self.block(f"if {present} < 0:"):
+            with self.block(f"if {present} < {1 if tagged else 0}:"):
                 self.line(f"{target} = None")
             with self.block("else:"):
                 self.line(f"{target} = {self.struct(item.struct, self.structs[item.type])}")
@@ -506,7 +508,8 @@ class _EncoderSource(_CodecSource):
                 return
             self.flush(write)
             with self.block(f"if {inner} is None:"):
-                self.line(f"{write}(b'\\xff')")
+                null = b"\0" if self.version in item.tagged else b"\xff"
+                self.line(f"{write}({null!r})")
             with self.block("else:"):
                 self.run.append(("b", "1"))
                 self.struct(item.struct, inner, write)
