@@ -18,8 +18,19 @@ from protocol import Buffer
 from protocol.apis import APIS
 from protocol.errors import ProtocolError
 from protocol.schema import FIXED, Field, Message, Struct, fields_in, tagged_in
-
-_STRING_MAX = 32767
+from protocol.schema.runtime import (
+    STRING_MAX,
+    absent_field,
+    bad_uuid,
+    cut_off,
+    finish_varint,
+    not_null,
+    read_varint,
+    skip_tags,
+    too_long,
+    varint,
+)
+from protocol.schema.source import Source
 
 
 class Data:
@@ -131,7 +142,7 @@ def _build_class(struct: Struct, base: type, outer: str, body: dict[str, Any] | 
 
 def _add_constructor(cls: type[Any], struct: Struct, structs: dict[str, type[Any]]) -> None:
     """Gives `cls` its `__init__`: keywords only, defaults as in Kafka, every list and struct a fresh one."""
-    source = _Source()
+    source = Source()
     parameters = []
     with source.block("def __init__(self{}):"):
         for item in struct.fields:
@@ -168,78 +179,7 @@ def _compile_encoder(cls: type[ApiMessage], version: int) -> Callable[[Any], lis
     return cls._encoders.setdefault(version, encoder)
 
 
-class _Block:
-    """`with source.block("if x:")`: the lines inside are indented."""
-
-    def __init__(self, source: "_Source") -> None:
-        self._source = source
-
-    def __enter__(self) -> None:
-        self._source.depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._source.depth -= 1
-
-
-class _Source:
-    """Python source under construction, and the names it uses."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.names: dict[str, Any] = {}
-        self.depth = 0
-        self._count = 0
-
-    def line(self, text: str) -> None:
-        self.lines.append(" " * self.depth + text)
-
-    def block(self, text: str) -> _Block:
-        self.line(text)
-        return _Block(self)
-
-    def new(self, prefix: str) -> str:
-        """A variable that nobody else has."""
-        self._count += 1
-        return f"{prefix}{self._count}"
-
-    def packer(self, letters: str, method: str) -> str:
-        """The name of a bound method of `struct.Struct(letters)`."""
-        name = f"{method}_{letters.replace('?', 'Z')}"
-        self.names.setdefault(name, getattr(Packer(">" + letters), method))
-        return name
-
-    def repeated(self, letter: str, method: str) -> str:
-        """The name of a mapping: count -> bound method of a `struct.Struct` of so many."""
-        name = f"{method}_many_{letter}"
-        self.names.setdefault(name, _Repeated(letter, method))
-        return name
-
-    def default(self, item: Field, structs: dict[str, type[Any]]) -> str:
-        """An expression for the value of a field that is not there."""
-        if item.struct is not None and not item.array and item.default is not None:
-            self.names[f"C_{item.type}"] = structs[item.type]
-            return f"C_{item.type}()"
-        return repr(item.default)
-
-    def compile(self, title: str, function: str) -> Any:
-        exec(compile("\n".join(self.lines), f"<{title}>", "exec"), self.names)
-        return self.names[function]
-
-
-class _Repeated(dict[int, Any]):
-    """Makes the methods that `_Source.repeated` promises; keeps those of small counts."""
-
-    def __init__(self, letter: str, method: str) -> None:
-        self._letter, self._method = letter, method
-
-    def __missing__(self, count: int) -> Any:
-        made = getattr(Packer(f">{count}{self._letter}"), self._method)
-        if count <= 64:
-            self[count] = made
-        return made
-
-
-class _CodecSource(_Source):
+class _CodecSource(Source):
     def __init__(self, cls: type[ApiMessage], version: int) -> None:
         super().__init__()
         self.message = cls.schema
@@ -272,8 +212,8 @@ class _DecoderSource(_CodecSource):
 
     def write(self) -> Any:
         self.names.update(
-            new=object.__new__, read_varint=_read_varint, finish_varint=_finish_varint,
-            skip_tags=_skip_tags, cut_off=_cut_off, not_null=_not_null, ProtocolError=ProtocolError,
+            new=object.__new__, read_varint=read_varint, finish_varint=finish_varint,
+            skip_tags=skip_tags, cut_off=cut_off, not_null=not_null, ProtocolError=ProtocolError,
         )  # fmt: skip
         with self.block("def decode(data, end):"):
             self.line("pos = 0")
@@ -356,7 +296,7 @@ class _DecoderSource(_CodecSource):
         stop = self.new("e")
         with self.block("else:"):
             self.line(f"{stop} = pos + {count}")
-            too_long = f" or {count} > {_STRING_MAX}" if item.type == "string" and self.compact(item) else ""
+            too_long = f" or {count} > {STRING_MAX}" if item.type == "string" and self.compact(item) else ""
             with self.block(f"if {stop} > end{too_long}:"):
                 self.line(f"raise cut_off({item.name!r}, {count}, end - pos)")
             self.line(f"{target} = {self.slice(item.type, stop)}")
@@ -433,11 +373,11 @@ class _EncoderSource(_CodecSource):
 
     def write(self) -> Any:
         self.names.update(
-            varint=_varint,
-            absent_field=_absent_field,
-            not_null=_not_null,
-            too_long=_too_long,
-            bad_uuid=_bad_uuid,
+            varint=varint,
+            absent_field=absent_field,
+            not_null=not_null,
+            too_long=too_long,
+            bad_uuid=bad_uuid,
         )
         with self.block("def encode(o):"):
             self.line("parts = []")
@@ -539,7 +479,7 @@ class _EncoderSource(_CodecSource):
                 self.line(f"{data} = {data}.encode()")
             self.line(f"{count} = len({data})")
             if item.type == "string":
-                with self.block(f"if {count} > {_STRING_MAX}:"):
+                with self.block(f"if {count} > {STRING_MAX}:"):
                     self.line(f"raise too_long({item.name!r}, {count})")
         self.length(item, "h" if item.type == "string" else "i", value, count)
         self.flush(write)
@@ -596,75 +536,3 @@ class _EncoderSource(_CodecSource):
 def _element(item: Field) -> Field:
     """The field as one element of its array: not null, no array."""
     return Field(item.name, item.type, False, item.versions, range(0), None, None, range(0), False, item.rigid)
-
-
-# What the generated functions call. The raising ones return the exception, so that the `raise` stands in the source.
-
-
-def _finish_varint(data: Buffer, pos: int, first: int) -> tuple[int, int]:
-    """The rest of a varint whose first byte is above 127. IndexError if it is cut off."""
-    value, shift = first & 0x7F, 7
-    while True:
-        byte = data[pos]
-        pos += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 128:
-            if value > 0xFFFFFFFF:
-                raise ProtocolError("varint is longer than 32 bits")
-            return value, pos
-        shift += 7
-        if shift > 28:
-            raise ProtocolError("varint is longer than five bytes")
-
-
-def _read_varint(data: Buffer, pos: int) -> tuple[int, int]:
-    first = data[pos]
-    return (first, pos + 1) if first < 128 else _finish_varint(data, pos + 1, first)
-
-
-def _skip_tags(data: Buffer, pos: int, end: int, count: int) -> int:
-    if count > 127:
-        count, pos = _finish_varint(data, pos, count)
-    for _ in range(count):
-        _, pos = _read_varint(data, pos)
-        size, pos = _read_varint(data, pos)
-        if size > end - pos:
-            raise _cut_off("tagged field", size, end - pos)
-        pos += size
-    return pos
-
-
-def _make_varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-_SMALL = tuple(_make_varint(value) for value in range(1024))
-
-
-def _varint(value: int) -> bytes:
-    return _SMALL[value] if value < 1024 else _make_varint(value)
-
-
-def _cut_off(name: str, count: int, left: int) -> ProtocolError:
-    return ProtocolError(f"{name} says {count}, {left} bytes are left")
-
-
-def _not_null(name: str) -> ProtocolError:
-    return ProtocolError(f"{name} is null")
-
-
-def _absent_field(name: str) -> ProtocolError:
-    return ProtocolError(f"{name} is set, the version has no such field")
-
-
-def _too_long(name: str, count: int) -> ProtocolError:
-    return ProtocolError(f"{name} has {count} bytes, a string has at most {_STRING_MAX}")
-
-
-def _bad_uuid(name: str) -> ProtocolError:
-    return ProtocolError(f"{name} is not 16 bytes")

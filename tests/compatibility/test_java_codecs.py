@@ -1,4 +1,4 @@
-"""Our codecs against Kafka's own classes: every version of every message, the same bytes and the same fields both ways."""
+"""Our codecs against Kafka's own classes: every version of every message, the same bytes and fields both ways."""
 
 import base64
 import json
@@ -49,7 +49,7 @@ def ask(classpath: str, questions: list[tuple[type[ApiMessage], int, int, bytes]
         command, input="\n".join(lines), capture_output=True, encoding="utf-8", timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    answers = [line.split(" ", 1) for line in done.stdout.splitlines()]
+    answers = [line.split(" ", 1) for line in done.stdout.rstrip("\n").split("\n")]
     assert len(answers) == len(questions)
     return answers
 
