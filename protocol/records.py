@@ -58,7 +58,8 @@ TRANSACTIONAL = 0x10
 CONTROL = 0x20
 DELETE_HORIZON = 0x40
 _CODEC = 0x07
-_UNUSED = ~0x7F
+_CODEC_MAX = int(Codec.ZSTD)
+_NOT_FROM_PRODUCERS = ~(TRANSACTIONAL | CONTROL | _CODEC)
 
 _LENGTH_POSITION = 8
 _EPOCH_POSITION = 12
@@ -66,6 +67,7 @@ _CRC_POSITION = 17
 _ATTRIBUTES_POSITION = 21
 _MAX_TIMESTAMP_POSITION = 35
 _LOG_OVERHEAD = 12  # base offset and length, which the length does not count
+_RECORD_SIZE_MIN = 6  # attributes, timestamp, offset, key length, value length, header count: a byte each
 
 _HEADER = Struct(">qiibIhiqqqhii")
 _unpack_header = _HEADER.unpack_from
@@ -180,29 +182,27 @@ def check_batch(buf: Buffer, pos: int, end: int) -> BatchHeader:
     """
     if not 0 <= pos <= end - HEADER_SIZE or end > len(buf):
         raise BatchError(ErrorCode.INVALID_RECORD, f"no record batch in {end - pos} bytes")
-    header = _tuple(BatchHeader, _unpack_header(buf, pos))
-    if header[3] != MAGIC:
+    # Judged as a plain tuple: looking into a named one costs several times as much.
+    fields = _unpack_header(buf, pos)
+    _, length, _, magic, crc, attributes, last_delta, _, _, producer_id, _, sequence, count = fields
+    if magic != MAGIC:
+        raise BatchError(ErrorCode.INVALID_RECORD, f"record format {magic}, only record batches of magic 2 are kept")
+    if length != end - pos - _LOG_OVERHEAD:
+        raise _wrong_length(length + _LOG_OVERHEAD, end - pos)
+    if count <= 0 or count != last_delta + 1:
         raise BatchError(
-            ErrorCode.INVALID_RECORD, f"record format {header[3]}, only record batches of magic 2 are kept"
+            ErrorCode.INVALID_RECORD, f"record count {count} does not fit the last offset delta {last_delta}"
         )
-    if header[1] != end - pos - _LOG_OVERHEAD:
-        raise _wrong_length(header.size, end - pos)
-    count = header[12]
-    if count <= 0 or count != header[6] + 1:
-        raise BatchError(
-            ErrorCode.INVALID_RECORD, f"record count {count} does not fit the last offset delta {header[6]}"
-        )
-    if crc32c(memoryview(buf)[pos + _ATTRIBUTES_POSITION : end]) != header[4]:
+    if crc32c(memoryview(buf)[pos + _ATTRIBUTES_POSITION : end]) != crc:
         raise BatchError(ErrorCode.CORRUPT_MESSAGE, "CRC-32C of the record batch does not match")
-    attributes = header[5]
     # The usual batch has a codec, perhaps a transaction, nothing else.
-    if attributes & ~(TRANSACTIONAL | CONTROL | _CODEC) or attributes & _CODEC > Codec.ZSTD:
+    if attributes & _NOT_FROM_PRODUCERS or attributes & _CODEC > _CODEC_MAX:
         raise _wrong_attributes(attributes)
-    if header[11] < 0 <= header[9] and not attributes & CONTROL:
+    if sequence < 0 <= producer_id and not attributes & CONTROL:
         raise BatchError(
-            ErrorCode.INVALID_RECORD, f"producer id {header[9]} needs a sequence, the batch has {header[11]}"
+            ErrorCode.INVALID_RECORD, f"producer id {producer_id} needs a sequence, the batch has {sequence}"
         )
-    return header
+    return _tuple(BatchHeader, fields)
 
 
 def _wrong_length(size: int, room: int) -> BatchError:
@@ -295,21 +295,46 @@ def records(batch: Buffer, *, max_size: int) -> Iterator[Record]:
     iteration gets there.
     """
     header, data = _open(batch, max_size)
-    base_offset, base_timestamp = header.base_offset, header.base_timestamp
+    base_offset, base_timestamp, last_delta = header.base_offset, header.base_timestamp, header.last_offset_delta
     append_time = header.max_timestamp if header.log_append_time else None
     pos, end = 0, len(data)
-    for _ in range(header.record_count):
-        stop, pos = _record_end(data, pos, end)
-        timestamp_delta, pos = _varint(data, pos + 1, stop)  # after the attributes, which are unused
-        offset_delta, pos = _varint(data, pos, stop)
-        _check_offset_delta(offset_delta, header)
-        key, pos = _sized(data, pos, stop)
-        value, pos = _sized(data, pos, stop)
-        # No headers is the rule: a single zero byte.
-        headers = () if pos == stop - 1 and not data[pos] else _headers(data, pos, stop)
-        pos = stop
-        timestamp = base_timestamp + timestamp_delta if append_time is None else append_time
-        yield Record(base_offset + offset_delta, timestamp, key, value, headers)
+    # Most varints are one byte and read here. Positions only grow, so fields that overrun their record show at its end.
+    try:
+        for _ in range(header.record_count):
+            size, pos = _varint(data, pos)
+            stop = pos + size
+            if size < _RECORD_SIZE_MIN or stop > end:
+                raise _wrong_size("record", size, end - pos)
+            pos += 1  # attributes, unused
+            byte = data[pos]
+            if byte < 0x80:
+                timestamp_delta = (byte >> 1) ^ -(byte & 1)
+                pos += 1
+            else:
+                timestamp_delta, pos = _varint(data, pos)
+            offset_delta, pos = _varint(data, pos)
+            if not 0 <= offset_delta <= last_delta:
+                raise _wrong_offset_delta(offset_delta, header)
+            key = value = None
+            if data[pos] == 1:
+                pos += 1
+            else:
+                key, pos = _sized(data, pos, stop)
+            if data[pos] == 1:
+                pos += 1
+            else:
+                value, pos = _sized(data, pos, stop)
+            headers: tuple[tuple[str, bytes | None], ...] = ()
+            if data[pos]:
+                headers, pos = _headers(data, pos, stop)
+            else:
+                pos += 1
+            if pos != stop:
+                raise ProtocolError(f"record ends at byte {pos}, its length says {stop}")
+            timestamp = base_timestamp + timestamp_delta if append_time is None else append_time
+            yield _tuple(Record, (base_offset + offset_delta, timestamp, key, value, headers))
+    except IndexError:
+        raise ProtocolError("record is cut off") from None
     _check_all_read(pos, end)
 
 
@@ -338,14 +363,23 @@ def _offsets_and_timestamps(batch: Buffer, max_size: int) -> Iterator[tuple[int,
     header, data = _open(batch, max_size)
     append_time = header.max_timestamp if header.log_append_time else None
     pos, end = 0, len(data)
-    for _ in range(header.record_count):
-        stop, pos = _record_end(data, pos, end)
-        timestamp_delta, pos = _varint(data, pos + 1, stop)
-        offset_delta, pos = _varint(data, pos, stop)
-        _check_offset_delta(offset_delta, header)
-        pos = stop
-        timestamp = header.base_timestamp + timestamp_delta if append_time is None else append_time
-        yield header.base_offset + offset_delta, timestamp
+    try:
+        for _ in range(header.record_count):
+            size, pos = _varint(data, pos)
+            stop = pos + size
+            if size < _RECORD_SIZE_MIN or stop > end:
+                raise _wrong_size("record", size, end - pos)
+            timestamp_delta, pos = _varint(data, pos + 1)  # after the attributes
+            offset_delta, pos = _varint(data, pos)
+            if not 0 <= offset_delta <= header.last_offset_delta:
+                raise _wrong_offset_delta(offset_delta, header)
+            if pos > stop:
+                raise _wrong_size("record", size, end - stop + size)
+            pos = stop
+            timestamp = header.base_timestamp + timestamp_delta if append_time is None else append_time
+            yield header.base_offset + offset_delta, timestamp
+    except IndexError:
+        raise ProtocolError("record is cut off") from None
     _check_all_read(pos, end)
 
 
@@ -361,9 +395,12 @@ def _open(batch: Buffer, max_size: int) -> tuple[BatchHeader, bytes]:
     return header, bytes(decompress(header.codec, memoryview(batch)[HEADER_SIZE:], max_size))
 
 
-def _check_offset_delta(offset_delta: int, header: BatchHeader) -> None:
-    if not 0 <= offset_delta <= header.last_offset_delta:
-        raise ProtocolError(f"record at offset delta {offset_delta} in a batch of {header.last_offset_delta + 1}")
+def _wrong_size(what: str, size: int, left: int) -> ProtocolError:
+    return ProtocolError(f"{what} of {size} bytes, {left} are left")
+
+
+def _wrong_offset_delta(offset_delta: int, header: BatchHeader) -> ProtocolError:
+    return ProtocolError(f"record at offset delta {offset_delta} in a batch up to {header.last_offset_delta}")
 
 
 def _check_all_read(pos: int, end: int) -> None:
@@ -371,31 +408,19 @@ def _check_all_read(pos: int, end: int) -> None:
         raise ProtocolError(f"{end - pos} bytes follow the last record")
 
 
-def _record_end(data: bytes, pos: int, end: int) -> tuple[int, int]:
-    """Where the record at `pos` ends, and the position after its length."""
-    size, pos = _varint(data, pos, end)
-    # attributes, timestamp, offset, key and value length, header count: a byte each at least
-    if not 6 <= size <= end - pos:
-        raise ProtocolError(f"record of {size} bytes, {end - pos} are left")
-    return pos + size, pos
-
-
 def _sized(data: bytes, pos: int, end: int) -> tuple[bytes | None, int]:
-    """A length, -1 for null, and as many bytes."""
-    size, pos = _varint(data, pos, end)
-    if size < 0:
-        if size != -1:
-            raise ProtocolError(f"field of {size} bytes in a record")
-        return None, pos
+    """A length, -1 for null, and as many bytes, which end at `end` at the latest."""
+    size, pos = _varint(data, pos)
     stop = pos + size
-    if stop > end:
-        raise ProtocolError(f"field of {size} bytes in a record, {end - pos} are left")
+    if size < 0 or stop > end:
+        if size == -1:
+            return None, pos
+        raise _wrong_size("field of a record", size, end - pos)
     return data[pos:stop], stop
 
 
-def _headers(data: bytes, pos: int, end: int) -> tuple[tuple[str, bytes | None], ...]:
-    """The headers of a record, which end where the record does."""
-    count, pos = _varint(data, pos, end)
+def _headers(data: bytes, pos: int, end: int) -> tuple[tuple[tuple[str, bytes | None], ...], int]:
+    count, pos = _varint(data, pos)
     if not 0 <= count <= (end - pos) // 2:
         raise ProtocolError(f"{count} headers in {end - pos} bytes")
     headers = []
@@ -408,31 +433,27 @@ def _headers(data: bytes, pos: int, end: int) -> tuple[tuple[str, bytes | None],
             headers.append((name.decode(), value))
         except UnicodeDecodeError:
             raise ProtocolError("header name is not UTF-8") from None
-    if pos != end:
-        raise ProtocolError(f"{end - pos} bytes follow the headers of a record")
-    return tuple(headers)
+    return tuple(headers), pos
 
 
-def _varint(data: bytes, pos: int, end: int) -> tuple[int, int]:
-    """A zigzag varint of at most 64 bits and the position after it."""
-    if pos >= end:
-        raise ProtocolError("varint is cut off")
+def _varint(data: bytes, pos: int) -> tuple[int, int]:
+    """A zigzag varint of at most 64 bits and the position after it. IndexError: the data ends in it."""
     byte = data[pos]
     if byte < 0x80:
         return (byte >> 1) ^ -(byte & 1), pos + 1
     value = byte & 0x7F
-    shift = 7
-    while shift < 70:
+    byte = data[pos + 1]
+    if byte < 0x80:
+        value |= byte << 7
+        return (value >> 1) ^ -(value & 1), pos + 2
+    for shift in range(7, 70, 7):
         pos += 1
-        if pos >= end:
-            raise ProtocolError("varint is cut off")
         byte = data[pos]
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             if value >> 64:
                 break
             return (value >> 1) ^ -(value & 1), pos + 1
-        shift += 7
     raise ProtocolError("varint is longer than 64 bits")
 
 

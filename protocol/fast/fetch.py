@@ -83,7 +83,7 @@ class FetchResult(NamedTuple):
 
 def parse_fetch(buf: Buffer, pos: int, end: int, version: int) -> FetchRequest:
     """The request whose body is `buf[pos:end]`. ProtocolError: any other bytes."""
-    if version not in VERSIONS:
+    if not 4 <= version <= 18:
         raise refuse_version("Fetch", version)
     if not 0 <= pos <= end <= len(buf):
         raise ProtocolError(f"no Fetch request at {pos} to {end} of {len(buf)} bytes")
@@ -97,10 +97,13 @@ def parse_fetch(buf: Buffer, pos: int, end: int, version: int) -> FetchRequest:
         raise ProtocolError(f"Fetch v{version} has a string that is not UTF-8") from None
 
 
-# replica id (before v15), max wait, min bytes, max bytes, isolation level; from v7 on session id and epoch
+# replica id (before v15), max wait, min bytes, max bytes, isolation level; from v7 on session id and epoch;
+# from v12 on the first byte of the count of topics
 _unpack_head_v4 = Struct(">iiiib").unpack_from
 _unpack_head_v7 = Struct(">iiiibii").unpack_from
-_unpack_head_v15 = Struct(">iiibii").unpack_from
+_unpack_head_v12 = Struct(">iiiibiiB").unpack_from
+_unpack_head_v15 = Struct(">iiibiiB").unpack_from
+_unpack_id_count = Struct(">16sB").unpack_from
 # partition, current leader epoch (v9), fetch offset, last fetched epoch (v12), log start offset (v5), max bytes
 _unpack_part_v4 = Struct(">iqi").unpack_from
 _unpack_part_v5 = Struct(">iqqi").unpack_from
@@ -112,26 +115,32 @@ _unpack_replica_state = Struct(">iq").unpack_from
 def _parse_flexible(buf: Buffer, pos: int, end: int, version: int) -> FetchRequest:
     if version >= 15:
         replica_id = -1
-        max_wait_ms, min_bytes, max_bytes, isolation_level, session_id, session_epoch = _unpack_head_v15(buf, pos)
-        pos += 21
-    else:
-        replica_id, max_wait_ms, min_bytes, max_bytes, isolation_level, session_id, session_epoch = _unpack_head_v7(
+        max_wait_ms, min_bytes, max_bytes, isolation_level, session_id, session_epoch, topics = _unpack_head_v15(
             buf, pos
         )
-        pos += 25
+        pos += 22
+    else:
+        (
+            replica_id,
+            max_wait_ms,
+            min_bytes,
+            max_bytes,
+            isolation_level,
+            session_id,
+            session_epoch,
+            topics,
+        ) = _unpack_head_v12(buf, pos)
+        pos += 26
+    if topics > 127:
+        topics, pos = read_uvarint(buf, pos - 1, end)
+    if not topics:
+        raise is_null("topics")
+    if topics > end - pos:
+        raise cut_off("topics", topics - 1, end - pos)
     by_id = version >= _IDS_FROM
-    topic: Topic | None
     parts: list[FetchPart] = []
-    topics, pos = parse_compact_count(buf, pos, end, "topics", 3)
-    for _ in range(topics):
-        if by_id:
-            topic = bytes(buf[pos : pos + 16])
-            pos += 16
-        else:
-            topic, pos = parse_compact_string(buf, pos, end, "topic")
-            if topic is None:
-                raise is_null("topic")
-        count, pos = parse_compact_count(buf, pos, end, "partitions", 33)
+    for _ in range(topics - 1):
+        topic, count, pos = _parse_topic_flexible(buf, pos, end, by_id, 33)
         for _ in range(count):
             partition, epoch, offset, last_epoch, start_offset, part_bytes, tags = _unpack_part_v12(buf, pos)
             parts.append((topic, partition, offset, part_bytes, epoch, last_epoch, start_offset))
@@ -139,15 +148,17 @@ def _parse_flexible(buf: Buffer, pos: int, end: int, version: int) -> FetchReque
             if tags:
                 pos = _part_tags(buf, pos - 1, end, version)
         pos = skip_tagged_fields(buf, pos, end) if buf[pos] else pos + 1
-    forgotten, pos = _parse_forgotten_flexible(buf, pos, end, by_id)
-    rack_id, pos = parse_compact_string(buf, pos, end, "rack_id")
-    if rack_id is None:
-        raise is_null("rack_id")
+    forgotten: list[tuple[Topic, int]] = []
+    rack_id: str | None = ""
     replica_epoch, cluster_id = -1, None
-    if buf[pos]:
-        replica_id, replica_epoch, cluster_id, pos = _tags(buf, pos, end, version, replica_id)
+    if buf[pos] == 1 == buf[pos + 1] and not buf[pos + 2]:
+        pos += 3  # nothing forgotten, no rack, no tagged fields: the usual end
     else:
-        pos += 1
+        forgotten, pos = _parse_forgotten_flexible(buf, pos, end, by_id)
+        rack_id, pos = parse_compact_string(buf, pos, end, "rack_id")
+        if rack_id is None:
+            raise is_null("rack_id")
+        replica_id, replica_epoch, cluster_id, pos = _tags(buf, pos, end, version, replica_id)
     _check_end(pos, end)
     return _tuple(
         FetchRequest,
@@ -168,19 +179,33 @@ def _parse_flexible(buf: Buffer, pos: int, end: int, version: int) -> FetchReque
     )
 
 
+def _parse_topic_flexible(buf: Buffer, pos: int, end: int, by_id: bool, least: int) -> tuple[Topic, int, int]:
+    """Name or id of a topic, the count of its partitions, which have `least` bytes each, and the position after it."""
+    topic: Topic | None
+    if by_id:
+        topic, count = _unpack_id_count(buf, pos)
+        pos += 17
+    else:
+        topic, pos = parse_compact_string(buf, pos, end, "topic")
+        count = buf[pos]
+        pos += 1
+    if topic is None:
+        raise is_null("topic")
+    if count > 127:
+        count, pos = read_uvarint(buf, pos - 1, end)
+    if not count:
+        raise is_null("partitions")
+    count -= 1
+    if count * least > end - pos:
+        raise cut_off("partitions", count, end - pos)
+    return topic, count, pos
+
+
 def _parse_forgotten_flexible(buf: Buffer, pos: int, end: int, by_id: bool) -> tuple[list[tuple[Topic, int]], int]:
     topics, pos = parse_compact_count(buf, pos, end, "forgotten_topics_data", 3)
     forgotten: list[tuple[Topic, int]] = []
     for _ in range(topics):
-        topic: Topic | None
-        if by_id:
-            topic = bytes(buf[pos : pos + 16])
-            pos += 16
-        else:
-            topic, pos = parse_compact_string(buf, pos, end, "topic")
-            if topic is None:
-                raise is_null("topic")
-        count, pos = parse_compact_count(buf, pos, end, "partitions", 4)
+        topic, count, pos = _parse_topic_flexible(buf, pos, end, by_id, 4)
         for _ in range(count):
             forgotten.append((topic, _INT32.unpack_from(buf, pos)[0]))
             pos += 4
@@ -239,10 +264,7 @@ def _parse_plain(buf: Buffer, pos: int, end: int, version: int) -> FetchRequest:
     parts: list[FetchPart] = []
     topics, pos = _plain_count(buf, pos, end, "topics", 6)
     for _ in range(topics):
-        topic, pos = parse_string(buf, pos, end, "topic")
-        if topic is None:
-            raise is_null("topic")
-        count, pos = _plain_count(buf, pos, end, "partitions", least)
+        topic, count, pos = _parse_topic_plain(buf, pos, end, least)
         epoch, start_offset = -1, -1
         for _ in range(count):
             if version >= 9:
@@ -257,33 +279,42 @@ def _parse_plain(buf: Buffer, pos: int, end: int, version: int) -> FetchRequest:
     if version >= 7:
         topics, pos = _plain_count(buf, pos, end, "forgotten_topics_data", 6)
         for _ in range(topics):
-            topic, pos = parse_string(buf, pos, end, "topic")
-            if topic is None:
-                raise is_null("topic")
-            count, pos = _plain_count(buf, pos, end, "partitions", 4)
+            topic, count, pos = _parse_topic_plain(buf, pos, end, 4)
             for _ in range(count):
                 forgotten.append((topic, _INT32.unpack_from(buf, pos)[0]))
                 pos += 4
-    rack_id: str | None = None
+    rack_id: str | None = ""
     if version >= 11:
         rack_id, pos = parse_string(buf, pos, end, "rack_id")
         if rack_id is None:
             raise is_null("rack_id")
     _check_end(pos, end)
-    return FetchRequest(
-        replica_id=replica_id,
-        replica_epoch=-1,
-        max_wait_ms=max_wait_ms,
-        min_bytes=min_bytes,
-        max_bytes=max_bytes,
-        isolation_level=isolation_level,
-        session_id=session_id,
-        session_epoch=session_epoch,
-        parts=parts,
-        forgotten=forgotten,
-        rack_id=rack_id or "",
-        cluster_id=None,
+    return _tuple(
+        FetchRequest,
+        (
+            replica_id,
+            -1,
+            max_wait_ms,
+            min_bytes,
+            max_bytes,
+            isolation_level,
+            session_id,
+            session_epoch,
+            parts,
+            forgotten,
+            rack_id,
+            None,
+        ),
     )
+
+
+def _parse_topic_plain(buf: Buffer, pos: int, end: int, least: int) -> tuple[Topic, int, int]:
+    """As `_parse_topic_flexible`, for the versions before."""
+    topic, pos = parse_string(buf, pos, end, "topic")
+    if topic is None:
+        raise is_null("topic")
+    count, pos = _plain_count(buf, pos, end, "partitions", least)
+    return topic, count, pos
 
 
 def _plain_count(buf: Buffer, pos: int, end: int, what: str, least: int) -> tuple[int, int]:

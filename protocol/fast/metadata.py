@@ -64,7 +64,7 @@ class MetadataPartition(NamedTuple):
 
 def parse_metadata(buf: Buffer, pos: int, end: int, version: int) -> MetadataRequest:
     """The request whose body is `buf[pos:end]`. ProtocolError: any other bytes."""
-    if version not in VERSIONS:
+    if not 0 <= version <= 13:
         raise refuse_version("Metadata", version)
     if not 0 <= pos <= end <= len(buf):
         raise ProtocolError(f"no Metadata request at {pos} to {end} of {len(buf)} bytes")
@@ -73,31 +73,34 @@ def parse_metadata(buf: Buffer, pos: int, end: int, version: int) -> MetadataReq
             topics, pos = _parse_topics_plain(buf, pos, end, version)
         else:
             topics, pos = _parse_topics_flexible(buf, pos, end, version >= _IDS_FROM)
-        flags = [True, False, False]
+        create, cluster_operations, topic_operations = True, False, False
         if version >= 4:
-            flags[0] = buf[pos] != 0
+            create = buf[pos] != 0
             pos += 1
         if 8 <= version <= 10:
-            flags[1] = buf[pos] != 0
+            cluster_operations = buf[pos] != 0
             pos += 1
         if version >= 8:
-            flags[2] = buf[pos] != 0
+            topic_operations = buf[pos] != 0
             pos += 1
         if version >= _FLEXIBLE_FROM:
-            pos = skip_tagged_fields(buf, pos, end)
+            pos = skip_tagged_fields(buf, pos, end) if buf[pos] else pos + 1
     except (IndexError, StructError):
         raise ProtocolError(f"Metadata v{version} is cut off after {end - pos} bytes") from None
     except UnicodeDecodeError:
         raise ProtocolError(f"Metadata v{version} has a string that is not UTF-8") from None
     if pos != end:
         raise ProtocolError(f"Metadata ends at byte {pos}, not {end}")
-    return MetadataRequest(topics, *flags)
+    return MetadataRequest(topics, create, cluster_operations, topic_operations)
 
 
 def _parse_topics_flexible(
     buf: Buffer, pos: int, end: int, by_id: bool
 ) -> tuple[list[tuple[bytes, str | None]] | None, int]:
-    count, pos = read_uvarint(buf, pos, end)
+    count = buf[pos]
+    pos += 1
+    if count > 127:
+        count, pos = read_uvarint(buf, pos - 1, end)
     if not count:
         return None, pos
     if count > end - pos:

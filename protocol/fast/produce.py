@@ -15,7 +15,6 @@ from protocol.fast.wire import (
     cut_off,
     is_null,
     node_endpoints,
-    parse_compact_count,
     parse_compact_string,
     parse_string,
     refuse_version,
@@ -36,6 +35,10 @@ _tuple = tuple.__new__
 _INT32 = Struct(">i")
 _unpack_acks_compact = Struct(">hiB").unpack_from
 _unpack_acks = Struct(">hii").unpack_from
+_unpack_usual_id = Struct(">BhiB16sBiB").unpack_from
+_unpack_usual_name = Struct(">BhiBB").unpack_from
+_unpack_one_part = Struct(">BiB").unpack_from
+_unpack_id_count = Struct(">16sB").unpack_from
 _unpack_part_compact = Struct(">iB").unpack_from
 _unpack_part = Struct(">ii").unpack_from
 
@@ -66,18 +69,53 @@ class ProduceResult(NamedTuple):
 
 def parse_produce(buf: Buffer, pos: int, end: int, version: int) -> ProduceRequest:
     """The request whose body is `buf[pos:end]`. Nothing is copied but names and ids. ProtocolError: any other bytes."""
-    if version not in VERSIONS:
+    if not 3 <= version <= 13:
         raise refuse_version("Produce", version)
     if not 0 <= pos <= end <= len(buf):
         raise ProtocolError(f"no Produce request at {pos} to {end} of {len(buf)} bytes")
     try:
         if version < _FLEXIBLE_FROM:
             return _parse_plain(buf, pos, end)
-        return _parse_flexible(buf, pos, end, version >= _IDS_FROM)
+        by_id = version >= _IDS_FROM
+        return _parse_usual(buf, pos, end, by_id) or _parse_flexible(buf, pos, end, by_id)
     except (IndexError, StructError):
         raise ProtocolError(f"Produce v{version} is cut off after {end - pos} bytes") from None
     except UnicodeDecodeError:
         raise ProtocolError(f"Produce v{version} has a string that is not UTF-8") from None
+
+
+def _parse_usual(buf: Buffer, pos: int, end: int, by_id: bool) -> ProduceRequest | None:
+    """The request of a producer without transactions that sends one batch; None if it is another one, or damaged."""
+    if end - pos < 33:
+        return None
+    topic: Topic
+    if by_id:
+        transactional, acks, timeout_ms, topics, topic, partitions, partition, size = _unpack_usual_id(buf, pos)
+        if transactional or topics != 2:
+            return None
+        pos += 30
+    else:
+        transactional, acks, timeout_ms, topics, name_size = _unpack_usual_name(buf, pos)
+        stop = pos + 8 + name_size
+        if transactional or topics != 2 or not 0 < name_size < 128 or stop + 6 > end:
+            return None
+        topic = str(buf[pos + 9 : stop], "utf-8")
+        partitions, partition, size = _unpack_one_part(buf, stop)
+        pos = stop + 6
+    if partitions != 2 or not size:
+        return None
+    if size > 127:
+        byte = buf[pos]
+        if byte < 128:
+            size += (byte << 7) - 128
+            pos += 1
+        else:
+            size, pos = read_uvarint(buf, pos - 1, end)
+    stop = pos + size - 1
+    # Nothing after the records but three empty sections of tagged fields.
+    if stop + 3 != end or buf[stop] or buf[stop + 1] or buf[stop + 2]:
+        return None
+    return _tuple(ProduceRequest, (None, acks, timeout_ms, [(topic, partition, pos, stop)]))
 
 
 def _parse_flexible(buf: Buffer, pos: int, end: int, by_id: bool) -> ProduceRequest:
@@ -98,13 +136,21 @@ def _parse_flexible(buf: Buffer, pos: int, end: int, by_id: bool) -> ProduceRequ
     for _ in range(topics - 1):
         topic: Topic | None
         if by_id:
-            topic = bytes(buf[pos : pos + 16])
-            pos += 16
+            topic, count = _unpack_id_count(buf, pos)
+            pos += 17
         else:
             topic, pos = parse_compact_string(buf, pos, end, "name")
             if topic is None:
                 raise is_null("name")
-        count, pos = parse_compact_count(buf, pos, end, "partition_data", 6)
+            count = buf[pos]
+            pos += 1
+        if count > 127:
+            count, pos = read_uvarint(buf, pos - 1, end)
+        if not count:
+            raise is_null("partition_data")
+        count -= 1
+        if count * 6 > end - pos:
+            raise cut_off("partition_data", count, end - pos)
         for _ in range(count):
             partition, size = _unpack_part_compact(buf, pos)
             pos += 5

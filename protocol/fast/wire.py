@@ -49,12 +49,13 @@ def parse_compact_string(buf: Buffer, pos: int, end: int, what: str) -> tuple[st
     pos += 1
     if size > 127:
         size, pos = read_uvarint(buf, pos - 1, end)
+        if size > STRING_MAX + 1:
+            raise cut_off(what, size - 1, end - pos)
     if not size:
         return None, pos
-    size -= 1
-    stop = pos + size
-    if stop > end or size > STRING_MAX:
-        raise cut_off(what, size, end - pos)
+    stop = pos + size - 1
+    if stop > end:
+        raise cut_off(what, size - 1, end - pos)
     return str(buf[pos:stop], "utf-8"), stop
 
 
