@@ -38,6 +38,7 @@ from storage.s3_location import (
     SINGLE_PUT_BYTES_MAX,
     S3Location,
     error_for_status,
+    region_unknown,
     timeout_s,
 )
 
@@ -188,7 +189,7 @@ def _open(location: S3Location) -> ObstoreS3:
         ) from None
     region = location.region or session.region_name or ("us-east-1" if location.endpoint else None)
     if region is None:
-        raise StoreError(f"{location}: region unknown; write ?region=... in the storage URI or set AWS_REGION")
+        raise StoreError(region_unknown(location))
     return ObstoreS3(
         location.bucket,
         prefix=location.prefix.rstrip("/") or None,
@@ -220,6 +221,8 @@ def _translate(what: str, error: Exception, write: bool) -> StoreError:
         if isinstance(error, obstore.exceptions.PreconditionError) and isinstance(found, NotFound):
             return PreconditionFailed(f"{what}: it does not exist")
         return found
+    if "redirect without LOCATION" in text:
+        return error_for_status(what, 301, "", brief, write=write)
     if "kind: Connect" in text:
         return Unavailable(f"{what}: cannot connect: {brief}")
     return OutcomeUnknown(f"{what}: {brief}") if write else Unavailable(f"{what}: {brief}")

@@ -19,7 +19,6 @@ from botocore.exceptions import (
     CredentialRetrievalError,
     EndpointConnectionError,
     NoCredentialsError,
-    NoRegionError,
     PartialCredentialsError,
 )
 
@@ -45,6 +44,7 @@ from storage.s3_location import (
     SINGLE_PUT_BYTES_MAX,
     S3Location,
     error_for_status,
+    region_unknown,
     timeout_s,
 )
 
@@ -232,10 +232,6 @@ class AiobotocoreStore:
             raise _translate(what, error, write) from error
         except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
             raise Denied(f"{what}: {error}: set AWS credentials, a profile or a role") from error
-        except NoRegionError as error:
-            raise StoreError(
-                f"{what}: region unknown; write ?region=... in the storage URI or set AWS_REGION"
-            ) from error
         except ConnectTimeoutError as error:
             raise Unavailable(f"{what}: {error}") from error
         except EndpointConnectionError as error:
@@ -255,15 +251,25 @@ class AiobotocoreStore:
     async def _open(self) -> Any:
         # Slow to import, and not needed for other stores.
         from aiobotocore.config import AioConfig
+        from aiobotocore.httpsession import AIOHTTPSession
         from aiobotocore.session import get_session
+
+        class SingleAttempt(AIOHTTPSession):  # type: ignore[misc]
+            async def _get_session(self, proxy_url: str | None) -> _SingleRequests:
+                return _SingleRequests(await super()._get_session(proxy_url))
 
         location = self._location
         session = get_session()
-        region = location.region or session.get_config_variable("region")
+        region = (
+            location.region or session.get_config_variable("region") or ("us-east-1" if location.endpoint else None)
+        )
+        if region is None:
+            raise StoreError(region_unknown(location))
         config = AioConfig(
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=REQUEST_TIMEOUT_S,
             max_pool_connections=64,
+            http_session_cls=SingleAttempt,
             retries={"total_max_attempts": 1},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
@@ -273,14 +279,21 @@ class AiobotocoreStore:
             },
             user_agent_extra="tidelog",
         )
-        return await self._exit.enter_async_context(
+        client = await self._exit.enter_async_context(
             session.create_client(
                 "s3",
-                region_name=region or ("us-east-1" if location.endpoint else None),
+                region_name=region,
                 endpoint_url=location.endpoint,
                 config=config,
             )
         )
+        client.meta.events.register_first("needs-retry.s3", _no_redirect)
+        return client
+
+
+def _no_redirect(request_dict: dict[str, Any], **_: object) -> None:
+    """A bucket in another region is an error of the configuration, not to be searched for with every request."""
+    request_dict["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _translate(what: str, error: ClientError, write: bool) -> StoreError:
@@ -290,6 +303,21 @@ def _translate(what: str, error: ClientError, write: bool) -> StoreError:
     if status < 300:
         status = 500  # an error in the body of a 200, as CompleteMultipartUpload may answer
     return error_for_status(what, status, code if not code.isdigit() else "", str(told.get("Message", "")), write=write)
+
+
+class _SingleRequests:
+    """An aiohttp session that sends what it is asked to send, once.
+
+    By itself aiohttp repeats a PUT when a kept connection breaks: a write that was applied would then be refused by its
+    own condition. There is no public switch for that.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        session._retry_connection = False
+        self._session = session
+
+    async def request(self, method: str, **options: Any) -> aiohttp.ClientResponse:
+        return await self._session.request(method, allow_redirects=False, **options)
 
 
 class _Blocks:

@@ -107,6 +107,11 @@ def timeout_s(size: int) -> float:
     return REQUEST_TIMEOUT_S + size / BYTES_PER_SECOND_MIN
 
 
+def region_unknown(location: S3Location) -> str:
+    """What to say when neither the URI nor the environment tells the region."""
+    return f"{location}: region unknown; write ?region=... in the storage URI or set AWS_DEFAULT_REGION"
+
+
 _CORRUPTED = {"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch", "IncompleteBody"}
 _LATE = {"RequestTimeout", "InternalError", "SlowDown", "ServiceUnavailable", "OperationAborted", "NoSuchUpload"}
 _CREDENTIALS = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
