@@ -94,27 +94,20 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("status", "code"),
-    [
-        (500, "InternalError"),
-        (503, "SlowDown"),
-        (502, ""),
-        (504, ""),
-        (429, "TooManyRequests"),
-        (400, "RequestTimeout"),
-    ],
-)
-async def test_trouble_in_the_store(store: ObjectStore, proxy: FaultyProxy, status: int, code: str) -> None:
-    proxy.plan = always(Answer(status, code))
-    for name, read in READS.items():
-        if name == "head" and status == 400:
-            continue  # without a body there is no code to go by
-        with pytest.raises(Unavailable):
-            await read(store)
-    for write in WRITES.values():
-        with pytest.raises(OutcomeUnknown):
-            await write(store)
+TROUBLE = {500: "InternalError", 503: "SlowDown", 502: "", 504: "", 429: "TooManyRequests", 400: "RequestTimeout"}
+
+
+async def test_trouble_in_the_store(store: ObjectStore, proxy: FaultyProxy) -> None:
+    for status, code in TROUBLE.items():
+        proxy.plan = always(Answer(status, code))
+        for name, read in READS.items():
+            if name == "head" and status == 400:
+                continue  # without a body there is no code to go by
+            with pytest.raises(Unavailable):
+                await read(store)
+        for write in WRITES.values():
+            with pytest.raises(OutcomeUnknown):
+                await write(store)
 
 
 async def test_every_call_is_one_attempt(store: ObjectStore, proxy: FaultyProxy) -> None:
@@ -127,26 +120,26 @@ async def test_every_call_is_one_attempt(store: ObjectStore, proxy: FaultyProxy)
             assert len(proxy.requests) == 1
 
 
-@pytest.mark.parametrize(
-    ("status", "code", "kind"),
-    [
-        (403, "AccessDenied", Denied),
-        (403, "RequestTimeTooSkewed", Denied),
-        (400, "ExpiredToken", Denied),
-        (404, "NoSuchBucket", StoreError),
-        (301, "PermanentRedirect", StoreError),
-        (501, "NotImplemented", StoreError),
-        (400, "InvalidArgument", StoreError),
-    ],
-)
-async def test_what_no_retry_helps(
-    store: ObjectStore, proxy: FaultyProxy, status: int, code: str, kind: type[StoreError]
-) -> None:
-    proxy.plan = always(Answer(status, code))
-    for call in (READS["get"], READS["list"], *WRITES.values()):
-        with pytest.raises(StoreError) as caught:
-            await call(store)
-        assert type(caught.value) is kind
+HOPELESS = [
+    (403, "AccessDenied", Denied),
+    (403, "RequestTimeTooSkewed", Denied),
+    (400, "ExpiredToken", Denied),
+    (404, "NoSuchBucket", StoreError),
+    (301, "PermanentRedirect", StoreError),
+    (501, "NotImplemented", StoreError),
+    (400, "InvalidArgument", StoreError),
+]
+
+
+async def test_what_no_retry_helps(store: ObjectStore, proxy: FaultyProxy) -> None:
+    for status, code, kind in HOPELESS:
+        proxy.plan = always(Answer(status, code))
+        for name, call in {**READS, **WRITES}.items():
+            if name == "head":
+                continue  # without a body there is no code to go by
+            with pytest.raises(StoreError) as caught:
+                await call(store)
+            assert type(caught.value) is kind, (status, code, name)
 
 
 async def test_a_conflict_is_an_unknown_outcome(store: ObjectStore, proxy: FaultyProxy) -> None:
@@ -344,10 +337,9 @@ async def test_a_large_put_leaves_the_loop_free(store: ObjectStore, moto_server:
     for part_bytes in (MIB, 4096):
         body = [data[start : start + part_bytes] for start in range(0, data.nbytes, part_bytes)]
         used = time.thread_time()
-        await direct.put("large", body)
-        used = time.thread_time() - used
-        assert used < (1.0 if isinstance(direct, AiobotocoreStore) else 0.1)
         pause = await _longest_pause(direct.put("large", body))
+        used = time.thread_time() - used
+        assert used < (1.0 if isinstance(direct, AiobotocoreStore) else 0.2)
         print(
             f"{type(store).__name__}, 64 MiB in {part_bytes}: thread {used * 1000:.0f} ms, pause {pause * 1000:.1f} ms"
         )
@@ -361,6 +353,6 @@ async def _longest_pause(call: Coroutine[object, object, object]) -> float:
         running = group.create_task(call)
         while not running.done():
             before = time.perf_counter()
-            await asyncio.sleep(0.001)
-            pauses.append(time.perf_counter() - before - 0.001)
+            await asyncio.sleep(0.002)
+            pauses.append(time.perf_counter() - before - 0.002)
     return max(pauses)

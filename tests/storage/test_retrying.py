@@ -1,0 +1,243 @@
+"""Retries: bounded, and never a false word about a conditional write."""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.memory import MemoryStore
+from storage.object_store import (
+    Denied,
+    NotFound,
+    OutcomeUnknown,
+    PreconditionFailed,
+    StoredObject,
+    StoreError,
+    Unavailable,
+)
+from storage.retrying import COMPARE_BYTES, RetryingStore, RetryLimits
+from tests.support.faulty_store import FaultyStore, Mishap, in_order
+
+NONE, UNAVAILABLE, LOST, UNHEARD, LATE = Mishap
+
+
+def over(
+    faulty: FaultyStore, *, attempts_max: int = 8, deadline_ms: int = 30_000, backoff_ms: int = 0
+) -> RetryingStore:
+    limits = RetryLimits(attempts_max=attempts_max, deadline_ms=deadline_ms, backoff_ms=backoff_ms)
+    return RetryingStore(faulty, token=secrets.token_bytes, limits=limits)
+
+
+def pair(*mishaps: Mishap, **limits: int) -> tuple[FaultyStore, RetryingStore]:
+    faulty = FaultyStore(MemoryStore(), in_order(*mishaps))
+    return faulty, over(faulty, **limits)
+
+
+@pytest.mark.parametrize("mishap", [UNAVAILABLE, LOST, UNHEARD, LATE])
+async def test_every_kind_of_trouble_is_outlived(mishap: Mishap) -> None:
+    faulty, store = pair(mishap)
+    etag = await store.put_if_absent("key", b"first")
+    faulty.plan = in_order(mishap)
+    etag = await store.put_if_match("key", b"second", etag)
+    faulty.plan = in_order(mishap)
+    assert await store.get("key") == (b"second", etag)
+    faulty.plan = in_order(mishap)
+    await store.put("key", b"third")
+    faulty.plan = in_order(mishap)
+    await store.delete("key")
+    with pytest.raises(NotFound):
+        await store.get("key")
+
+
+async def test_an_applied_create_is_not_sent_again() -> None:
+    faulty, store = pair(UNHEARD)
+    await store.put_if_absent("key", b"value")
+    assert faulty.calls == ["put_if_absent", "get"]
+
+
+async def test_a_create_after_an_unknown_one_meets_another_writer() -> None:
+    faulty, store = pair(LOST)
+    await faulty._store.put("key", b"other")
+    with pytest.raises(PreconditionFailed):
+        await store.put_if_absent("key", b"ours")
+
+
+async def test_a_late_create_of_our_own_is_no_refusal() -> None:
+    """The first attempt arrives just before the second one, which the store then refuses."""
+    faulty, store = pair(LATE, NONE)
+    etag = await store.put_if_absent("key", b"value")
+    assert await store.get("key") == (b"value", etag)
+    assert faulty.applied == 1
+
+
+async def test_a_replacement_that_vanished_stays_unknown() -> None:
+    """Applied, unheard, and replaced by another writer before we look: nobody can tell any more."""
+    faulty, store = pair()
+    etag = await store.put_if_absent("key", b"first")
+    faulty.plan = in_order(UNHEARD, UNAVAILABLE)
+    async with asyncio.TaskGroup() as group:
+        ours = group.create_task(_outcome(store.put_if_match("key", b"ours", etag)))
+        while faulty.applied < 2:
+            await asyncio.sleep(0)
+        await faulty._store.put("key", b"theirs")
+    assert isinstance(ours.result(), OutcomeUnknown)
+
+
+async def test_an_unknown_replacement_that_did_not_happen_is_sent_again() -> None:
+    faulty, store = pair()
+    etag = await store.put_if_absent("key", b"first")
+    faulty.plan = in_order(LOST, NONE, LOST, NONE)
+    newer = await store.put_if_match("key", b"second", etag)
+    assert await store.get("key") == (b"second", newer)
+    assert faulty.applied == 2
+
+
+async def test_refusals_are_final() -> None:
+    faulty, store = pair()
+    etag = await store.put_if_absent("key", b"first")
+    for call in (store.put_if_absent("key", b"x"), store.put_if_match("key", b"x", "other"), store.get("none")):
+        faulty.calls.clear()
+        with pytest.raises((PreconditionFailed, NotFound)):
+            await call
+        assert len(faulty.calls) == 1
+    assert (await store.head("key")).etag == etag
+
+
+async def test_attempts_are_bounded() -> None:
+    faulty, store = pair(attempts_max=5)
+    faulty.plan = lambda _name: UNAVAILABLE
+    for call in (store.get("key"), store.put("key", b""), store.put_if_absent("key", b""), store.delete("key")):
+        faulty.calls.clear()
+        with pytest.raises(Unavailable):
+            await call
+        assert len(faulty.calls) == 5
+
+
+async def test_a_write_that_may_have_happened_is_never_called_unavailable() -> None:
+    faulty, store = pair(attempts_max=3)
+    for mishaps in ([LOST, UNAVAILABLE, UNAVAILABLE, UNAVAILABLE], [UNAVAILABLE, LATE, UNAVAILABLE, UNAVAILABLE]):
+        for call in (store.put, store.put_if_absent):
+            faulty.plan = in_order(*mishaps, *[UNAVAILABLE] * 20)
+            with pytest.raises(OutcomeUnknown):
+                await call("key", b"value")
+
+
+async def test_a_denial_after_an_unknown_attempt_does_not_say_that_nothing_happened() -> None:
+    class Denying(FaultyStore):
+        async def put(self, key: str, body: object) -> str:
+            self.calls.append("put")
+            if len(self.calls) == 1:
+                raise OutcomeUnknown("planned")
+            raise Denied("planned")
+
+    with pytest.raises(OutcomeUnknown):
+        await over(Denying(MemoryStore())).put("key", b"")
+    denying = Denying(MemoryStore())
+    denying.calls.append("")
+    with pytest.raises(Denied):
+        await over(denying).put("key", b"")
+
+
+async def test_the_deadline_ends_a_hanging_attempt() -> None:
+    class Hanging(MemoryStore):
+        async def put_if_absent(self, key: str, body: object) -> str:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def get(self, key: str) -> StoredObject:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    store = RetryingStore(Hanging(), token=secrets.token_bytes, limits=RetryLimits(deadline_ms=30))
+    with pytest.raises(Unavailable, match="no answer within 30 ms"):
+        await store.get("key")
+    with pytest.raises(OutcomeUnknown, match="no answer within 30 ms"):
+        await store.put_if_absent("key", b"")
+
+
+async def test_pauses_grow_and_are_jittered(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = RetryLimits(attempts_max=7, backoff_ms=100, backoff_ms_max=1000)
+    pauses: list[float] = []
+
+    async def sleep(delay: float) -> None:
+        pauses.append(delay)
+
+    monkeypatch.setattr("storage.retrying.asyncio.sleep", sleep)
+    for drawn, fraction in ((b"\xff\xff", 1.0), (b"\x7f\xff", 0.5)):
+        faulty = FaultyStore(MemoryStore(), lambda _name: UNAVAILABLE)
+        store = RetryingStore(faulty, token=lambda _size, drawn=drawn: drawn, limits=limits)  # type: ignore[misc]
+        pauses.clear()
+        with pytest.raises(Unavailable):
+            await store.get("key")
+        # The memory store's own giving way is a sleep of 0.
+        assert [pause / fraction for pause in pauses if pause] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0, 1.0])
+
+
+async def test_a_listing_goes_on_where_it_broke() -> None:
+    faulty, store = pair()
+    keys = [f"key/{n:03}" for n in range(20)]
+    for key in keys:
+        await store.put(key, b"")
+    faulty.plan = in_order(*[UNAVAILABLE] * 6)
+    faulty.calls.clear()
+    assert [info.key async for info in store.list("key/")] == keys
+    assert faulty.calls == ["list"] * 7
+    faulty.plan = lambda _name: UNAVAILABLE
+    assert [info.key async for info in store.list("key/", keys[16])] == keys[17:]
+
+
+async def test_large_bodies_are_compared_in_ranges() -> None:
+    body = [secrets.token_bytes(COMPARE_BYTES // 2 + 1)] * 3
+    faulty, store = pair(UNHEARD)
+    await store.put_if_absent("large", body)
+    assert set(faulty.calls) == {"put_if_absent", "head", "get_range"}
+    for other in ([*body[:2], body[2][:-1] + bytes([body[2][-1] ^ 1])], [*body, b"x"], body[:2]):
+        faulty.plan = in_order(LOST)
+        with pytest.raises(PreconditionFailed):
+            await store.put_if_absent("large", other)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    mishaps=st.lists(st.sampled_from(Mishap), max_size=14),
+    rival=st.integers(0, 12),
+    replace=st.booleans(),
+)
+def test_no_false_word(mishaps: Sequence[Mishap], rival: int, replace: bool) -> None:
+    """Whatever goes wrong, and whenever a rival creates or replaces the key: what we are told is true."""
+
+    async def run() -> None:
+        memory = MemoryStore()
+        etag = await memory.put("key", b"old") if replace else ""
+        faulty = FaultyStore(memory, in_order(*mishaps))
+        store = over(faulty, attempts_max=6)
+        ours = store.put_if_match("key", b"ours", etag) if replace else store.put_if_absent("key", b"ours")
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(_outcome(ours))
+            for _ in range(rival):
+                await asyncio.sleep(0)
+            theirs = memory.put_if_match("key", b"theirs", etag) if replace else memory.put_if_absent("key", b"theirs")
+            won = isinstance(await _outcome(theirs), str)
+        outcome = waiting.result()
+        data = (await memory.get("key")).data
+        if isinstance(outcome, str):
+            assert data == b"ours" and not won
+            assert (await memory.get("key")).etag == outcome
+        elif isinstance(outcome, PreconditionFailed):
+            assert won and data == b"theirs" and faulty.applied == 0
+        elif isinstance(outcome, Unavailable):
+            assert faulty.applied == 0
+        else:
+            assert isinstance(outcome, OutcomeUnknown)
+
+    asyncio.run(run())
+
+
+async def _outcome(call: object) -> str | StoreError:
+    try:
+        return await call  # type: ignore[misc,no-any-return]
+    except StoreError as error:
+        return error
