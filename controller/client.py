@@ -7,8 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, overload
 
 from controller import commands as c
+from controller.cluster_file import open_cluster
+from controller.configs import ConfigRules
+from controller.election import Identity
 from controller.facts import Fact
+from controller.object_log import ObjectLog
+from controller.runtime import ControllerSettings, Runtime
 from controller.state import ClusterState
+from storage.clock import Clock
+from storage.object_store import ObjectStore
 from storage.seal import CommitAnswer, CommitSeal, Recovery
 
 Listener = Callable[[Sequence[Fact]], None]
@@ -124,3 +131,86 @@ class ControllerClient(Protocol):
         again with the *same* command (same id) to learn it.
         """
         ...
+
+
+class LocalController:
+    """A `ControllerClient` over the controller in this process."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    @property
+    def state(self) -> ClusterState:
+        """See `ControllerClient`."""
+        return self._runtime.replica.state
+
+    @property
+    def position(self) -> int:
+        """See `ControllerClient`."""
+        return self._runtime.replica.state.position
+
+    @property
+    def reachable(self) -> bool:
+        """See `ControllerClient`."""
+        return self._runtime.reachable
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the controller just now."""
+        return self._runtime.leads
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """See `ControllerClient`."""
+        return self._runtime.replica.subscribe(listener)
+
+    async def wait_applied(self, position: int) -> None:
+        """See `ControllerClient`."""
+        await self._runtime.replica.wait_applied(position)
+
+    async def heartbeat(self, incarnation: int, position: int, validated: Mapping[bytes, int]) -> Grant:
+        """See `ControllerClient`."""
+        return Grant(*self._runtime.heartbeat(incarnation, position, validated))
+
+    async def ask(self, command: Any, timeout_ms: int = ASK_TIMEOUT_MS) -> Any:
+        """See `ControllerClient`."""
+        return await self._runtime.ask(command, timeout_ms)
+
+    async def run(self) -> None:
+        """Follows and, when elected, controls, until `stop`. The owner runs it in a task group and may cancel it."""
+        await self._runtime.run()
+
+    async def wait_ready(self) -> None:
+        """Returns when the facts were followed to the end of the log and there is a controller."""
+        await self._runtime.ready.wait()
+
+    async def stop(self) -> None:
+        """Resigns if this process controls and the store can be reached; `run` ends soon after."""
+        await self._runtime.stop()
+
+
+async def open_local(
+    store: ObjectStore,
+    *,
+    clock: Clock,
+    token: Callable[[int], bytes],
+    identity: Identity,
+    rules: ConfigRules,
+    settings: ControllerSettings | None = None,
+    expected_cluster_id: str | None = None,
+) -> LocalController:
+    """The controller of this process over the metadata log in `store`; nothing runs before `run`.
+
+    Reads or creates `cluster.json`. Errors: `cluster_file.ClusterFileError`, `StoreError` (try again).
+    """
+    cluster = await open_cluster(store, token, expected_cluster_id)
+    runtime = Runtime(
+        log=ObjectLog(store, cluster.cluster_id),
+        store=store,
+        cluster_id=cluster.cluster_id,
+        clock=clock,
+        token=token,
+        identity=identity,
+        rules=rules,
+        settings=settings,
+    )
+    return LocalController(runtime)

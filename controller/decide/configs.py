@@ -21,7 +21,7 @@ def alter_configs(state: ClusterState, command: AlterConfigs, context: Context) 
             seen.add(resource)
             changes = _changes(state, wanted, context)
         except KafkaError as error:
-            results.append(ConfigResult(*resource, error.code, error.message))
+            results.append(ConfigResult(*resource, int(error.code), error.message))
             continue
         if changes:
             facts.append(ConfigsChanged(*resource, changes))

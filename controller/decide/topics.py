@@ -78,7 +78,7 @@ def _each(names: Sequence[str], one: Callable[[int], _Made]) -> tuple[list[f.Fac
                 raise KafkaError(ErrorCode.INVALID_REQUEST, "Duplicate topic name.")
             made = one(index)
         except KafkaError as error:
-            results.append(TopicResult(name, error.code, error.message))
+            results.append(TopicResult(name, int(error.code), error.message))
         else:
             facts += made.facts
             results.append(made.result)
@@ -283,7 +283,7 @@ def delete_topics(state: ClusterState, command: DeleteTopics, context: Context) 
         topic = find(state, ref)
         if topic is None or topic.topic_id in gone:
             code = ErrorCode.UNKNOWN_TOPIC_ID if ref.name is None else ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
-            results.append(TopicResult(ref.name, code, "This server does not host this topic.", ref.topic_id))
+            results.append(TopicResult(ref.name, int(code), "This server does not host this topic.", ref.topic_id))
             continue
         gone.add(topic.topic_id)
         facts.append(f.TopicDeleted(topic.topic_id))

@@ -1,0 +1,49 @@
+"""What may be deleted from the bucket. Pure, and without a clock but for the grace, which is a courtesy to readers.
+
+Doomed objects were un-named by facts. Orphans were uploaded but no fact names them; one may go only if no later
+commit can name it: its seal is at or below the last committed one of its incarnation, or the incarnation is over and
+all its WAL instances are retired or lost. Neither ever becomes false again, so an old view of the state does no harm.
+"""
+
+import re
+from collections.abc import Iterable
+
+from controller.state import ClusterState
+
+SEGMENTS = "segments/"
+_KEY = re.compile(r"segments/(\d+)/([0-9a-f]{16})/(\d+)-(\d+)")
+
+
+def is_orphan(state: ClusterState, key: str) -> bool:
+    """Whether the object at `key` is a segment that nothing names and nothing ever will."""
+    match = _KEY.fullmatch(key)
+    if match is None or key in state.objects.numbers or key in state.objects.doomed:
+        return False
+    incarnation, seal = int(match[2], 16), int(match[3])
+    if incarnation in state.broker_table.closed:
+        return True
+    broker = state.broker_table.incarnations.get(incarnation)
+    if broker is None:
+        return False
+    if seal <= broker.last_seal:
+        return True
+    return not broker.alive and all(wal.closed for wal in state.wal_table.of(incarnation))
+
+
+class Grace:
+    """Since when (boottime ms) each doomed object was seen to be doomed. A new controller begins anew."""
+
+    def __init__(self, grace_ms: int) -> None:
+        self._grace_ms = grace_ms
+        self._since: dict[str, int] = {}
+
+    def due(self, doomed: Iterable[str], now: int, limit: int) -> list[str]:
+        """Up to `limit` of the doomed keys whose grace is over."""
+        self._since = {key: self._since.get(key, now) for key in doomed}
+        found = []
+        for key, since in self._since.items():
+            if now - since >= self._grace_ms:
+                found.append(key)
+                if len(found) == limit:
+                    break
+        return found

@@ -1,0 +1,230 @@
+"""What the metadata in a bucket says, for `tidelog inspect metadata`. Verifies every byte it reads; never modifies.
+
+Works on any store, also on a copy of a bucket; it needs no broker and takes no part in the cluster.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from controller.cluster_file import ClusterFile, ClusterFileError, read_cluster
+from controller.codec import Malformed
+from controller.entries import (
+    FIRST_HASH,
+    CorruptMetadata,
+    Entry,
+    NewerFormat,
+    decode_entry,
+    hash_of,
+    unframe_snapshot,
+)
+from controller.facts import UnknownFact
+from controller.object_log import BOUNDARY, ENTRIES, SNAPSHOTS
+from controller.state import ClusterState
+from controller.wals import Loss
+from storage.object_store import NotFound, ObjectStore
+
+_UNREADABLE = (CorruptMetadata, NewerFormat, UnknownFact, Malformed, AssertionError, KeyError)
+
+
+@dataclass(slots=True)
+class MetadataReport:
+    """The findings. `state` is that after the last entry that could be applied; `problems` is empty if all is well.
+
+    `zombies`: entries at or below the boundary, left by paused writers or not trimmed yet; nobody reads them.
+    """
+
+    cluster: ClusterFile | None = None
+    boundary: int = 0
+    snapshots: list[int] = field(default_factory=list)
+    first_entry: int = 0
+    last_entry: int = 0
+    entries: int = 0
+    entry_bytes: int = 0
+    zombies: int = 0
+    facts: dict[str, int] = field(default_factory=dict)
+    state: ClusterState | None = None
+    problems: list[str] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """The report as plain values, for tables and JSON."""
+        state = self.state
+        return {
+            "cluster_id": self.cluster.cluster_id if self.cluster else None,
+            "boundary": self.boundary,
+            "snapshots": self.snapshots,
+            "entries": {
+                "first": self.first_entry,
+                "last": self.last_entry,
+                "count": self.entries,
+                "bytes": self.entry_bytes,
+                "below_boundary": self.zombies,
+            },
+            "facts": dict(sorted(self.facts.items())),
+            "state": describe_state(state) if state is not None else None,
+            "problems": self.problems,
+        }
+
+
+async def describe_metadata(store: ObjectStore) -> MetadataReport:
+    """Reads cluster file, boundary, snapshots and entries; checks checksums, chain and that the facts apply.
+
+    What cannot be read becomes a problem in the report. `StoreError` if the store cannot be reached.
+    """
+    report = MetadataReport()
+    try:
+        report.cluster = await read_cluster(store)
+    except NotFound:
+        report.problems.append("cluster.json: missing")
+        return report
+    except ClusterFileError as error:
+        report.problems.append(str(error))
+        return report
+    report.state = ClusterState(report.cluster.cluster_id)
+    await _read_boundary(store, report)
+    await _read_snapshots(store, report)
+    await _read_entries(store, report)
+    return report
+
+
+async def _read_boundary(store: ObjectStore, report: MetadataReport) -> None:
+    try:
+        value = json.loads((await store.get(BOUNDARY)).data)
+        report.boundary = int(value["position"])
+        if report.cluster and value["cluster_id"] != report.cluster.cluster_id:
+            report.problems.append(f"{BOUNDARY}: belongs to cluster {value['cluster_id']}")
+    except NotFound:
+        pass
+    except (ValueError, KeyError, TypeError) as error:
+        report.problems.append(f"{BOUNDARY}: cannot be read: {error!r}")
+
+
+async def _read_snapshots(store: ObjectStore, report: MetadataReport) -> None:
+    assert report.cluster is not None
+    async for info in store.list(SNAPSHOTS):
+        try:
+            head, encoded = unframe_snapshot((await store.get(info.key)).data)
+            if head.cluster_id != report.cluster.cluster_id:
+                raise CorruptMetadata(f"belongs to cluster {head.cluster_id}")
+            state = ClusterState.decode([bytes(encoded)])
+            if (state.position, state.entry_hash) != (head.position, head.entry_hash):
+                raise CorruptMetadata(f"says entry {head.position}, holds the state at {state.position}")
+        except NotFound:
+            continue
+        except _UNREADABLE as error:
+            report.problems.append(f"{info.key}: {error}")
+            continue
+        report.snapshots.append(head.position)
+        report.state = state
+    if report.boundary and not any(position > report.boundary for position in report.snapshots):
+        report.problems.append(f"no readable snapshot above the boundary {report.boundary}")
+
+
+async def _read_entries(store: ObjectStore, report: MetadataReport) -> None:
+    """Follows the chain from the first entry above the boundary; applies those beyond the newest snapshot."""
+    previous: bytes | None = FIRST_HASH if not report.boundary else None
+    expected = report.boundary + 1
+    async for key, data in _bodies(store):
+        position = int(key.removeprefix(ENTRIES))
+        if position <= report.boundary:
+            report.zombies += 1
+            continue
+        if position != expected:
+            report.problems.append(f"{key}: entries {expected} to {position - 1} are missing")
+            previous = None
+        try:
+            entry = decode_entry(data)
+            _check(report, entry, position, previous)
+        except _UNREADABLE as error:
+            report.problems.append(f"{key}: {type(error).__name__}: {error}")
+        else:
+            _count(report, entry, len(data))
+        previous = hash_of(data)
+        expected = position + 1
+
+
+async def _bodies(store: ObjectStore) -> AsyncIterator[tuple[str, bytes]]:
+    async for info in store.list(ENTRIES):
+        try:
+            yield info.key, (await store.get(info.key)).data
+        except NotFound:
+            continue  # trimmed meanwhile
+
+
+def _check(report: MetadataReport, entry: Entry, position: int, previous: bytes | None) -> None:
+    assert report.cluster is not None and report.state is not None
+    if entry.cluster_id != report.cluster.cluster_id or entry.position != position:
+        raise CorruptMetadata(f"is entry {entry.position} of cluster {entry.cluster_id}")
+    if previous is not None and entry.previous != previous:
+        raise CorruptMetadata("does not name the hash of the entry before it")
+    if position == report.state.position + 1:
+        report.state.apply_entry(position, b"", entry.wall_ms, entry.answers, entry.facts)
+
+
+def _count(report: MetadataReport, entry: Entry, size: int) -> None:
+    report.first_entry = report.first_entry or entry.position
+    report.last_entry = entry.position
+    report.entries += 1
+    report.entry_bytes += size
+    for fact in entry.facts:
+        name = type(fact).__name__
+        report.facts[name] = report.facts.get(name, 0) + 1
+
+
+def describe_state(state: ClusterState) -> dict[str, Any]:
+    """The state in plain values: who is alive, what lies where, what was lost."""
+    return {
+        "position": state.position,
+        "format_level": state.format_level,
+        "controller": {
+            "node_id": state.controller_node,
+            "epoch": state.controller_epoch,
+            "resigned": state.controller_resigned,
+        },
+        "brokers": [
+            {
+                "node_id": broker.node_id,
+                "incarnation": f"{broker.incarnation:016x}",
+                "alive": broker.alive,
+                "ended": broker.end_reason or None,
+                "last_seal": broker.last_seal,
+            }
+            for broker in state.brokers.values()
+        ],
+        "wals": [
+            {
+                "wal_id": wal.wal_id.hex(),
+                "node_id": wal.node_id,
+                "kind": wal.kind,
+                "state": wal.state,
+                "logs": len(state.log_index.led_through.get(wal.wal_id, ())),
+                "validated_group": wal.validated_group,
+            }
+            for wal in state.wals.values()
+            if not wal.closed
+        ],
+        "topics": len(state.topics),
+        "partitions": len(state.logs),
+        "ranges": state.log_index.range_total,
+        "bytes": sum(log.size for log in state.logs.values()),
+        "objects": len(state.objects.named),
+        "doomed_objects": len(state.objects.doomed),
+        "losses": [describe_loss(loss) for loss in state.wal_table.losses.values()],
+    }
+
+
+def describe_loss(loss: Loss) -> dict[str, Any]:
+    """A declared loss in plain values, as the report in the bucket has it."""
+    return {
+        "wal_id": loss.wal_id.hex(),
+        "node_id": loss.node_id,
+        "incarnation": f"{loss.incarnation:016x}",
+        "declared_ms": loss.now_ms,
+        "validated_group": loss.validated_group,
+        "recovered_group": loss.recovered_group,
+        "logs": [
+            {"log_id": log_id, "topic": topic, "partition": partition, "lost_from": start, "continues_at": end}
+            for log_id, topic, partition, start, end in loss.logs
+        ],
+    }

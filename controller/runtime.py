@@ -1,0 +1,351 @@
+"""The controller as a process part: follow the log, become controller, decide, persist, apply, reply.
+
+One task changes the state: it follows while another leads, and leads when it may. Leading is one straight line: take
+waiting commands, decide them on the state after entry N - 1, write entry N, apply it, reply. If N turns out to be
+another's, that one is applied and the commands are decided again; if the outcome is unknown, N is retried with
+identical bytes. Nobody hears of a fact before it is durable. With the store away everything waits, up to each
+command's own deadline.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from controller import facts as f
+from controller.batch import choose
+from controller.commands import EndSilentSessions, encode_answer
+from controller.configs import ConfigRules
+from controller.decide import Context, Decision, Heard, Limits, decide, is_remembered
+from controller.election import Election, Identity, is_over
+from controller.entries import FIRST_HASH, Entry, RememberedAnswer, encode_entry
+from controller.metadata_log import KEEP_ENTRIES, BelowBoundary, MetadataLog
+from controller.queue import CommandQueue, Waiting
+from controller.replica import ChainBroken, Replica
+from controller.sessions import Sessions
+from controller.upkeep import Upkeep
+from protocol.errors import ErrorCode, KafkaError
+from storage.clock import Clock
+from storage.object_store import ObjectStore, StoreError
+
+RETRY_MS = 100
+RETRY_MS_MAX = 2_000
+STEP_MS = 5
+"""Encoding a snapshot gives way to the event loop after so long."""
+
+_log = logging.getLogger(__name__)
+
+
+class ControllerSettings(NamedTuple):
+    """Bounds and intervals; times in ms."""
+
+    session_ms: int = 6_000
+    lease_ms: int = 3_000
+    delete_grace_ms: int = 600_000
+    retention_check_ms: int = 300_000
+    orphan_check_ms: int = 3_600_000
+    snapshot_bytes: int = 64 << 20
+    snapshot_entries: int = 1_000
+    keep_entries: int = KEEP_ENTRIES
+    commands_max: int = 10_000
+    limits: Limits = Limits()
+
+
+class Runtime:
+    """One process's part in controlling a cluster. `run` does the work; everything else is called on its event loop."""
+
+    def __init__(
+        self,
+        *,
+        log: MetadataLog,
+        store: ObjectStore,
+        cluster_id: str,
+        clock: Clock,
+        token: Callable[[int], bytes],
+        identity: Identity,
+        rules: ConfigRules,
+        settings: ControllerSettings | None = None,
+    ) -> None:
+        self.settings = settings or ControllerSettings()
+        self.replica = Replica(log, cluster_id)
+        self.queue = CommandQueue(self.settings.commands_max)
+        self.reachable = False
+        self.ready = asyncio.Event()
+        self._identity = identity
+        self._clock = clock
+        self._token = token
+        self._rules = rules
+        self._election = Election(identity, self.settings.lease_ms)
+        self._sessions = Sessions(self.settings.session_ms, self.settings.lease_ms)
+        self._applied: dict[int, int] = {}
+        self._validated: dict[bytes, int] = {}
+        self._heard_ms: dict[int, int] = {}
+        self._epoch = 0
+        self._lease_due = 0
+        self._stopping = False
+        self._away = False
+        self._upkeep = Upkeep(self, store, clock, token)
+        self.replica.subscribe(self._facts_applied)
+
+    # What others see
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the controller, as far as it knows."""
+        state = self.replica.state
+        return self._epoch > 0 and state.controller_epoch == self._epoch and not state.controller_resigned
+
+    @property
+    def rules(self) -> ConfigRules:
+        """What configs mean."""
+        return self._rules
+
+    async def ask(self, command: Any, timeout_ms: int) -> Any:
+        """See `ControllerClient.ask`. Commands wait while there is no controller."""
+        if self._stopping:
+            raise KafkaError(ErrorCode.NOT_CONTROLLER, "this controller is stopping")
+        return await self.queue.ask(command, timeout_ms)
+
+    def heartbeat(self, incarnation: int, position: int, validated: Mapping[bytes, int]) -> tuple[int, int]:
+        """See `ControllerClient.heartbeat`: (valid for ms from now, send the next one after ms)."""
+        state = self.replica.state
+        if is_over(state, incarnation):
+            raise KafkaError(ErrorCode.STALE_BROKER_EPOCH, f"the session of incarnation {incarnation:016x} was ended")
+        if not self.leads:
+            raise KafkaError(ErrorCode.NOT_CONTROLLER, "this process is not the controller")
+        if incarnation not in state.broker_table.incarnations:
+            raise KafkaError(ErrorCode.BROKER_ID_NOT_REGISTERED, f"incarnation {incarnation:016x} is not registered")
+        own = incarnation == self._identity.incarnation
+        valid_ms = self._sessions.grant(incarnation, self._clock.boottime_ms(), own=own)
+        if valid_ms is None:
+            raise KafkaError(ErrorCode.NOT_CONTROLLER, "no session may be granted: the metadata log cannot be written")
+        self._applied[incarnation] = max(position, self._applied.get(incarnation, 0))
+        self._heard_ms[incarnation] = self._clock.now_ms()
+        for wal_id, group in validated.items():
+            if wal_id in state.wals:
+                self._validated[wal_id] = max(group, self._validated.get(wal_id, 0))
+        next_ms = min(self.settings.session_ms, self.settings.lease_ms) if own else self.settings.session_ms
+        return valid_ms, max(1, next_ms // 3)
+
+    # The one task that changes the state
+
+    async def run(self) -> None:
+        """Until `stop`. Raises what no waiting cures: damaged metadata, facts of a newer version."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                upkeep = [group.create_task(work) for work in self._upkeep.tasks()]
+                try:
+                    await self._main()
+                finally:
+                    for task in upkeep:
+                        task.cancel()
+        finally:
+            self._stopping = True
+            self.queue.refuse_all(KafkaError(ErrorCode.NOT_CONTROLLER, "this controller stopped"))
+
+    async def stop(self) -> None:
+        """Asks `run` to end: a controller resigns first, if the store can be reached. Cancel `run` if it takes long."""
+        self._stopping = True
+        self.queue.wake.set()
+
+    async def _main(self) -> None:
+        retry_ms = RETRY_MS
+        loaded = False
+        while not (self._stopping and not self.leads):
+            try:
+                if not loaded:
+                    await self.replica.load()
+                    loaded = True
+                await self._step()
+                retry_ms = RETRY_MS
+            except (BelowBoundary, ChainBroken) as error:
+                _log.warning("controller epoch %d left: %s", self._epoch, error)
+                self._epoch, loaded = 0, False
+            except StoreError as error:
+                if self._stopping:
+                    return
+                self._set_away(error)
+                await asyncio.sleep(retry_ms / 1000)
+                retry_ms = min(2 * retry_ms, RETRY_MS_MAX)
+
+    async def _step(self) -> None:
+        if not self.leads:
+            await self._follow()
+        elif self._stopping:
+            await self._append([f.ControllerResigned(self._epoch)], [])
+        else:
+            await self._lead()
+
+    async def _follow(self) -> None:
+        self.queue.wake.clear()
+        first = not self.ready.is_set() and self._election.last_seen == 0
+        applied = await self.replica.catch_up()
+        self._set_away(None)
+        now = self._clock.boottime_ms()
+        if applied or first:
+            self._election.observed(now)
+        if self._election.may_take_over(self.replica.state, now):
+            await self._campaign()
+        else:
+            if self.replica.state.controller_epoch:
+                self.ready.set()
+            await self._pause(self._election.wait_ms(now))
+
+    async def _campaign(self) -> None:
+        state = self.replica.state
+        me = self._identity
+        before, old = self._election.last_seen, state.controller_incarnation
+        epoch = state.controller_epoch + 1
+        facts: list[f.Fact] = [f.ControllerElected(epoch, me.node_id, me.incarnation, me.wal_ids)]
+        if not state.format_level:
+            facts.append(f.FormatLevel(f.FORMAT_LEVEL))
+        self._sessions.took_over(before, old)
+        if await self._append(facts, [], epoch):
+            self._epoch = epoch
+            self._lease_due = self._clock.boottime_ms() + self.settings.lease_ms // 3
+            self._applied.clear()
+            self._heard_ms.clear()
+            _log.info("controller of cluster %s in epoch %d", state.cluster_id, epoch)
+        self.ready.set()
+
+    async def _lead(self) -> None:
+        self.queue.wake.clear()
+        await self._end_silent_sessions()
+        now = self._clock.boottime_ms()
+        if not len(self.queue) and now < self._lease_due:
+            await self._pause(self._lease_due - now)
+            return
+        await self._decide(choose(self.replica.state, self.queue.items()))
+        if self._upkeep.snapshot_is_due():
+            await self._upkeep.encode_snapshot(STEP_MS)
+
+    async def _end_silent_sessions(self) -> None:
+        # Not by the queue: another controller may have heard these brokers by the time a queued command is decided.
+        alive = [broker.incarnation for broker in self.replica.state.broker_table.alive()]
+        silent = self._sessions.expired(alive, self._clock.boottime_ms())
+        if silent:
+            _log.warning("silent, their sessions end: %s", ", ".join(f"{one:016x}" for one in silent))
+            command = EndSilentSessions(self._token(16), tuple(silent))
+            await self._append(decide(self.replica.state, command, self._context()).facts, [])
+
+    async def _decide(self, chosen: Sequence[Waiting]) -> None:
+        """Decides on the present state, writes one entry if there are facts, replies. Lost: nothing happened."""
+        state = self.replica.state
+        context = self._context()
+        facts: list[f.Fact] = []
+        remembered: list[RememberedAnswer] = []
+        settled: list[tuple[Waiting, Any]] = []
+        written: list[tuple[Waiting, Any]] = []
+        for item in chosen:
+            decision = self._decide_one(item, context)
+            if isinstance(decision, Decision) and decision.facts:
+                facts += decision.facts
+                written.append((item, decision.answer))
+                if is_remembered(item.command):
+                    remembered.append(RememberedAnswer(item.command.command_id, encode_answer(decision.answer)))
+            else:
+                settled.append((item, decision.answer if isinstance(decision, Decision) else decision))
+        if self._sessions.may_grant(self._clock.boottime_ms()):
+            self._reply(settled)
+        else:
+            written += settled  # somebody else may be controller by now: only our next entry tells
+        if self._clock.boottime_ms() >= self._lease_due or (written and not facts):
+            facts.append(self._lease_fact())
+        if facts and await self._append(facts, remembered):
+            self._reply(written)
+        assert state is self.replica.state
+
+    def _decide_one(self, item: Waiting, context: Context) -> Decision | KafkaError:
+        try:
+            return decide(self.replica.state, item.command, context)
+        except KafkaError as error:
+            return error
+
+    def _context(self) -> Context:
+        state = self.replica.state
+        applied = {**self._applied, self._identity.incarnation: state.position}
+        heard = Heard(applied, self._validated, self._heard_ms)
+        return Context(self._clock.now_ms(), self._token, self._rules, self.settings.limits, heard)
+
+    def _lease_fact(self) -> f.LeaseExtended:
+        wals = self.replica.state.wals
+        changed = [
+            f.WalGroup(wal_id, group)
+            for wal_id, group in sorted(self._validated.items())
+            if wal_id in wals and group > wals[wal_id].validated_group
+        ]
+        return f.LeaseExtended(tuple(changed))
+
+    def _reply(self, answers: Sequence[tuple[Waiting, Any]]) -> None:
+        for item, answer in answers:
+            self.queue.settle(item, answer)
+
+    async def _append(
+        self, facts: Sequence[f.Fact], remembered: Sequence[RememberedAnswer], epoch: int | None = None
+    ) -> bool:
+        """Writes the next entry and applies what the position turns out to hold; whether that is ours."""
+        state = self.replica.state
+        entry = Entry(
+            state.cluster_id,
+            state.position + 1,
+            state.entry_hash if state.position else FIRST_HASH,
+            self._epoch if epoch is None else epoch,
+            self._token(16),
+            self._clock.now_ms(),
+            tuple(remembered),
+            tuple(facts),
+        )
+        data = encode_entry(entry)
+        sent = self._clock.boottime_ms()
+        held = await self._append_until_known(entry.position, data)
+        self.replica.apply(held)
+        self._election.observed(self._clock.boottime_ms())
+        if held != data:
+            return False
+        self._sessions.appended(sent)
+        if any(isinstance(fact, f.LeaseExtended) for fact in facts):
+            self._lease_due = sent + self.settings.lease_ms // 3
+        return True
+
+    async def _append_until_known(self, position: int, data: bytes) -> bytes:
+        retry_ms = RETRY_MS
+        while True:
+            try:
+                held = await self.replica.log.append(position, data)
+            except StoreError as error:
+                self._set_away(error)
+                if self._stopping:
+                    raise
+                await asyncio.sleep(retry_ms / 1000)
+                retry_ms = min(2 * retry_ms, RETRY_MS_MAX)
+            else:
+                self._set_away(None)
+                return held
+
+    def _facts_applied(self, facts: Sequence[f.Fact]) -> None:
+        now = self._clock.boottime_ms()
+        for fact in facts:
+            if isinstance(fact, f.BrokerRegistered):
+                self._sessions.seen(fact.incarnation, now)
+            elif isinstance(fact, f.SessionEnded):
+                self._sessions.forget(fact.incarnation)
+                self._applied.pop(fact.incarnation, None)
+                self._heard_ms.pop(fact.incarnation, None)
+            elif isinstance(fact, f.WalRetired | f.WalLost):
+                self._validated.pop(fact.wal_id, None)
+
+    def _set_away(self, error: StoreError | None) -> None:
+        if error is not None and not self._away:
+            _log.warning("the metadata log cannot be reached, trying again until it can: %s", error)
+        if error is None and self._away:
+            _log.info("the metadata log can be reached again")
+        self._away = error is not None
+        self.reachable = error is None
+
+    async def _pause(self, wait_ms: int) -> None:
+        """Until a command comes or the time is over."""
+        try:
+            async with asyncio.timeout(wait_ms / 1000):
+                await self.queue.wake.wait()
+        except TimeoutError:
+            pass
