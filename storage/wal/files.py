@@ -82,7 +82,9 @@ class FileRing:
         self.taken = 0
         self.oldest = 1
         self.error: OSError | None = None
+        self.failure: Exception | None = None  # a bug of ours: the process must end
         self.stopping = False
+        self.wake: Callable[[], None] = lambda: None  # the driver's
         self._disk = disk
         self._path = path
         self._directory = directory
@@ -108,6 +110,7 @@ class FileRing:
             return None
         file = self.ready.popleft()
         self.taken = file.number
+        self.wake()
         return file
 
     def free(self, files: Sequence[WalFile]) -> None:
@@ -115,10 +118,14 @@ class FileRing:
         self._peaks.append(self.taken - self.oldest + 1)
         self._freed.extend(files)
         self.oldest = files[-1].number + 1
+        self.wake()
 
-    def hurry(self) -> None:
-        """Somebody had to wait for a file that could have been there: prepare more of them ahead."""
-        self._ahead = min(self._ahead + 1, _AHEAD_MAX)
+    def hurry(self, n_bytes: int) -> None:
+        """Somebody who wants so much must wait for files that could have been there: prepare more of them ahead."""
+        if len(self.ready) >= self._ahead:
+            needed = -(-n_bytes // self.file_bytes) + 1
+            self._ahead = max(min(self._ahead + 1, _AHEAD_MAX), needed)
+            self.wake()
 
     def step(self) -> float | None:
         """Prepare or recycle one file."""
@@ -138,6 +145,11 @@ class FileRing:
             wait = self._retry_seconds
             self._retry_seconds = min(2 * wait, _RETRY_SECONDS_MAX)
             return wait
+        except Exception as error:
+            self.failure = error
+            self.stopping = True
+            self._changed()
+            return None
         self.error = None
         self._retry_seconds = _RETRY_SECONDS_MIN
         self._changed()

@@ -97,6 +97,7 @@ class VolumeWal:
         )
         self._writer_worker = start_worker("tidelog-wal-writer", self._writer)
         self._ring_worker = start_worker("tidelog-wal-files", self._ring)
+        self._ring.wake = self._ring_worker.wake
         self._reported = False  # a call of `_deliver` is on its way
         self._wake_scheduled = False
         self._stopped = False
@@ -211,9 +212,8 @@ class VolumeWal:
         known = self._refused.get(internal)
         if known is None or cost < known[0]:
             self._refused[internal] = (cost, largest)
-        if self._ring.unprepared and not self._ring.ready:
-            self._ring.hurry()
-            self._ring_worker.wake()
+        if self._ring.unprepared:
+            self._ring.hurry(cost)
         return False
 
     def group_below(self, sequence: int) -> int:
@@ -239,7 +239,6 @@ class VolumeWal:
         del ends[:count]
         self._group_base = last + 1
         self._ring.free(freed)
-        self._ring_worker.wake()
 
     def look_for_fence(self) -> bool:
         """Look for the fence file now (one stat): an authoritative answer needs its absence. From any thread."""
@@ -402,16 +401,20 @@ class VolumeWal:
             self._forget_largest(progress.sequence)
             self._on_durable(progress.sequence, progress.group)
             self._refresh_room()
-        failure = self._writer.failure
+        self._fail(self._writer.failure)
+
+    def _look_at_files(self) -> None:
+        ring = self._ring
+        if not self._first_file.done():
+            if ring.ready_through:
+                self._first_file.set_result(None)
+            elif ring.error is not None:
+                self._first_file.set_exception(ring.error)
+        self._refresh_room()
+        self._fail(ring.failure)
+
+    def _fail(self, failure: BaseException | None) -> None:
         if failure is not None and not self._failed:
             self._failed = True
             self.fenced = self.fenced or isinstance(failure, Fenced)
             self._on_failed(failure)
-
-    def _look_at_files(self) -> None:
-        if not self._first_file.done():
-            if self._ring.ready_through:
-                self._first_file.set_result(None)
-            elif self._ring.error is not None:
-                self._first_file.set_exception(self._ring.error)
-        self._refresh_room()
