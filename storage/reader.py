@@ -103,11 +103,18 @@ def parse_block(key: str, data: bytes, crc: int, base: int) -> Block:
     return Block(data, bases, positions)
 
 
-class _Stream(NamedTuple):
-    """A reader who reads on where it stopped; `window` bytes are fetched ahead of it."""
+class _Stream:
+    """A reader who reads on where it stopped.
 
-    window: int
-    ahead: asyncio.Task[None] | None
+    `window` bytes are fetched ahead of it at a time: up to offset `until`, and more when it comes to offset `trigger`,
+    so that a fetch is big and arrives before it is needed.
+    """
+
+    __slots__ = ("fetching", "trigger", "until", "window")
+
+    def __init__(self) -> None:
+        self.window = self.trigger = self.until = 0
+        self.fetching = False
 
 
 class Reader:
@@ -401,23 +408,33 @@ class Reader:
         stream = self._streams.pop((log_id, offset), None)
         here = log_id, next_offset
         if stream is None:
-            self._streams.setdefault(here, _Stream(0, None))
+            self._streams.setdefault(here, _Stream())
         else:
-            window = min(max(2 * stream.window, 2 * BLOCK_BYTES), self._read_ahead_bytes_max // 4)
-            task = stream.ahead
-            if task is None or task.done():
-                task = self._tasks.create_task(self._fetch_ahead(rows, next_offset, window))
-            self._streams[here] = _Stream(window, task)
+            self._streams[here] = stream
+            if next_offset >= stream.trigger and not stream.fetching:
+                stream.fetching = True
+                stream.window = min(max(2 * stream.window, 2 * BLOCK_BYTES), self._read_ahead_bytes_max // 4)
+                self._tasks.create_task(self._fetch_ahead(rows, max(next_offset, stream.until), stream))
         if len(self._streams) > _STREAMS_MAX:
             self._streams.popitem(last=False)
 
-    async def _fetch_ahead(self, rows: Sequence[RangeRow], offset: int, window: int) -> None:
-        limit = rows[-1].range.end
+    async def _fetch_ahead(self, rows: Sequence[RangeRow], offset: int, stream: _Stream) -> None:
+        limit, window = rows[-1].range.end, stream.window
         try:
-            for row, log, numbers in await self._plan_blocks(plan(rows, offset, limit, window), offset, limit, window):
+            planned = await self._plan_blocks(plan(rows, offset, limit, window), offset, limit, window)
+            half = window // 2
+            for row, log, numbers in planned:
                 self._request(row, log, numbers, ahead=True)
+                for number in numbers:
+                    if half > 0:
+                        stream.trigger = log.bases[number]
+                    half -= log.positions[number + 1] - log.positions[number]
+                last = not numbers or numbers.stop == len(log.bases)
+                stream.until = log.range.end if last else log.bases[numbers.stop]
         except (RangeMissing, CorruptSegment, StoreError):
             pass  # whoever reads there will hear of it
+        finally:
+            stream.fetching = False
 
     def _remember_ahead(self, blocks: dict[tuple[str, int], int]) -> None:
         """Counts blocks fetched ahead; the oldest that nobody came for go first."""
