@@ -18,7 +18,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from protocol.errors import ProtocolError
 
@@ -76,6 +76,18 @@ class Reply:
         self.payload = payload
         self.waits = 0
         self.connection.ready(self)
+
+
+class Parked(Protocol):
+    """A long poll of a connection."""
+
+    def expire(self) -> None:
+        """Its time is over: answer with what there is."""
+        ...
+
+    def drop(self) -> None:
+        """Its connection is gone."""
+        ...
 
 
 class Budget:
@@ -168,8 +180,7 @@ class Connection(asyncio.BufferedProtocol):
         self.frame_tick = 0
         self.holds = 0
         self.wanted_bytes = 0
-        self.polls: dict[object, Callable[[], None]] = {}
-        """What is parked here (long polls) -> how to drop it when the connection goes."""
+        self.polls: dict[Parked, None] = {}
         self._transport: asyncio.Transport | None = None
         self._frame: bytearray | None = None
         self._frame_view: memoryview | None = None
@@ -251,8 +262,8 @@ class Connection(asyncio.BufferedProtocol):
         hub.unsent_bytes -= self._unsent
         self._unsent = 0
         self._deferred.clear()
-        for drop in list(self.polls.values()):
-            drop()
+        for parked in list(self.polls):
+            parked.drop()
         self.polls.clear()
 
     def pause_writing(self) -> None:
@@ -506,6 +517,8 @@ class Connection(asyncio.BufferedProtocol):
         self._pause()
         if self._frame is not None:
             self._drop_frame()
+        for parked in list(self.polls):
+            parked.expire()
         if not self.pending:
             self.close()
 

@@ -178,8 +178,8 @@ class Poll:
         self.deferred = False
         self.wake()
 
-    def _expire(self) -> None:
-        self.slot = -1
+    def expire(self) -> None:
+        """No time is left: answer with what there is."""
         self.expired = True
         self.wake()
 
@@ -196,7 +196,7 @@ class Poll:
         connection, services = self.connection, self.services
         self.reply = connection.owe(1, services.counters.fetch_latency)
         self.reply.started_us = self.started_us
-        connection.polls[self] = self.drop
+        connection.polls[self] = None
         services.counters.fetch_waits += 1
         find = services.logs.find
         for part in self.turn.parts:
@@ -205,7 +205,7 @@ class Poll:
                 log.waiters[self] = None
                 self.logs.append(log)
         if not self.expired:
-            self.slot = services.wheel.add(min(self.request.max_wait_ms, WAIT_MS_MAX), self._expire)
+            self.slot = services.wheel.add(min(self.request.max_wait_ms, WAIT_MS_MAX), self.expire)
         self.wake()
 
     def _leave(self) -> None:
@@ -214,7 +214,7 @@ class Poll:
         self.logs.clear()
         self.connection.polls.pop(self, None)
         if self.slot >= 0:
-            self.services.wheel.remove(self.slot, self._expire)
+            self.services.wheel.remove(self.slot, self.expire)
             self.slot = -1
 
     # Reading
