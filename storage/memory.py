@@ -27,6 +27,9 @@ class MemoryStore:
         self._objects: dict[str, StoredObject] = {}
         self._keys: list[str] = []  # sorted
 
+    def __repr__(self) -> str:
+        return "memory:"
+
     async def put(self, key: str, body: Body) -> str:
         check_key(key)
         await asyncio.sleep(0)

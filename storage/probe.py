@@ -114,7 +114,7 @@ class _Probe:
 
     async def clean_up(self) -> None:
         """Best effort: what stays behind harms nobody."""
-        for key in sorted(self._keys):
+        for key in sorted(self._keys | {self._key("missing")}):
             try:
                 await self._store.delete(key)
             except StoreError:
