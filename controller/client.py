@@ -130,10 +130,14 @@ class ControllerClient(Protocol):
         REQUEST_TIMED_OUT, NOT_CONTROLLER and THROTTLING_QUOTA_EXCEEDED are retriable and leave the outcome open: ask
         again with the *same* command (same id) to learn it.
         """
+        return await self.send(command, timeout_ms)
+
+    async def send(self, command: Any, timeout_ms: int) -> Any:
+        """What `ask` does, without types: for implementations."""
         ...
 
 
-class LocalController:
+class LocalController(ControllerClient):
     """A `ControllerClient` over the controller in this process."""
 
     def __init__(self, runtime: Runtime) -> None:
@@ -171,7 +175,7 @@ class LocalController:
         """See `ControllerClient`."""
         return Grant(*self._runtime.heartbeat(incarnation, position, validated))
 
-    async def ask(self, command: Any, timeout_ms: int = ASK_TIMEOUT_MS) -> Any:
+    async def send(self, command: Any, timeout_ms: int) -> Any:
         """See `ControllerClient`."""
         return await self._runtime.ask(command, timeout_ms)
 

@@ -66,6 +66,34 @@ class MetadataReport:
             "problems": self.problems,
         }
 
+    def lines(self) -> list[str]:
+        """The report for a terminal; `problems` are not among the lines."""
+        if self.cluster is None or self.state is None:
+            return []
+        facts = ", ".join(f"{name} {count}" for name, count in sorted(self.facts.items()))
+        about = describe_state(self.state)
+        controller = about["controller"]
+        lines = [
+            f"cluster      {self.cluster.cluster_id}, format {self.cluster.format}",
+            f"entries      {self.first_entry} to {self.last_entry}, {self.entry_bytes} bytes; boundary {self.boundary}",
+            f"snapshots    {', '.join(map(str, self.snapshots)) or 'none'}",
+            f"facts        {facts or 'none'}",
+            f"controller   node {controller['node_id']}, epoch {controller['epoch']}"
+            + (", resigned" if controller["resigned"] else ""),
+            f"contents     {about['topics']} topics, {about['partitions']} partitions, {about['ranges']} ranges in "
+            f"{about['objects']} objects, {about['bytes']} bytes, {about['doomed_objects']} objects to delete",
+        ]
+        for broker in about["brokers"]:
+            how = "live session" if broker["alive"] else f"session ended ({broker['ended']})"
+            lines.append(f"broker       {broker['node_id']}, incarnation {broker['incarnation']}, {how}")
+        for wal in about["wals"]:
+            lines.append(f"WAL          {wal['wal_id']} of broker {wal['node_id']}: {wal['state']}, {wal['logs']} logs")
+        for loss in about["losses"]:
+            lines.append(f"loss         WAL {loss['wal_id']} of broker {loss['node_id']}, {len(loss['logs'])} logs")
+        if self.zombies:
+            lines.append(f"leftovers    {self.zombies} entries at or below the boundary")
+        return lines
+
 
 async def describe_metadata(store: ObjectStore) -> MetadataReport:
     """Reads cluster file, boundary, snapshots and entries; checks checksums, chain and that the facts apply.
@@ -224,7 +252,13 @@ def describe_loss(loss: Loss) -> dict[str, Any]:
         "validated_group": loss.validated_group,
         "recovered_group": loss.recovered_group,
         "logs": [
-            {"log_id": log_id, "topic": topic, "partition": partition, "lost_from": start, "continues_at": end}
+            {
+                "log_id": log_id,
+                "topic": topic,
+                "partition": partition,
+                "lost_from_offset": start,
+                "continues_at_offset": end,
+            }
             for log_id, topic, partition, start, end in loss.logs
         ],
     }

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from controller.runtime import Runtime
 
 COMMAND_TIMEOUT_MS = 30_000
-LOSSES = "losses/"
+LOSSES = "reports/losses/"
 DELETES_AT_ONCE = 16
 DELETES_PER_ROUND = 1_000
 LOGS_PER_STEP = 200
