@@ -39,5 +39,9 @@ class Tasks:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def create_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """`spawn` for code that takes a `storage.tasks.TaskOwner`."""
+        return self.spawn(work, name=type(work).__name__)
+
     def __len__(self) -> int:
         return len(self._tasks)

@@ -67,6 +67,8 @@ class TopicConfig(NamedTuple):
     one_of: tuple[str, ...] = ()
 
 
+TOPIC_RESOURCE = 2
+
 _STORED = "Stored and returned; without effect here."
 
 
@@ -200,7 +202,7 @@ def list_value(value: str) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
-def validate_topic_configs(configs: Mapping[str, str | None]) -> None:
+def validate_topic_configs(configs: Mapping[str, str] | Mapping[str, str | None]) -> None:
     """`validate_topic_config` for each, then what contradicts between them."""
     for name, value in configs.items():
         validate_topic_config(name, value)
@@ -283,3 +285,44 @@ def describe_broker(settings: Settings) -> list[ConfigValue]:
             )
         )
     return described
+
+
+class TopicRules:
+    """What the controller asks about configs (`controller.configs.ConfigRules`)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._defaults = TopicDefaults(settings)
+
+    def validate(self, resource_type: int, resource_name: str, overrides: Mapping[str, str]) -> None:
+        """Raise KafkaError unless the overrides can stand together. Only topics have overrides here."""
+        if resource_type != TOPIC_RESOURCE:
+            raise KafkaError(ErrorCode.INVALID_REQUEST, f"resource type {resource_type} has no configs here")
+        validate_topic_configs(overrides)
+
+    def list_default(self, resource_type: int, key: str) -> str | None:
+        """The default of a list-valued topic config."""
+        definition = TOPIC_CONFIGS.get(key)
+        if definition is None or definition.type is not ConfigType.LIST:
+            return None
+        return self._defaults.value({}, key)
+
+    def wal_kind(self, overrides: Mapping[str, str], internal: bool) -> str:
+        """The WAL kind of a topic's logs."""
+        if internal and "tidelog.wal" not in overrides:
+            return self._settings.tidelog_internal_wal
+        return self._defaults.value(overrides, "tidelog.wal")
+
+    def retention(self, overrides: Mapping[str, str]) -> tuple[int, int] | None:
+        """(retention.ms, retention.bytes), -1 for unlimited; None if the policy does not delete."""
+        if "delete" not in list_value(self._defaults.value(overrides, "cleanup.policy")):
+            return None
+        return self._defaults.number(overrides, "retention.ms"), self._defaults.number(overrides, "retention.bytes")
+
+    def default_partitions(self) -> int:
+        """`num.partitions`."""
+        return self._settings.num_partitions
+
+    def default_replication(self) -> int:
+        """`default.replication.factor`."""
+        return self._settings.default_replication_factor

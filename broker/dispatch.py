@@ -12,7 +12,22 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from broker.connection import HOLD_MUTED, Reply
-from broker.handlers import api_versions, fetch, init_producer_id, list_offsets, offset_for_leader_epoch, produce
+from broker.handlers import (
+    api_versions,
+    cluster,
+    configs,
+    delete_records,
+    fetch,
+    find_coordinator,
+    groups,
+    init_producer_id,
+    list_offsets,
+    metadata,
+    offset_for_leader_epoch,
+    offsets,
+    produce,
+    topics,
+)
 from broker.services import RequestContext, Services
 from protocol import messages
 from protocol.apis import APIS, ApiKey
@@ -53,10 +68,36 @@ HANDLERS: dict[ApiKey, Entry] = {
     ApiKey.PRODUCE: Entry(produce.produce, 3, 13, "tests/broker/test_produce.py", raw=True),
     ApiKey.FETCH: Entry(fetch.fetch, 4, 18, "tests/broker/test_fetch.py", raw=True),
     ApiKey.LIST_OFFSETS: Entry(list_offsets.list_offsets, 1, 11, "tests/broker/test_list_offsets.py"),
+    ApiKey.METADATA: Entry(metadata.metadata, 0, 13, "tests/broker/test_handlers_admin.py"),
+    ApiKey.OFFSET_COMMIT: Entry(offsets.offset_commit, 2, 10, "tests/broker/test_handlers_groups.py"),
+    ApiKey.OFFSET_FETCH: Entry(offsets.offset_fetch, 1, 10, "tests/broker/test_handlers_groups.py"),
+    ApiKey.FIND_COORDINATOR: Entry(find_coordinator.find_coordinator, 0, 6, "tests/broker/test_handlers_groups.py"),
+    ApiKey.JOIN_GROUP: Entry(groups.join_group, 0, 9, "tests/broker/test_handlers_groups.py"),
+    ApiKey.HEARTBEAT: Entry(groups.heartbeat, 0, 4, "tests/broker/test_handlers_groups.py"),
+    ApiKey.LEAVE_GROUP: Entry(groups.leave_group, 0, 5, "tests/broker/test_handlers_groups.py"),
+    ApiKey.SYNC_GROUP: Entry(groups.sync_group, 0, 5, "tests/broker/test_handlers_groups.py"),
+    ApiKey.DESCRIBE_GROUPS: Entry(groups.describe_groups, 0, 6, "tests/broker/test_handlers_groups.py"),
+    ApiKey.LIST_GROUPS: Entry(groups.list_groups, 0, 5, "tests/broker/test_handlers_groups.py"),
     ApiKey.API_VERSIONS: Entry(api_versions.api_versions, 0, 4, "tests/broker/test_server.py"),
+    ApiKey.CREATE_TOPICS: Entry(topics.create_topics, 2, 7, "tests/broker/test_handlers_admin.py"),
+    ApiKey.DELETE_TOPICS: Entry(topics.delete_topics, 1, 6, "tests/broker/test_handlers_admin.py"),
+    ApiKey.DELETE_RECORDS: Entry(delete_records.delete_records, 0, 2, "tests/broker/test_handlers_admin.py"),
     ApiKey.INIT_PRODUCER_ID: Entry(init_producer_id.init_producer_id, 0, 5, "tests/broker/test_produce.py"),
     ApiKey.OFFSET_FOR_LEADER_EPOCH: Entry(
         offset_for_leader_epoch.offset_for_leader_epoch, 2, 4, "tests/broker/test_list_offsets.py"
+    ),
+    ApiKey.DESCRIBE_CONFIGS: Entry(configs.describe_configs, 1, 4, "tests/broker/test_handlers_admin.py"),
+    ApiKey.ALTER_CONFIGS: Entry(configs.alter_configs, 0, 2, "tests/broker/test_handlers_admin.py"),
+    ApiKey.DESCRIBE_LOG_DIRS: Entry(cluster.describe_log_dirs, 1, 5, "tests/broker/test_handlers_admin.py"),
+    ApiKey.CREATE_PARTITIONS: Entry(topics.create_partitions, 0, 3, "tests/broker/test_handlers_admin.py"),
+    ApiKey.DELETE_GROUPS: Entry(groups.delete_groups, 0, 2, "tests/broker/test_handlers_groups.py"),
+    ApiKey.INCREMENTAL_ALTER_CONFIGS: Entry(
+        configs.incremental_alter_configs, 0, 1, "tests/broker/test_handlers_admin.py"
+    ),
+    ApiKey.OFFSET_DELETE: Entry(offsets.offset_delete, 0, 0, "tests/broker/test_handlers_groups.py"),
+    ApiKey.DESCRIBE_CLUSTER: Entry(cluster.describe_cluster, 0, 2, "tests/broker/test_handlers_admin.py"),
+    ApiKey.DESCRIBE_TOPIC_PARTITIONS: Entry(
+        metadata.describe_topic_partitions, 0, 0, "tests/broker/test_handlers_admin.py"
     ),
 }
 

@@ -80,6 +80,7 @@ class LogTable:
         self._on_close: list[Callable[[Log], None]] = []
         self._to_load: deque[Log] = deque()
         self._loaders = 0
+        self._loading: set[asyncio.Task[None]] = set()
         self._kept: deque[tuple[Log, int]] = deque()
         self._kept_bytes = 0
         self._trimming = False
@@ -195,7 +196,14 @@ class LogTable:
         self._to_load.append(opened)
         if self._loaders < LOAD_PARALLEL:
             self._loaders += 1
-            self._tasks.spawn(self._load_waiting(), name="load producer states")
+            loader = self._tasks.spawn(self._load_waiting(), name="load producer states")
+            self._loading.add(loader)
+            loader.add_done_callback(self._loading.discard)
+
+    async def wait_opened(self) -> None:
+        """Return when no log waits for its producer state any more."""
+        while self._loading:
+            await asyncio.wait(self._loading)
 
     async def _load_waiting(self) -> None:
         """Read the producer state of logs that open, until none waits."""

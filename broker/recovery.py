@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from broker.cold import ColdReads
 from controller.client import ControllerClient
 from controller.commands import DeclareLost, LossReport, NameRecoverer, ReplayLog, ReportScan, RetireWal
 from controller.facts import ScannedLog
@@ -19,12 +20,11 @@ from protocol.records import parse_header
 from storage.clock import Clock
 from storage.object_store import ObjectStore
 from storage.producers import ProducerStates
-from storage.reader import Reader
 from storage.seal import Recovery, SealedLog
 from storage.uploader import Uploader
 from storage.wal.instances import Instance, LockedInstance
-from storage.wal.recovery import ScanReport
 from storage.wal.port import WalError
+from storage.wal.recovery import ScanReport
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class WalRecovery:
         incarnation: int,
         controller: ControllerClient,
         store: ObjectStore,
-        reader: Reader,
+        cold: ColdReads,
         uploader: Uploader,
         clock: Clock,
         token: Callable[[int], bytes],
@@ -103,7 +103,7 @@ class WalRecovery:
         self._incarnation = incarnation
         self._controller = controller
         self._store = store
-        self._reader = reader
+        self._cold = cold
         self._uploader = uploader
         self._clock = clock
         self._token = token
@@ -242,9 +242,7 @@ class WalRecovery:
 
     async def _begin(self, plan: ReplayLog) -> _Replay:
         producers = ProducerStates()
-        row = self._controller.state.newest_range(plan.log_id)
-        if row is not None:
-            producers.load(await self._reader.producers(row))
+        await self._cold.producers(plan.log_id, producers, self._clock.now_ms())
         return _Replay(plan, producers, plan.end, plan.end)
 
     def _take(self, replay: _Replay, batches: Iterator[bytes], most: int) -> bool:

@@ -68,7 +68,9 @@ class Sealing:
         logs: LogTable,
         wal: Wal,
         uploader: Uploader,
+        on_failed: Callable[[BaseException], None],
     ) -> None:
+        """`on_failed`: a seal can never be committed, so the process has to end."""
         self._settings = settings
         self._clock = clock
         self._token = token
@@ -77,6 +79,7 @@ class Sealing:
         self._logs = logs
         self._wal = wal
         self._uploader = uploader
+        self._on_failed = on_failed
         self._progress: dict[int, _Progress] = {}
         self._waiting: list[tuple[Log, int, asyncio.Future[None]]] = []
         self._in_flight = 0
@@ -177,8 +180,13 @@ class Sealing:
 
     def _decided(self, verdict: "asyncio.Future[Verdict]") -> None:
         self._in_flight -= 1
-        if not verdict.cancelled() and verdict.exception() is None:
+        if verdict.cancelled():
+            return
+        error = verdict.exception()
+        if error is None:
             self.refused_ranges += len(verdict.result().refused)
+        else:
+            self._on_failed(error)
 
     # What comes back
 

@@ -113,8 +113,8 @@ class Server:
         self._servers: list[asyncio.Server] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    async def start(self, listeners: list[Listener]) -> list[Listener]:
-        """Listen; the listeners with the ports that they got. OSError if an address is taken."""
+    async def bind(self, listeners: list[Listener]) -> list[Listener]:
+        """Take the addresses; the listeners with the ports that they got. OSError if an address is taken."""
         loop = asyncio.get_running_loop()
         bound = []
         for listener in listeners:
@@ -123,11 +123,17 @@ class Server:
                 listener.host or None,
                 listener.port,
                 backlog=self.services.settings.socket_listen_backlog_size,
+                start_serving=False,
             )
             self._servers.append(server)
             bound.append(listener._replace(port=server.sockets[0].getsockname()[1]))
-        self._timer = loop.call_later(self.hub.tick_ms / 1000, self._tick)
         return bound
+
+    async def serve(self) -> None:
+        """Accept connections from now on."""
+        self._timer = asyncio.get_running_loop().call_later(self.hub.tick_ms / 1000, self._tick)
+        for server in self._servers:
+            await server.start_serving()
 
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self.hub.tick_ms / 1000, self._tick)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from broker.groups.coordinator import GroupCoordinators
     from broker.handlers.init_producer_id import ProducerIds
     from broker.log_table import LogTable
+    from broker.metadata_cache import MetadataCache
     from broker.metrics import Counters, Metrics
+    from broker.sealing import Sealing
     from broker.settings import Settings
     from broker.wheel import Wheel
     from controller.client import ControllerClient, Session
@@ -39,8 +41,10 @@ class Services:
     logs: LogTable
     cold: ColdReads
     reader: Reader
+    sealing: Sealing
     groups: GroupCoordinators
     topic_defaults: TopicDefaults
+    metadata_cache: MetadataCache
     fetch_sessions: FetchSessions
     producer_ids: ProducerIds
     wheel: Wheel

@@ -27,6 +27,7 @@ from storage.object_store import BLOCK_BYTES, ObjectStore, StoreError
 from storage.range_plan import choose_blocks, collect_aborted, complete, extents, plan
 from storage.seal import AbortedEntry, CorruptSegment, RangeMissing, RangeRow
 from storage.segment import INDEX_GUESS_BYTES, LogIndex, SegmentIndex, fetch, read_end, read_producers
+from storage.tasks import TaskOwner
 
 __all__ = ["Block", "FoundBatch", "RangeMissing", "ReadResult", "Reader", "parse_block"]
 
@@ -128,7 +129,7 @@ class Reader:
     def __init__(
         self,
         store: ObjectStore,
-        tasks: asyncio.TaskGroup,
+        tasks: TaskOwner,
         *,
         cache_bytes_max: int = 256 * 1024 * 1024,
         index_bytes_max: int = 32 * 1024 * 1024,
@@ -142,6 +143,7 @@ class Reader:
         self._cluster_id = cluster_id
         self.blocks: ByteCache[tuple[str, int], Block] = ByteCache(cache_bytes_max)
         self.indexes: ByteCache[str, SegmentIndex] = ByteCache(index_bytes_max)
+        self._checking = asyncio.Lock()  # one block per turn of the loop is checked, up to a millisecond each
         self._gate = Gate(parallel, max(cache_bytes_max // 2, 1))
         self._get_bytes_max = max(min(GET_BYTES_MAX, cache_bytes_max // (2 * parallel)), BLOCK_BYTES)
         self._read_ahead_bytes_max = min(read_ahead_bytes_max, cache_bytes_max // 2)
@@ -384,14 +386,17 @@ class Reader:
                     self.bytes_fetched += len(data)
                     for number in run:
                         position = log.positions[number]
-                        piece = data if len(run) == 1 else data[position - start : log.positions[number + 1] - start]
-                        try:
-                            block = parse_block(row.key, piece, log.crcs[number], log.bases[number])
-                        except CorruptSegment as error:
-                            self.blocks.fail((row.key, position), error)
-                        else:
-                            self.blocks.land((row.key, position), block, block.memory_bytes)
-                        await asyncio.sleep(0)  # a block is checked in about a millisecond
+                        async with self._checking:
+                            piece = (
+                                data if len(run) == 1 else data[position - start : log.positions[number + 1] - start]
+                            )
+                            try:
+                                block = parse_block(row.key, piece, log.crcs[number], log.bases[number])
+                            except CorruptSegment as error:
+                                self.blocks.fail((row.key, position), error)
+                            else:
+                                self.blocks.land((row.key, position), block, block.memory_bytes)
+                            await asyncio.sleep(0)
                 finally:
                     self.blocks.release(end - start)
         except asyncio.CancelledError:

@@ -21,6 +21,7 @@ from storage.seal import (
     Writer,
 )
 from storage.segment import Segment, SegmentWriter, encode_segment_in_steps
+from storage.tasks import TaskOwner
 
 __all__ = ["Commit", "Uploader", "UploaderStopped", "plan_objects"]
 
@@ -92,7 +93,7 @@ class Uploader:
         store: ObjectStore,
         writer: Writer,
         commit: Commit,
-        tasks: asyncio.TaskGroup,
+        tasks: TaskOwner,
         clock: Clock,
         *,
         parallel: int = 4,

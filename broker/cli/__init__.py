@@ -7,27 +7,40 @@ any Kafka. `inspect` reads bytes and never modifies them; `wal` is for the opera
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from broker.cli import consume, groups, inspect, produce, start, topics, wal
 from broker.cli.output import CommandError
 
-COMMANDS = (start, topics, groups, produce, consume, inspect, wal)
+COMMANDS = {
+    "start": ("broker.cli.start", "run a broker in the foreground"),
+    "topic": ("broker.cli.topics", "list, create, describe, alter and delete topics"),
+    "group": ("broker.cli.groups", "list, describe and delete consumer groups, reset their offsets"),
+    "produce": ("broker.cli.produce", "send a record a line from standard input or a file"),
+    "consume": ("broker.cli.consume", "print the records of a topic"),
+    "inspect": ("broker.cli.inspect", "print what WAL directories, segments and metadata say"),
+    "wal": ("broker.cli.wal", "list WAL instances; recover or give up those that need a decision"),
+}
+"""Name -> module with `add_options(parser)`, help. Only the module of the command that runs is imported: a broker does
+without the client library, a client command without the broker."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def parser(command: str | None) -> argparse.ArgumentParser:
+    """The command line; only `command` has its options."""
     root = argparse.ArgumentParser(
         prog="tidelog", description="A Kafka-protocol broker whose log lives in object storage."
     )
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in COMMANDS:
-        module.add_parser(commands)
+    for name, (module, text) in COMMANDS.items():
+        options = commands.add_parser(name, help=text, description=text)
+        if name == command:
+            import_module(module).add_options(options)
     return root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 failed, 2 unusable arguments, 130 interrupted."""
-    options = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parser(arguments[0] if arguments else None).parse_args(arguments)
     try:
         code: int = options.run(options)
     except CommandError as error:

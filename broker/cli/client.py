@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from kafka import KafkaAdminClient
-from kafka.errors import KafkaError, NoBrokersAvailable
+from kafka.errors import KafkaConnectionError, KafkaError
 
 from broker.cli.output import CommandError
 
@@ -63,7 +63,7 @@ def client_errors(options: argparse.Namespace) -> Iterator[None]:
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     try:
         yield
-    except NoBrokersAvailable:
+    except KafkaConnectionError:
         raise CommandError(f"no broker answers at {options.bootstrap_server}; is it running?") from None
     except KafkaError as error:
         raise CommandError(str(error)) from None

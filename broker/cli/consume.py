@@ -15,9 +15,8 @@ from broker.cli.progress import Progress
 POLL_MS = 500
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command."""
-    parser = commands.add_parser("consume", help="print the records of a topic")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
     add_connection(parser)
     parser.add_argument("topic")
     parser.add_argument("-g", "--group", help="consume as this group and commit; default: no group")

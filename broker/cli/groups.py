@@ -1,7 +1,6 @@
 """`tidelog group list|describe|delete|reset`."""
 
 import argparse
-from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
@@ -10,9 +9,8 @@ from broker.cli.client import add_connection, admin, config
 from broker.cli.output import CommandError, add_format, show
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command and its verbs."""
-    parser = commands.add_parser("group", help="list, describe, delete consumer groups; reset their offsets")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options and verbs of the command."""
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, run, text in (
         ("list", list_groups, "names, states"),

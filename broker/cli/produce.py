@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from kafka import KafkaProducer
 
@@ -11,9 +11,8 @@ from broker.cli.output import CommandError
 from broker.cli.progress import Progress
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command."""
-    parser = commands.add_parser("produce", help="send a record a line from standard input or a file")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
     add_connection(parser)
     parser.add_argument("topic")
     parser.add_argument("-f", "--file", type=argparse.FileType("rb"), default=None, help="instead of standard input")

@@ -1,21 +1,32 @@
 """`tidelog start [server.properties] [--override key=value ...]`."""
 
 import argparse
+import asyncio
+import contextlib
+import logging
 import os
+import resource
+import signal
 import sys
+import time
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+
+import uvloop
 
 from broker.cli.output import CommandError
+from broker.clock import SystemClock
+from broker.node import FAILED, Broker, CannotStart
 from broker.settings import SettingError
 from broker.settings_sources import Loaded, load, parse_overrides
 
 UNUSABLE = 2
 
+log = logging.getLogger(__name__)
 
-def add_parser(commands: Any) -> None:
-    """Add the command."""
-    parser = commands.add_parser("start", help="run a broker in the foreground")
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
     parser.add_argument("properties", nargs="?", type=Path, help="a server.properties file")
     parser.add_argument(
         "--override", metavar="KEY=VALUE", action="append", default=[], help="a setting, over file and environment"
@@ -30,8 +41,6 @@ def run(options: argparse.Namespace) -> int:
     except (SettingError, CommandError) as error:
         print(f"tidelog start: {error}", file=sys.stderr)
         return UNUSABLE
-    from broker.node import run_broker  # starting a broker loads what the other commands do without
-
     return run_broker(loaded)
 
 
@@ -45,3 +54,59 @@ def settings(options: argparse.Namespace) -> Loaded:
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"cannot read {name}: {error}") from None
     return load(text, name, os.environ, parse_overrides(options.override))
+
+
+def raise_file_limit() -> None:
+    """Thousands of connections need as many descriptors: take what the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def announce(broker: Broker, began_s: float) -> None:
+    """Tell on stdout where to connect and where data lies; the last line says that the broker serves."""
+    settings = broker.settings
+    print(f"tidelog {version('tidelog')}, node {settings.node_id} of cluster {broker.cluster_id}")
+    for listener in broker.listeners:
+        print(f"  clients  {listener}")
+    print(f"  bucket   {settings.storage_uri}")
+    print(f"  wal      {broker.wal.path} (fence: {broker.wal.fence_kind})")
+    if broker.http_address is not None:
+        print(f"  http     http://{broker.http_address[0]}:{broker.http_address[1]}")
+    print(f"ready in {time.perf_counter() - began_s:.2f} s", flush=True)
+
+
+def run_broker(loaded: Loaded) -> int:
+    """Run a broker in this process until SIGTERM or SIGINT; the exit code."""
+    began_s = time.perf_counter()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for warning in loaded.warnings:
+        log.warning("%s", warning)
+    if loaded.without_effect:
+        log.info("settings without effect here: %s", ", ".join(loaded.without_effect))
+    raise_file_limit()
+    sys.setswitchinterval(0.0005)
+
+    async def main() -> int:
+        broker = Broker(loaded.settings, clock=SystemClock(), token=os.urandom)
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _stop_or_exit, stop)
+        return await broker.run(stop, lambda ready: announce(ready, began_s))
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main())
+    except* CannotStart as group:
+        for error in group.exceptions:
+            print(f"tidelog start: {error}", file=sys.stderr)
+    return FAILED
+
+
+def _stop_or_exit(stop: asyncio.Event) -> None:
+    """The first signal stops cleanly, the second one at once: the WAL stays."""
+    if stop.is_set():
+        os._exit(FAILED)
+    stop.set()

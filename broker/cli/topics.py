@@ -10,9 +10,8 @@ from broker.cli.client import add_connection, admin, config
 from broker.cli.output import CommandError, add_format, show
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command and its verbs."""
-    parser = commands.add_parser("topic", help="list, create, describe, alter and delete topics")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options and verbs of the command."""
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, run, text in (
         ("list", list_topics, "names, partitions"),

@@ -16,9 +16,8 @@ DEFAULT_HTTP = "http://127.0.0.1:9644"
 TIMEOUT_S = 600
 
 
-def add_parser(commands: Any) -> None:
-    """Add the command and its verbs."""
-    parser = commands.add_parser("wal", help="list WAL instances; recover or give up those that need a decision")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options and verbs of the command."""
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     listing = verbs.add_parser("list", help="instances and what they wait for")
     recover = verbs.add_parser("recover", help="take what is readable of a damaged instance, give up the rest")

@@ -1,6 +1,6 @@
 """DescribeCluster v0 to v2 and DescribeLogDirs v1 to v5.
 
-DescribeCluster: v1 asks for brokers (1) or controllers (2); controllers do not listen for clients here, so the latter is
+DescribeCluster: v1 asks for brokers (1) or controllers (2); controllers do not listen for clients, so the latter is
 MISMATCHED_ENDPOINT_TYPE, as from a Kafka broker. v2: fenced brokers too, which are those whose session ended.
 DescribeLogDirs: the bucket is the one log directory; a partition's size is what is committed plus what is validated.
 """

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from broker.configs import ConfigSource, ConfigValue, describe_broker
 from broker.services import RequestContext
-from controller.commands import AlterConfigs, ConfigAlteration, ConfigChange, ConfigResult, ConfigResults
+from controller.commands import AlterConfigs, ConfigAlteration, ConfigChange, ConfigResult
 from controller.topics import topic_name_problem
 from protocol import messages as m
 from protocol.errors import ErrorCode, KafkaError
@@ -146,9 +146,7 @@ async def _alter(
     if topics:
         services = context.services
         try:
-            answer = await services.controller.ask(AlterConfigs(services.token(16), topics, validate_only))
-            assert isinstance(answer, ConfigResults)
-            results += answer.results
+            results += (await services.controller.ask(AlterConfigs(services.token(16), topics, validate_only))).results
         except KafkaError as error:
             results += [ConfigResult(TOPIC, topic.resource_name, error.code, error.message) for topic in topics]
     return results

@@ -7,22 +7,36 @@ answer, which is never used here. Answers show what this broker has applied; bro
 """
 
 from collections.abc import Awaitable, Sequence
+from typing import NamedTuple
 
+from broker.metadata_cache import partition_of
 from broker.operations import CLUSTER_OPERATIONS, NOT_ASKED, TOPIC_OPERATIONS
 from broker.services import RequestContext
-from controller.commands import CreateInternalTopic, CreateTopics, NewTopic, TopicResults
+from controller.commands import CreateInternalTopic, CreateTopics, NewTopic
 from controller.state import ClusterState
 from controller.topics import Topic, topic_name_problem
 from protocol import messages as m
 from protocol.errors import ErrorCode, KafkaError
+from protocol.fast.metadata import MetadataBroker, encode_metadata_response, encode_metadata_topic
 
 GROUP_OFFSETS_TOPIC = "__consumer_offsets"
 NO_ID = bytes(16)
+NULL_NAME_FROM = 12
 PARTITION_LIMIT_MAX = 2000
 """Kafka's `max.request.partition.size.limit`."""
 
 
-def metadata(request: m.MetadataRequest, context: RequestContext) -> m.MetadataResponse | Awaitable[m.MetadataResponse]:
+class EncodedMetadata(NamedTuple):
+    """An answer that is bytes already, of the version that was asked for."""
+
+    body: bytes
+
+    def encode(self, version: int) -> bytes:
+        """The body; made for the request's version."""
+        return self.body
+
+
+def metadata(request: m.MetadataRequest, context: RequestContext) -> EncodedMetadata | Awaitable[EncodedMetadata]:
     """Answer at once, or after the missing topics were created."""
     state = context.services.controller.state
     may_create = request.allow_auto_topic_creation or context.api_version < 4
@@ -46,7 +60,7 @@ def _missing_topics(request: m.MetadataRequest, context: RequestContext, state: 
 
 async def _create_and_answer(
     request: m.MetadataRequest, context: RequestContext, missing: Sequence[str]
-) -> m.MetadataResponse:
+) -> EncodedMetadata:
     return _answer(request, context, await auto_create(context, missing))
 
 
@@ -70,9 +84,7 @@ async def auto_create(context: RequestContext, names: Sequence[str]) -> dict[str
             topics = tuple(
                 NewTopic(name, settings.num_partitions, settings.default_replication_factor) for name in ordinary
             )
-            answer = await controller.ask(CreateTopics(services.token(16), topics))
-            assert isinstance(answer, TopicResults)
-            for result in answer.results:
+            for result in (await controller.ask(CreateTopics(services.token(16), topics))).results:
                 code = ErrorCode(result.error_code)
                 if code not in (ErrorCode.NONE, ErrorCode.TOPIC_ALREADY_EXISTS) and result.name is not None:
                     errors[result.name] = code
@@ -81,25 +93,26 @@ async def auto_create(context: RequestContext, names: Sequence[str]) -> dict[str
     return errors
 
 
-def _answer(request: m.MetadataRequest, context: RequestContext, errors: dict[str, ErrorCode]) -> m.MetadataResponse:
-    state = context.services.controller.state
+def _answer(request: m.MetadataRequest, context: RequestContext, errors: dict[str, ErrorCode]) -> EncodedMetadata:
+    services, version = context.services, context.api_version
+    state = services.controller.state
     operations = TOPIC_OPERATIONS if request.include_topic_authorized_operations else NOT_ASKED
-    if _wants_all(request, context.api_version):
-        topics = [_topic(state, topic, operations) for topic in state.topics.values()]
+    if _wants_all(request, version):
+        topics = [services.metadata_cache.topic(version, topic, operations) for topic in state.topics.values()]
     else:
-        topics = [_asked_topic(state, asked, errors, operations) for asked in request.topics or ()]
-    return m.MetadataResponse(
-        brokers=[
-            m.MetadataResponse.MetadataResponseBroker(node_id=node_id, host=host, port=port, rack=rack)
-            for node_id, host, port, rack in brokers_of(state, context.listener)
-        ],
-        cluster_id=state.cluster_id,
-        controller_id=state.controller_node,
-        topics=topics,
-        cluster_authorized_operations=(
-            CLUSTER_OPERATIONS if request.include_cluster_authorized_operations else NOT_ASKED
-        ),
+        topics = [_asked_topic(context, asked, errors, operations) for asked in request.topics or ()]
+    body = encode_metadata_response(
+        version,
+        0,
+        [MetadataBroker(*broker) for broker in brokers_of(state, context.listener)],
+        state.cluster_id,
+        state.controller_node,
+        topics,
+        cluster_authorized_operations=CLUSTER_OPERATIONS
+        if request.include_cluster_authorized_operations
+        else NOT_ASKED,
     )
+    return EncodedMetadata(body)
 
 
 def brokers_of(state: ClusterState, listener: str) -> list[tuple[int, str, int, str | None]]:
@@ -114,17 +127,21 @@ def brokers_of(state: ClusterState, listener: str) -> list[tuple[int, str, int, 
 
 
 def _asked_topic(
-    state: ClusterState,
+    context: RequestContext,
     asked: m.MetadataRequest.MetadataRequestTopic,
     errors: dict[str, ErrorCode],
     operations: int,
-) -> m.MetadataResponse.MetadataResponseTopic:
-    topic, code = find_topic(state, asked.name, asked.topic_id)
+) -> bytes:
+    services, version = context.services, context.api_version
+    topic, code = find_topic(services.controller.state, asked.name, asked.topic_id)
     if topic is not None:
-        return _topic(state, topic, operations)
-    if asked.name is not None:
-        code = errors.get(asked.name, code)
-    return m.MetadataResponse.MetadataResponseTopic(error_code=code, name=asked.name, topic_id=asked.topic_id)
+        return services.metadata_cache.topic(version, topic, operations)
+    name = asked.name
+    if name is not None:
+        code = errors.get(name, code)
+    elif version < NULL_NAME_FROM:
+        name = ""
+    return encode_metadata_topic(version, name, asked.topic_id, (), error_code=code)
 
 
 def find_topic(state: ClusterState, name: str | None, topic_id: bytes) -> tuple[Topic | None, ErrorCode]:
@@ -135,36 +152,6 @@ def find_topic(state: ClusterState, name: str | None, topic_id: bytes) -> tuple[
     if topic is None and topic_name_problem(name) is not None:
         return None, ErrorCode.INVALID_TOPIC_EXCEPTION
     return topic, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
-
-
-def _topic(state: ClusterState, topic: Topic, operations: int) -> m.MetadataResponse.MetadataResponseTopic:
-    partitions = []
-    for index, log_id in enumerate(topic.log_ids):
-        leader, epoch = leader_of(state, log_id)
-        nodes = [leader] if leader >= 0 else []
-        partitions.append(
-            m.MetadataResponse.MetadataResponsePartition(
-                error_code=ErrorCode.NONE if nodes else ErrorCode.LEADER_NOT_AVAILABLE,
-                partition_index=index,
-                leader_id=leader,
-                leader_epoch=epoch,
-                replica_nodes=nodes,
-                isr_nodes=nodes,
-            )
-        )
-    return m.MetadataResponse.MetadataResponseTopic(
-        name=topic.name,
-        topic_id=topic.topic_id,
-        is_internal=topic.internal,
-        partitions=partitions,
-        topic_authorized_operations=operations,
-    )
-
-
-def leader_of(state: ClusterState, log_id: int) -> tuple[int, int]:
-    """(node id, leader epoch) of a log; node -1 while nobody may lead it."""
-    log = state.logs[log_id]
-    return (log.leader_node if log.status == "open" else -1), log.epoch
 
 
 def describe_topic_partitions(
@@ -206,16 +193,15 @@ def _described_topic(
         name=name, topic_id=topic.topic_id, is_internal=topic.internal, topic_authorized_operations=TOPIC_OPERATIONS
     )
     for index in range(first, min(first + most, len(topic.log_ids))):
-        leader, epoch = leader_of(state, topic.log_ids[index])
-        nodes = [leader] if leader >= 0 else []
+        partition = partition_of(state, topic.log_ids[index], index)
         described.partitions.append(
             m.DescribeTopicPartitionsResponse.DescribeTopicPartitionsResponsePartition(
-                error_code=ErrorCode.NONE if nodes else ErrorCode.LEADER_NOT_AVAILABLE,
+                error_code=partition.error_code,
                 partition_index=index,
-                leader_id=leader,
-                leader_epoch=epoch,
-                replica_nodes=nodes,
-                isr_nodes=nodes,
+                leader_id=partition.leader_id,
+                leader_epoch=partition.leader_epoch,
+                replica_nodes=list(partition.replicas),
+                isr_nodes=list(partition.isr),
                 eligible_leader_replicas=[],
                 last_known_elr=[],
             )

@@ -18,7 +18,6 @@ from controller.commands import (
     NewTopic,
     TopicRef,
     TopicResult,
-    TopicResults,
 )
 from protocol import messages as m
 from protocol.errors import ErrorCode, KafkaError
@@ -54,9 +53,9 @@ async def create_topics(request: m.CreateTopicsRequest, context: RequestContext)
     )
     if topics:
         try:
-            answer = await services.controller.ask(CreateTopics(services.token(16), topics, request.validate_only))
-            assert isinstance(answer, TopicResults)
-            results += answer.results
+            results += (
+                await services.controller.ask(CreateTopics(services.token(16), topics, request.validate_only))
+            ).results
         except KafkaError as error:
             results += _refused((topic.name for topic in topics), error)
     configs = {topic.name: {c.name: c.value for c in topic.configs if c.value is not None} for topic in asked}
@@ -101,9 +100,7 @@ async def delete_topics(request: m.DeleteTopicsRequest, context: RequestContext)
         results = [TopicResult(name, ErrorCode.INVALID_REQUEST, TWICE) for name in sorted(repeated)]
         asked = tuple(ref for ref in refs if ref.name not in repeated)
         try:
-            answer = await services.controller.ask(DeleteTopics(services.token(16), asked))
-            assert isinstance(answer, TopicResults)
-            results += answer.results
+            results += (await services.controller.ask(DeleteTopics(services.token(16), asked))).results
         except KafkaError as error:
             results += [TopicResult(ref.name, error.code, error.message, ref.topic_id) for ref in asked]
     return m.DeleteTopicsResponse(
@@ -135,9 +132,9 @@ async def create_partitions(request: m.CreatePartitionsRequest, context: Request
     )
     if topics:
         try:
-            answer = await services.controller.ask(CreatePartitions(services.token(16), topics, request.validate_only))
-            assert isinstance(answer, TopicResults)
-            results += answer.results
+            results += (
+                await services.controller.ask(CreatePartitions(services.token(16), topics, request.validate_only))
+            ).results
         except KafkaError as error:
             results += _refused((topic.name for topic in topics), error)
     return m.CreatePartitionsResponse(

@@ -1,0 +1,121 @@
+"""Which metrics a broker has: names and helps, each with how it is read. Nothing here runs until somebody scrapes."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from protocol.apis import APIS
+from protocol.errors import ErrorCode
+
+if TYPE_CHECKING:
+    from broker.node import Broker
+
+Labelled = Iterable[tuple[Mapping[str, str], float]]
+
+
+def register(broker: Broker) -> None:
+    """Register everything that is counted in `broker`, once it is built."""
+    _requests(broker)
+    _logs(broker)
+    _wal(broker)
+    _bucket(broker)
+    _control(broker)
+
+
+def _requests(broker: Broker) -> None:
+    counters, metrics, hub = broker.counters, broker.metrics, broker.server.hub
+
+    def requests() -> Labelled:
+        return [({"api": api.name}, counters.requests[key]) for key, api in APIS.items() if counters.requests[key]]
+
+    def errors() -> Labelled:
+        return [({"error": ErrorCode(code).name}, count) for code, count in sorted(counters.errors.items())]
+
+    metrics.counter("tidelog_requests", "Requests read, by API.", requests)
+    metrics.counter("tidelog_errors", "Error codes answered by Produce, Fetch and ListOffsets.", errors)
+    metrics.histogram("tidelog_produce_seconds", "Produce, from read to answered.", counters.produce_latency)
+    metrics.histogram("tidelog_fetch_seconds", "Fetch, long polls included.", counters.fetch_latency)
+    metrics.histogram("tidelog_other_seconds", "All other requests.", counters.other_latency)
+    for name, text in (
+        ("bytes_in", "Bytes read from clients."),
+        ("bytes_out", "Bytes written to clients."),
+        ("produce_bytes", "Bytes of appended batches."),
+        ("batches_in", "Appended batches."),
+        ("duplicates", "Batches that were there already."),
+        ("fetch_bytes", "Bytes of batches answered to fetches."),
+        ("fetch_waits", "Fetches that waited for data."),
+        ("fetch_cold", "Partitions of fetches read from the bucket."),
+        ("full_waits", "Produce requests that waited for space."),
+        ("full_timeouts", "Produce requests refused because there was no space."),
+        ("connections_opened", "Connections accepted."),
+        ("connections_closed", "Connections that ended."),
+        ("connections_refused", "Connections beyond the limits."),
+        ("connections_idle_closed", "Connections closed for being idle."),
+        ("slow_readers_closed", "Connections closed because the client does not read."),
+        ("protocol_errors", "Connections closed for malformed requests."),
+        ("server_errors", "Requests that failed inside the broker."),
+    ):
+        metrics.counter(f"tidelog_{name}", text, lambda name=name: getattr(counters, name))  # type: ignore[misc]
+    metrics.gauge("tidelog_connections", "Open connections.", lambda: len(hub.connections))
+    metrics.gauge("tidelog_request_bytes", "Memory of requests not yet answered.", lambda: hub.budget.used)
+    metrics.gauge("tidelog_request_bytes_peak", "The most it ever was.", lambda: hub.budget.peak)
+    metrics.gauge("tidelog_unsent_bytes", "Answers that clients have not read yet.", lambda: hub.unsent_bytes)
+
+
+def _logs(broker: Broker) -> None:
+    logs, metrics = broker.logs, broker.metrics
+    metrics.gauge("tidelog_logs", "Logs this broker leads.", lambda: len(logs))
+    metrics.gauge("tidelog_tail_bytes", "Memory of all tails.", lambda: logs.memory.bytes)
+    metrics.gauge("tidelog_tail_kept_bytes", "Of that, what is in the bucket already.", lambda: logs.kept_bytes)
+    metrics.gauge("tidelog_space_waiting", "Produce requests waiting for space now.", lambda: len(logs.space))
+    metrics.counter("tidelog_alarms", "Named objects found missing or damaged.", lambda: broker.services.cold.alarms)
+
+
+def _wal(broker: Broker) -> None:
+    wal, validation, metrics = broker.wal, broker.validation, broker.metrics
+    metrics.counter("tidelog_wal_groups", "Groups made durable.", lambda: wal.groups)
+    metrics.counter("tidelog_wal_bytes", "Bytes made durable.", lambda: wal.bytes)
+    metrics.counter("tidelog_wal_sync_seconds", "Time spent in writes and syncs.", lambda: wal.sync_ns_sum / 1e9)
+    metrics.histogram("tidelog_wal_write_seconds", "One write and sync of a group.", wal.sync_histogram)
+    metrics.gauge("tidelog_wal_free_bytes", "What the WAL still takes.", lambda: wal.free_bytes)
+    metrics.gauge("tidelog_wal_appended", "Last append sequence.", lambda: wal.appended)
+    metrics.gauge("tidelog_wal_validated", "Last validated append sequence.", lambda: validation.validated)
+    metrics.counter(
+        "tidelog_wal_withheld", "Durable groups that could not be acknowledged.", lambda: validation.withheld
+    )
+
+
+def _bucket(broker: Broker) -> None:
+    metrics, sealing, uploader, reader = broker.metrics, broker.sealing, broker.uploader, broker.services.reader
+    metrics.counter("tidelog_seals", "Seals begun.", lambda: sealing.seals)
+    metrics.counter("tidelog_sealed_bytes", "Bytes of batches in them.", lambda: sealing.sealed_bytes)
+    metrics.counter("tidelog_refused_ranges", "Ranges that a commit refused.", lambda: sealing.refused_ranges)
+    metrics.gauge("tidelog_seals_in_flight", "Seals not yet committed.", lambda: sealing.in_flight)
+    metrics.counter("tidelog_objects_put", "Segments uploaded.", lambda: uploader.objects_put)
+    metrics.counter("tidelog_upload_bytes", "Bytes uploaded.", lambda: uploader.bytes_put)
+    metrics.counter("tidelog_upload_retries", "Uploads tried again.", lambda: uploader.put_retries)
+    metrics.gauge(
+        "tidelog_store_away", "1 while the bucket cannot be written.", lambda: uploader.away_since is not None
+    )
+    metrics.counter("tidelog_reads", "Ranged reads from the bucket.", lambda: reader.gets)
+    metrics.counter("tidelog_read_bytes", "Bytes read from the bucket.", lambda: reader.bytes_fetched)
+
+
+def _control(broker: Broker) -> None:
+    metrics, controller = broker.metrics, broker.controller
+    metrics.gauge("tidelog_ready", "1 while this broker serves.", lambda: broker.ready)
+    metrics.gauge("tidelog_controller", "1 while this process is the controller.", lambda: controller.leads)
+    metrics.gauge("tidelog_metadata_position", "Last applied entry of the metadata log.", lambda: controller.position)
+    metrics.gauge("tidelog_metadata_reachable", "1 while the metadata log answers.", lambda: controller.reachable)
+    metrics.gauge("tidelog_topics", "Topics of the cluster.", lambda: len(controller.state.topics))
+    metrics.gauge("tidelog_partitions", "Partitions of the cluster.", lambda: len(controller.state.logs))
+    metrics.gauge(
+        "tidelog_wal_waiting_for_operator", "WAL instances that need a decision.", lambda: len(broker.recovery.waiting)
+    )
+    metrics.gauge(
+        "tidelog_memory_peak_bytes",
+        "The most memory this process ever held.",
+        lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
