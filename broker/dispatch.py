@@ -169,8 +169,7 @@ class Dispatcher:
         request = getattr(messages, APIS[api_key].name + "Request").decode(frame, version, body)
         response = entry.handler(request, context)
         if not inspect.isawaitable(response):
-            payload = response_frame(api_key, version, correlation_id, response.encode(version))
-            connection.answer(payload, self._latency)
+            connection.answer(_encode(response, api_key, version, correlation_id), self._latency)
             return
         reply = connection.owe(1, self._latency)
         reply.held = len(frame)
@@ -191,8 +190,7 @@ class Dispatcher:
     ) -> None:
         """Answer a slow request, then let the connection go on."""
         try:
-            answer = await response
-            payload = response_frame(api_key, version, correlation_id, answer.encode(version))
+            payload = _encode(await response, api_key, version, correlation_id)
         except Exception:
             connection.broken()
             return
@@ -210,3 +208,11 @@ class Dispatcher:
             produce.refuse_old(self._services, connection, frame, body, version, correlation_id)
         else:
             raise ProtocolError(f"{APIS[api_key].name} version {version} is not served")
+
+
+def _encode(response: Any, api_key: int, version: int, correlation_id: int) -> bytes:
+    """The frame of a response. What the version cannot say is a bug of the handler, not of the client."""
+    try:
+        return response_frame(api_key, version, correlation_id, response.encode(version))
+    except ProtocolError as error:
+        raise AssertionError(f"{type(response).__name__} v{version} cannot be encoded: {error}") from error

@@ -62,9 +62,9 @@ def list_offsets(
                     searches.append(search)
         response.topics.append(m.ListOffsetsResponse.ListOffsetsTopicResponse(name=topic.name, partitions=answers))
     if not searches:
-        return response
+        return _for_version(response, context.api_version)
     timeout_ms = request.timeout_ms if context.api_version >= 10 else TIMEOUT_MS
-    return _search_all(context.services, searches, response, timeout_ms)
+    return _search_all(context, searches, response, timeout_ms)
 
 
 class Search:
@@ -103,8 +103,9 @@ def _at_once(context: RequestContext, topic: str, asked: _Asked, answer: _Answer
 
 
 async def _search_all(
-    services: Services, searches: list[Search], response: m.ListOffsetsResponse, timeout_ms: int
+    context: RequestContext, searches: list[Search], response: m.ListOffsetsResponse, timeout_ms: int
 ) -> m.ListOffsetsResponse:
+    services = context.services
     unfinished = dict.fromkeys(searches)
     try:
         async with asyncio.timeout(max(timeout_ms, 0) / 1000):
@@ -120,6 +121,14 @@ async def _search_all(
     except TimeoutError:
         for search in unfinished:
             _refuse(services, search.answer, KafkaError(ErrorCode.REQUEST_TIMED_OUT))
+    return _for_version(response, context.api_version)
+
+
+def _for_version(response: m.ListOffsetsResponse, version: int) -> m.ListOffsetsResponse:
+    if version < 4:
+        for topic in response.topics:
+            for answer in topic.partitions:
+                answer.leader_epoch = -1
     return response
 
 
