@@ -138,6 +138,10 @@ class _Files:
                 if path.is_dir():
                     raise
                 raise PreconditionFailed(f"{self!r}: {key} exists") from None
+            except OSError as error:
+                if error.errno in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}:
+                    raise StoreError(f"{self!r}: this file system has no hard links: use another one") from error
+                raise
             progress.visible = True
             _sync_directory(path.parent)
             return temporary.etag

@@ -12,6 +12,7 @@ Promises of every engine:
   two equal writes apart puts a nonce into the body.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -22,6 +23,9 @@ Body: TypeAlias = Buffer | Sequence[Buffer]
 
 BLOCK_BYTES = 512 * 1024
 """Large bodies are hashed, copied and sent in blocks of this size: one join of a segment would hold the interpreter."""
+
+SMALL_PART_BYTES = 8 * 1024
+"""Shorter buffers than this are joined to blocks before they are sent."""
 
 KEY_BYTES_MAX = 768
 """S3 allows 1024 bytes; what remains is for the prefix of the store's URI."""
@@ -151,6 +155,28 @@ def body_blocks(body: Body, block_bytes: int = BLOCK_BYTES) -> Iterator[memoryvi
         view = memoryview(part).cast("B")
         for start in range(0, view.nbytes, block_bytes):
             yield view[start : start + block_bytes]
+
+
+async def gathered_blocks(body: Body) -> list[Buffer]:
+    """The body in blocks that are cheap to hand on one by one: large buffers as they are, small ones joined.
+
+    Gives way to the loop after each block that it had to copy.
+    """
+    blocks: list[Buffer] = []
+    small = bytearray()
+    for part in body_parts(body):
+        view = memoryview(part).cast("B")
+        if view.nbytes < SMALL_PART_BYTES:
+            small += view
+        if small and (view.nbytes >= SMALL_PART_BYTES or len(small) >= BLOCK_BYTES):
+            blocks.append(small)
+            small = bytearray()
+            await asyncio.sleep(0)
+        if view.nbytes >= SMALL_PART_BYTES:
+            blocks.append(view)
+    if small:
+        blocks.append(small)
+    return blocks
 
 
 def open_store(uri: str, *, token: Callable[[int], bytes]) -> ObjectStore:

@@ -15,9 +15,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store as ObstoreS3
 
-from protocol import Buffer
 from storage.object_store import (
-    BLOCK_BYTES,
     Body,
     Denied,
     NotFound,
@@ -27,9 +25,9 @@ from storage.object_store import (
     StoredObject,
     StoreError,
     Unavailable,
-    body_parts,
     body_size,
     check_key,
+    gathered_blocks,
 )
 from storage.s3_aiobotocore import AiobotocoreStore
 from storage.s3_location import (
@@ -48,7 +46,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LIST_PAGE = 1000
-SMALL_PART_BYTES = 64 * 1024
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
@@ -87,7 +84,7 @@ class ObstoreS3Store:
     async def _put(self, key: str, body: Body, mode: "PutMode") -> str:
         check_key(key)
         store = await self._opened()
-        blocks = await _blocks(body)
+        blocks = await gathered_blocks(body)
         # Views are read until the attempt has ended. Should a cancelled attempt linger while its caller already
         # changes a buffer, the checksum, which was taken before sending, makes the store refuse the body.
         call = obstore.put_async(store, key, blocks, mode=mode, use_multipart=False)
@@ -226,25 +223,6 @@ def _translate(what: str, error: Exception, write: bool) -> StoreError:
     if "kind: Connect" in text:
         return Unavailable(f"{what}: cannot connect: {brief}")
     return OutcomeUnknown(f"{what}: {brief}") if write else Unavailable(f"{what}: {brief}")
-
-
-async def _blocks(body: Body) -> list[Buffer]:
-    """Large parts as views, small ones gathered into blocks: Rust takes each buffer under the interpreter lock."""
-    blocks: list[Buffer] = []
-    gathered = bytearray()
-    for part in body_parts(body):
-        view = memoryview(part).cast("B")
-        if view.nbytes < SMALL_PART_BYTES:
-            gathered += view
-        if gathered and (view.nbytes >= SMALL_PART_BYTES or len(gathered) >= BLOCK_BYTES):
-            blocks.append(gathered)
-            gathered = bytearray()
-            await asyncio.sleep(0)
-        if view.nbytes >= SMALL_PART_BYTES:
-            blocks.append(view)
-    if gathered:
-        blocks.append(gathered)
-    return blocks
 
 
 def _just_below(prefix: str) -> str:

@@ -35,6 +35,7 @@ from storage.object_store import (
     body_blocks,
     body_size,
     check_key,
+    gathered_blocks,
 )
 from storage.s3_location import (
     CONNECT_TIMEOUT_S,
@@ -148,7 +149,7 @@ class AiobotocoreStore:
 
     async def _put(self, key: str, body: Body, condition: dict[str, str]) -> str:
         check_key(key)
-        blocks = list(body_blocks(body))
+        blocks = list(body_blocks(await gathered_blocks(body)))
         size = body_size(body)
         if size > self._single_put_bytes_max:
             return await self._put_in_parts(key, blocks, condition)
@@ -332,6 +333,7 @@ class _Blocks:
     async def __aiter__(self) -> AsyncIterator[memoryview]:
         for block in self._blocks:
             yield block
+            await asyncio.sleep(0)  # a socket that takes everything would never make aiohttp wait
 
     def read(self, _size: int = -1) -> bytes:
         raise NotImplementedError

@@ -123,6 +123,7 @@ async def test_everything_is_synced_before_it_counts(
         ("fsync", errno.EIO, Unavailable, "cannot write 'key'"),
         ("link", errno.ENOSPC, Unavailable, "free space"),
         ("link", errno.EACCES, Denied, "right to read and write"),
+        ("link", errno.EPERM, StoreError, "no hard links"),
         ("open", errno.EROFS, Denied, "right to read and write"),
         ("open", errno.EMFILE, Unavailable, "Too many open files"),
     ],

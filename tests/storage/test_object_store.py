@@ -7,7 +7,15 @@ import pytest
 
 from storage.filesystem import FileSystemStore
 from storage.memory import MemoryStore
-from storage.object_store import body_blocks, body_size, check_key, open_store
+from storage.object_store import (
+    BLOCK_BYTES,
+    SMALL_PART_BYTES,
+    body_blocks,
+    body_size,
+    check_key,
+    gathered_blocks,
+    open_store,
+)
 from storage.retrying import RetryingStore
 from storage.s3_location import S3Location, parse_s3_uri
 
@@ -81,6 +89,16 @@ def test_s3_uris() -> None:
 def test_keys() -> None:
     for key in ("a", "a/b", "segments/1/ff/0-0", "é" * 384, "...", "a b"):
         assert check_key(key) == key
+
+
+async def test_small_buffers_are_joined_and_large_ones_left_alone() -> None:
+    large = memoryview(bytes(SMALL_PART_BYTES))
+    assert await gathered_blocks([b"a", b"", b"b", large, b"c", large, large]) == [b"ab", large, b"c", large, large]
+    many = [bytes([n % 256]) * 1000 for n in range(2000)]
+    blocks = await gathered_blocks(many)
+    assert b"".join(blocks) == b"".join(many)
+    assert all(BLOCK_BYTES <= len(block) < BLOCK_BYTES + 1000 for block in blocks[:-1])
+    assert await gathered_blocks([]) == []
 
 
 def test_bodies_are_cut_into_views() -> None:
