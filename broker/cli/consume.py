@@ -67,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
             **config(
                 options,
                 group_id=options.group,
+                max_poll_records=min(500, options.max_records or 500),
                 auto_offset_reset=options.offset if options.offset in ("earliest", "latest") else "earliest",
                 enable_auto_commit=options.group is not None,
             )
