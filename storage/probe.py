@@ -5,7 +5,8 @@ before the first byte. What cannot be probed: rules in the bucket that delete by
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TypeVar
 
 from storage.object_store import (
     NotFound,
@@ -15,10 +16,13 @@ from storage.object_store import (
     StoreError,
 )
 
+T = TypeVar("T")
+
 PREFIX = "probe/"
 RACERS = 16
 RACES = 3
 """A store that checks and writes in two steps passes a single race by luck."""
+CLEAN_UP_TIMEOUT_S = 5
 
 
 async def probe(store: ObjectStore, token: Callable[[int], bytes]) -> None:
@@ -33,8 +37,7 @@ async def probe(store: ObjectStore, token: Callable[[int], bytes]) -> None:
         await run.replace()
         await run.create_after_delete()
         for number in range(RACES):
-            await run.race_to_create(f"create-{number}")
-            await run.race_to_replace(f"replace-{number}")
+            await _together(run.race_to_create(f"create-{number}"), run.race_to_replace(f"replace-{number}"))
         await run.ranged_read()
         await run.listing()
     finally:
@@ -114,11 +117,19 @@ class _Probe:
 
     async def clean_up(self) -> None:
         """Best effort: what stays behind harms nobody."""
-        for key in sorted(self._keys | {self._key("missing")}):
+
+        async def remove(key: str) -> None:
             try:
                 await self._store.delete(key)
             except StoreError:
-                return
+                pass
+
+        try:
+            async with asyncio.timeout(CLEAN_UP_TIMEOUT_S), asyncio.TaskGroup() as group:
+                for key in sorted(self._keys | {self._key("missing")}):
+                    group.create_task(remove(key))
+        except TimeoutError:
+            pass
 
     async def _race(self, key: str, verb: str, write: Callable[[bytes], Awaitable[str]]) -> None:
         async def contend(number: int) -> bool | None:
@@ -130,12 +141,7 @@ class _Probe:
                 return None
             return True
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(contend(number)) for number in range(RACERS)]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        outcomes = [task.result() for task in tasks]
+        outcomes = await _together(*(contend(number) for number in range(RACERS)))
         if outcomes.count(True) > 1:
             promise = f"let exactly one of {RACERS} racing writers {verb} a key"
             raise self._broken(promise, f"{outcomes.count(True)} of them won")
@@ -178,3 +184,13 @@ class _Probe:
 
     def _body(self, text: str) -> bytes:
         return self._nonce + text.encode()
+
+
+async def _together(*calls: Coroutine[None, None, T]) -> Sequence[T]:
+    """The results of all; the first error ends the others and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

@@ -82,7 +82,7 @@ class RetryingStore:
         self._limits = limits or RetryLimits()
 
     def __repr__(self) -> str:
-        return f"{self._store!r}, retried"
+        return repr(self._store)
 
     async def get(self, key: str) -> StoredObject:
         return await self._read(lambda: self._store.get(key))

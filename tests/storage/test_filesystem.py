@@ -6,6 +6,7 @@ import fcntl
 import os
 import secrets
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -224,6 +225,32 @@ async def test_after_a_cancelled_write_the_buffers_are_free(store: FileSystemSto
             pass
         for part in body:
             part[:] = b"a" * MIB
+    await store.close()
+
+
+async def test_cancelling_twice_does_not_free_the_buffers_early(
+    store: FileSystemStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.put("warm", b"")
+    writing = threading.Event()
+    real_fsync = os.fsync
+
+    def slow(descriptor: int) -> None:
+        writing.set()
+        time.sleep(0.1)
+        real_fsync(descriptor)
+        writing.clear()
+
+    monkeypatch.setattr(os, "fsync", slow)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(store.put("key", b"value"))
+        while not writing.is_set():
+            await asyncio.sleep(0.001)
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0.01)
+            assert not task.done()
+    assert task.cancelled() and not writing.is_set()
     await store.close()
 
 
