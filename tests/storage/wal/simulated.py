@@ -105,6 +105,7 @@ class SimulatedDisk:
         self.boot = 1
         self.ticks = 0
         self.operations: list[tuple[str, str]] = []
+        self.unreadable: dict[str, set[int]] = {}  # path -> bytes that cannot be read
 
     def crash(self, seed: int) -> None:
         """Lose what was not synced, or not all of it, and start again."""
@@ -254,6 +255,8 @@ class SimulatedFile:
 
     def read(self, position: int, length: int) -> bytes:
         self._disk.enter("read", self._inode.path)
+        if any(position <= byte < position + length for byte in self._disk.unreadable.get(self._inode.path, ())):
+            raise OSError(errno.EIO, "I/O error", self._inode.path)
         return bytes(self._inode.data[position : position + length])
 
     def size(self) -> int:
