@@ -88,6 +88,10 @@ class Cluster:
     ) -> CommitAnswer:
         return self.decide(seal_command(incarnation, seal, ranges, recovery, parts, through))
 
+    def commit_ranges(self, incarnation: int, ranges: list[Range], recovery: Recovery | None = None) -> CommitAnswer:
+        """The next seal of the incarnation, with these ranges."""
+        return self.seal(incarnation, self.state.broker_table.incarnations[incarnation].last_seal + 1, ranges, recovery)
+
     def commit(self, incarnation: int, *logs: Any, offsets: int = 10, length: int = 100, timestamp: int = -1) -> Any:
         """Seals the next `offsets` offsets of each log, as its leader would."""
         seal = self.state.broker_table.incarnations[incarnation].last_seal + 1

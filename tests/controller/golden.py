@@ -1,0 +1,119 @@
+"""Every durable form of the controller, once: facts, answers, an entry, a snapshot.
+
+`python -m tests.controller.golden` writes the files that are missing; it never changes one. Bytes of the first
+release are read for ever: when a form grows, add a new file beside the old ones.
+"""
+
+from pathlib import Path
+
+import msgpack
+
+from controller import commands as c
+from controller import facts as f
+from controller.commands import encode_answer
+from controller.entries import Entry, RememberedAnswer, SnapshotHead, encode_entry, frame_snapshot
+from storage.seal import CommitAnswer, CommittedThrough, Range, Recovery, SegmentObject
+from tests.controller.builders import CLUSTER, LISTENERS, Cluster, next_range, wal_id
+
+FILES = Path(__file__).parents[1] / "golden" / "metadata"
+W, T = b"wal-id-16-bytes!", b"topic-id-16-byte"
+
+FACTS: list[f.Fact] = [
+    f.FormatLevel(1),
+    f.ControllerElected(3, 1, 2**64 - 1, (W,)),
+    f.ControllerResigned(3),
+    f.LeaseExtended((f.WalGroup(W, 2**40),)),
+    f.BrokerRegistered(1, 2**63, "boot-id", "rack", LISTENERS, 1, 1_700_000_000_000),
+    f.BrokerRegistered(2, 5, "boot-id", None, (), 1, 0),
+    f.WalRegistered(W, 1, 2**63, "volume"),
+    f.SessionEnded(2**63, "silence", 1_700_000_000_001),
+    f.RecoveryNamed(W, 2, 5, 1),
+    f.WalScanned(W, 1, (f.ScannedLog(7, 10, 2**40),), 99, False),
+    f.WalRetired(W),
+    f.WalLost(W, 99, 98, 1_700_000_000_002),
+    f.LossDeclared(7, 10, 10 + 2**32),
+    f.TopicCreated("topic", T, True, (7, 8), (("cleanup.policy", "compact"),), 3),
+    f.PartitionsAdded(T, (9,)),
+    f.TopicDeleted(T),
+    f.NamesFreed(("topic", "tøpic")),
+    f.ConfigsChanged(4, "1", (("key", "value"), ("gone", None))),
+    f.LeaderNamed(7, 1, 2**63, 4, W),
+    f.SealCommitted(
+        5,
+        2,
+        (SegmentObject("segments/1/5/2-0", 900, (Range(7, 4, 10, 20, 0, 800, 1_700_000_000_003, 15, 2),)),),
+        (CommittedThrough(W, 98),),
+        (8,),
+        Recovery(W, 1),
+    ),
+    f.SealCommitted(5, 3, ()),
+    f.LogStartAdvanced((f.LogStart(7, 15),)),
+    f.ObjectsDeleted(("segments/1/5/1-0",)),
+    f.ProducerIdsAllocated(1000, 1000),
+]
+
+ANSWERS: list[object] = [
+    c.Done(),
+    c.Registered((Recovery(W, 1),)),
+    Recovery(W, 2),
+    c.ScanAnswer((c.ReplayLog(7, 4, 10, 20),)),
+    c.LossReport(W, 1, 5, 1_700_000_000_002, 99, 98, (c.LostLog(7, "topic", 0, 10, 10 + 2**32),)),
+    c.TopicResults((c.TopicResult("topic", 0, None, T, 2, 3), c.TopicResult(None, 3, "unknown"))),
+    c.ConfigResults((c.ConfigResult(2, "topic", 40, "invalid"),)),
+    c.LogStarts((f.LogStart(7, 15),)),
+    c.ProducerIdBlock(1000, 1000),
+    CommitAnswer((8,), 77),
+]
+
+
+def facts_text() -> str:
+    """One fact or answer per line: its bytes in hex."""
+    facts = [f"fact {msgpack.packb(f.encode_fact(fact)).hex()}" for fact in FACTS]
+    return "\n".join([*facts, *[f"answer {msgpack.packb(encode_answer(answer)).hex()}" for answer in ANSWERS]]) + "\n"
+
+
+def entry() -> Entry:
+    """An entry with every fact and one answer."""
+    answers = (RememberedAnswer(b"c" * 16, tuple(encode_answer(ANSWERS[-2]))),)
+    return Entry(CLUSTER, 12, b"h" * 32, 3, b"n" * 16, 1_700_000_000_000, answers, tuple(FACTS))
+
+
+def cluster() -> Cluster:
+    """A cluster with something in every section of its snapshot."""
+    made = Cluster()
+    made.register(1, 100)
+    made.create("t", 2, retention_ms="5")
+    made.create("gone")
+    made.decide(c.AlterConfigs(made.token(16), (c.ConfigAlteration(4, "", False, (c.ConfigChange("k", 0, "v"),)),)))
+    made.commit(100, made.log("t"), made.log("gone"), timestamp=1_699_999_999_999)
+    made.commit(100, made.log("t"))
+    made.decide(c.DeleteTopics(made.token(16), (c.TopicRef("gone"),)))
+    made.decide(c.AdvanceLogStart(made.token(16), (f.LogStart(0, 10),)))
+    made.register(2, 200)
+    made.apply(f.LeaseExtended((f.WalGroup(wal_id(100), 9),)))
+    made.register(1, 101, locked=(wal_id(100),))
+    found = f.ScannedLog(0, 0, 40)
+    made.decide(c.ReportScan(made.token(16), wal_id(100), 101, 1, (found,), 9))
+    made.seal(101, 1, [next_range(made.log("t"), 20)], Recovery(wal_id(100), 1), through=(CommittedThrough(b"?", 1),))
+    made.decide(c.RetireWal(made.token(16), wal_id(100), 101, 1))
+    made.decide(c.DeclareLost(made.token(16), wal_id(200), host_is_destroyed=True))
+    made.decide(c.AllocateProducerIds(made.token(16), 101))
+    return made
+
+
+def files() -> dict[str, bytes]:
+    """File name to bytes, as this version writes them."""
+    state = cluster().state
+    head = SnapshotHead(CLUSTER, state.position, state.entry_hash)
+    return {
+        "facts-1.txt": facts_text().encode(),
+        "entry-1.bin": encode_entry(entry()),
+        "snapshot-1.bin": b"".join(frame_snapshot(head, state.encode_chunks())),
+    }
+
+
+if __name__ == "__main__":
+    FILES.mkdir(parents=True, exist_ok=True)
+    for name, data in files().items():
+        if not (FILES / name).exists():
+            (FILES / name).write_bytes(data)

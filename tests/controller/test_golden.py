@@ -1,0 +1,40 @@
+"""The bytes of the first release are read for ever, and this version still writes them."""
+
+import msgpack
+
+from controller import facts as f
+from controller.commands import ANSWER_TAGS, decode_answer
+from controller.entries import decode_entry, unframe_snapshot
+from controller.state import ClusterState
+from tests.controller import golden
+
+
+def test_there_is_a_golden_form_of_every_fact_and_answer() -> None:
+    assert {type(fact) for fact in golden.FACTS} == set(f.TAGS.values())
+    assert {type(answer) for answer in golden.ANSWERS} == set(ANSWER_TAGS.values())
+
+
+def test_facts_and_answers() -> None:
+    lines = (golden.FILES / "facts-1.txt").read_text().splitlines()
+    expected: list[object] = [*golden.FACTS, *golden.ANSWERS]
+    assert len(lines) == len(expected)
+    for line, value in zip(lines, expected):
+        kind, text = line.split()
+        payload = msgpack.unpackb(bytes.fromhex(text), use_list=False)
+        assert (f.decode_fact(payload) if kind == "fact" else decode_answer(payload)) == value
+
+
+def test_entry() -> None:
+    assert decode_entry((golden.FILES / "entry-1.bin").read_bytes()) == golden.entry()
+
+
+def test_snapshot() -> None:
+    head, encoded = unframe_snapshot((golden.FILES / "snapshot-1.bin").read_bytes())
+    state = golden.cluster().state
+    assert (head.position, head.entry_hash) == (state.position, state.entry_hash)
+    assert ClusterState.decode(bytes(encoded)) == state
+
+
+def test_this_version_writes_the_same_bytes() -> None:
+    for name, data in golden.files().items():
+        assert (golden.FILES / name).read_bytes() == data, f"{name}: a format changed; write a new version of it"
