@@ -316,6 +316,14 @@ class LogTable:
             return False
         return all(wal.has_room(n_bytes, internal=internal, batches=n_batches) for wal, _ in self._wals.values())
 
+    def has_room_in(self, log: Log, n_bytes: int) -> bool:
+        """`has_room` for one client's batch in one log, nobody waiting before it: what the usual request asks."""
+        return (
+            not len(self.space)
+            and self.memory.bytes + n_bytes + BATCH_OVERHEAD_BYTES <= self._client_bytes_max
+            and log.wal.has_room(n_bytes, internal=False)
+        )
+
     def room(self) -> None:
         """Space came back (given to the WAL as `on_room`): serve requests that wait for it."""
         self.space.serve()

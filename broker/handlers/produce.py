@@ -50,6 +50,7 @@ COPY_BYTES_MAX = 4096
 COMPACTED_BYTES_MAX = 16 * 1024 * 1024
 """Decompressed size of a batch for a compacted topic: its records are looked at on the loop."""
 
+_ACKS = (-1, 1)
 _SPECIAL = 0x30  # transactional or control
 _CODEC = 0x07
 _ZSTD = 4
@@ -87,7 +88,78 @@ def produce(
 ) -> None:
     """Handle the request whose body is `buf[pos:end]`; ProtocolError if it is none."""
     request = parse_produce(buf, pos, end, version)
+    transactional_id, acks, _, parts = request
+    if (
+        len(parts) == 1
+        and transactional_id is None
+        and acks in _ACKS
+        and _append_usual(services, connection, buf, parts[0], version, correlation_id, owned)
+    ):
+        return
     Attempt(services, connection, buf, pos, end, version, correlation_id, owned).run(request, first=True)
+
+
+def _append_usual(
+    services: Services,
+    connection: Connection,
+    buf: bytearray,
+    part: ProducePart,
+    version: int,
+    correlation_id: int,
+    owned: bool,
+) -> bool:
+    """The usual request in one go: one partition, nothing special. False: nothing happened, take the long way."""
+    topic, partition, start, stop = part
+    logs = services.logs
+    log = logs.find.get((topic, partition))
+    if log is None or log.status is not LogStatus.OPEN:
+        return False
+    try:
+        header = check_batch(buf, start, stop)
+    except BatchError:
+        return False
+    now_ms = services.clock.now_ms()
+    size = stop - start
+    if not is_usual(log, header, size, now_ms) or log.config.log_append_time or not logs.has_room_in(log, size):
+        return False
+    if header[9] >= 0:  # producer id
+        try:
+            if log.producers.check(header, now_ms) is not None:
+                return False
+        except KafkaError:
+            return False
+    base = log.end
+    patch_offset_and_epoch(buf, start, base, log.epoch)
+    batch: Buffer
+    if owned and size > COPY_BYTES_MAX:
+        batch = memoryview(buf)[start:stop]
+    else:
+        batch = bytes(memoryview(buf)[start:stop])
+    sequence = log.append(header, batch, header[8], now_ms)
+    counters = services.counters
+    counters.batches_in += 1
+    counters.produce_bytes += size
+    encode = log.answers.get(version)
+    if encode is None:
+        encode = log.answers[version] = success_encoder(version, topic, partition)
+    payload = encode(correlation_id, base, -1, log.start, 0)
+    log.validation.when_reply(sequence, connection.owe(1, counters.produce_latency, payload))
+    return True
+
+
+def is_usual(log: Log, header: BatchHeader, size: int, now_ms: int) -> bool:
+    """Whether nothing about this batch needs a closer look: the cheap test that almost every batch passes."""
+    config = log.config
+    attributes = header[5]
+    return (
+        size <= config.max_message_bytes
+        and not attributes & _SPECIAL
+        and attributes & _CODEC != _ZSTD
+        and now_ms - config.timestamp_before_max_ms <= header[7]
+        and header[8] - now_ms <= config.timestamp_after_max_ms
+        and not config.compacted
+        and not log.internal
+    )
 
 
 class Attempt:
@@ -171,16 +243,7 @@ class Attempt:
     def _check_rules(self, log: Log, header: BatchHeader, size: int, now_ms: int, start: int) -> None:
         """What topic and version ask of the batch; KafkaError if it is not so."""
         config = log.config
-        attributes = header[5]
-        if (
-            size <= config.max_message_bytes
-            and not attributes & _SPECIAL
-            and attributes & _CODEC != _ZSTD
-            and now_ms - config.timestamp_before_max_ms <= header[7]
-            and header[8] - now_ms <= config.timestamp_after_max_ms
-            and not config.compacted
-            and not log.internal
-        ):
+        if is_usual(log, header, size, now_ms):
             return
         if log.internal:
             raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, f"Cannot append to internal topic {log.topic}")
@@ -240,24 +303,9 @@ class Attempt:
             needed[log.validation] = log.append(header, batch, max_timestamp, now_ms)
             counters.batches_in += 1
             counters.produce_bytes += stop - start
-            if len(parts) == 1:
-                self._answer_one(log, parts[0], base, append_time, needed)
-                return
             topic, partition, _, _ = parts[index]
             results[index] = ProduceResult(topic, partition, 0, base, append_time, log.start)
         self._answer(needed)
-
-    def _answer_one(
-        self, log: Log, part: ProducePart, base: int, append_time: int, needed: dict[Validation, int]
-    ) -> None:
-        """The usual request: one partition, appended."""
-        if not self.acks:
-            return
-        encode = log.answers.get(self.version)
-        if encode is None:
-            encode = log.answers[self.version] = success_encoder(self.version, part[0], part[1])
-        payload = encode(self.correlation_id, base, append_time, log.start, 0)
-        self._owe(payload, needed)
 
     def _answer(self, needed: dict[Validation, int]) -> None:
         results = [result for result in self.results if result is not None]
