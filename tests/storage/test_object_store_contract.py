@@ -41,6 +41,7 @@ class Engine:
     name: str
     open: Callable[[], ObjectStore]
     uri: str | None = None  # None: other processes cannot see it
+    open_fast: Callable[[], ObjectStore] | None = None  # for many writes that are not what is tested
     multi_part_if_match: bool = True
 
 
@@ -64,7 +65,13 @@ def _s3(server: S3Server, prefix: str, client: str) -> Engine:
         return kind(parse_s3_uri(uri), single_put_bytes_max=SINGLE_PUT_BYTES_MAX)
 
     # moto checks If-None-Match but not If-Match when a multi-part upload is completed.
-    return Engine(f"{server.name}-{client}", connect, uri, multi_part_if_match=server.durable)
+    return Engine(
+        f"{server.name}-{client}",
+        connect,
+        uri,
+        open_fast=lambda: ObstoreS3Store(parse_s3_uri(uri)),
+        multi_part_if_match=server.durable,
+    )
 
 
 ENGINES = [
@@ -223,17 +230,19 @@ async def test_listings_begin_and_end_anywhere(store: ObjectStore) -> None:
             assert await listed(store, prefix, start_after) == expected, (prefix, start_after)
 
 
-async def test_listings_have_no_page_end(store: ObjectStore) -> None:
+async def test_listings_have_no_page_end(store: ObjectStore, engine: Engine) -> None:
     keys = sorted(f"{n % 3}/{n:05}" for n in range(1010))
     gate = asyncio.Semaphore(32)
+    writer = (engine.open_fast or engine.open)()
 
     async def write(key: str) -> None:
         async with gate:
-            await store.put_if_absent(key, b"")
+            await writer.put_if_absent(key, b"")
 
     async with asyncio.TaskGroup() as group:
         for key in keys:
             group.create_task(write(key))
+    await writer.close()
     assert await listed(store) == keys
     assert await listed(store, start_after=keys[999]) == keys[1000:]
 
@@ -382,6 +391,9 @@ async def test_racing_processes(engine: Engine) -> None:
 
 async def test_large_objects(store: ObjectStore, engine: Engine) -> None:
     """70 MiB, in parts where the engine has parts, and still created once."""
+    if engine.name == "moto-obstore":
+        pytest.skip("large bodies take the same way as in moto-aiobotocore")
+    other = [bytes(SINGLE_PUT_BYTES_MAX), b"a little more"]
     block = secrets.token_bytes(BLOCK_BYTES)
     body = [block[n:] + block[:n] for n in range(140)]
     size = 140 * BLOCK_BYTES
@@ -392,11 +404,11 @@ async def test_large_objects(store: ObjectStore, engine: Engine) -> None:
     seam = 16 * 1024 * 1024
     assert await store.get_range("large", seam - 10, 20) == body[31][-10:] + body[32][:10]
     with pytest.raises(PreconditionFailed):
-        await store.put_if_absent("large", body[::-1])
+        await store.put_if_absent("large", other)
     assert (await store.head("large")).etag == etag
-    replaced = await store.put_if_match("large", body[::-1], etag)
+    replaced = await store.put_if_match("large", other, etag)
     assert replaced != etag
-    assert await store.get_range("large", 0, BLOCK_BYTES) == body[139]
+    assert await store.get_range("large", SINGLE_PUT_BYTES_MAX - 1, 14) == b"\0a little more"
     if not engine.multi_part_if_match:
         pytest.xfail("moto does not check If-Match when a multi-part upload is completed")
     with pytest.raises(PreconditionFailed):
