@@ -113,6 +113,7 @@ def test_aborted_entries_are_collected_until_all_below_was_decided() -> None:
         (11, 13, [1], True),
         (13, 20, [], True),
         (13, 21, [2], True),
+        (13, 26, [2], True),
         (0, 30, [0, 1, 2], False),
         (26, 30, [], False),
     ):

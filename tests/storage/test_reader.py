@@ -231,10 +231,12 @@ async def test_one_flight_serves_all_readers_and_outlives_a_cancelled_one(blocks
         assert len(store.ranges) == 1
 
 
-async def test_waiters_survive_the_end_of_the_owner(blocks_of_four: None) -> None:
+@pytest.mark.parametrize("gets_before", [0, 2])
+async def test_waiters_survive_the_end_of_the_owner(gets_before: int, blocks_of_four: None) -> None:
+    """It ends while the index is being fetched, or a block."""
     store = ScriptedStore()
     rows = await kept(store, [seal(1, batches(0, [1] * 8))])
-    store.script["get_range"] = [asyncio.Event()]
+    store.script["get_range"] = [None] * gets_before + [asyncio.Event()]
 
     async def own(readers: asyncio.Queue[Reader]) -> None:
         async with reading(store) as reader:
@@ -246,7 +248,8 @@ async def test_waiters_survive_the_end_of_the_owner(blocks_of_four: None) -> Non
         owner = tasks.create_task(own(readers))
         reader = await readers.get()
         waiter = tasks.create_task(outcome(reader, rows))
-        await asyncio.sleep(0.001)
+        while store.calls["get_range"] <= gets_before:
+            await asyncio.sleep(0)
         owner.cancel()
         assert isinstance(await waiter, Unavailable)
 
