@@ -1,0 +1,40 @@
+"""A real broker process for the tests with real clients, and the libraries they run with."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.broker_process import BrokerProcess
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    """One broker for all tests that do not restart it. It has to stop cleanly and to have logged no error."""
+    with BrokerProcess(tmp_path_factory.mktemp("broker") / "data") as running:
+        yield running
+        assert running.stop() == 0, running.log_tail()
+        log = running.log_tail(10_000)
+        assert "Traceback" not in log and " ERROR " not in log, log
+
+
+@pytest.fixture
+def topic(request: pytest.FixtureRequest) -> str:
+    """A name that no other test uses; the topic does not exist yet."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", request.node.name).strip("-")[:200]
+
+
+@pytest.fixture
+def make_broker(tmp_path: Path) -> Iterator[Callable[..., BrokerProcess]]:
+    """Brokers of one test's own: `make_broker(**overrides)` gives a running one, killed at the end if still there."""
+    made: list[BrokerProcess] = []
+
+    def make(**overrides: object) -> BrokerProcess:
+        made.append(BrokerProcess(tmp_path / f"broker-{len(made)}", **overrides))
+        return made[-1].start()
+
+    yield make
+    for one in made:
+        if one.process is not None:
+            one.kill()
