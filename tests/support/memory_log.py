@@ -1,0 +1,91 @@
+"""A log in memory with the names of `broker.log.Log` and `broker.validation.Validation`, as far as coordinators use them.
+
+Appends are validated when the test says so, or (`validate_soon`) in the next turn of the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from protocol import Buffer
+from protocol.errors import ErrorCode, KafkaError
+from protocol.records import parse_header, patch_offset_and_epoch
+
+
+class MemoryValidation:
+    def __init__(self) -> None:
+        self.validated = 0
+        self.may_answer = True
+        self._callbacks: list[tuple[int, Callable[[], None]]] = []
+
+    def when_validated(self, sequence: int, callback: Callable[[], None]) -> None:
+        if sequence <= self.validated:
+            callback()
+        else:
+            self._callbacks.append((sequence, callback))
+
+    def may_answer_authoritatively(self) -> bool:
+        return self.may_answer
+
+    def validate(self, sequence: int) -> None:
+        if sequence <= self.validated:
+            return
+        self.validated = sequence
+        due = [callback for wanted, callback in self._callbacks if wanted <= sequence]
+        self._callbacks = [entry for entry in self._callbacks if entry[0] > sequence]
+        for callback in due:
+            callback()
+
+
+class MemoryLog:
+    """Batches with their base offsets; `refuse` is raised by the next appends while it is set."""
+
+    def __init__(self, partition: int = 0, *, epoch: int = 1, validate_soon: bool = True) -> None:
+        self.log_id = 1000 + partition
+        self.topic = "__consumer_offsets"
+        self.partition = partition
+        self.epoch = epoch
+        self.start = 0
+        self.hw = 0
+        self.end = 0
+        self.batches: list[bytes] = []
+        self.validation = MemoryValidation()
+        self.validate_soon = validate_soon
+        self.refuse: ErrorCode | None = None
+        self.sequence = 0
+        self._ends: list[int] = [0]
+
+    def append_own(self, batch: bytearray) -> int:
+        if self.refuse is not None:
+            raise KafkaError(self.refuse, "refused by the test")
+        patch_offset_and_epoch(batch, 0, self.end, self.epoch)
+        self.batches.append(bytes(batch))
+        self.end = parse_header(batch).next_offset
+        self._ends.append(self.end)
+        self.sequence += 1
+        if self.validate_soon:
+            asyncio.get_running_loop().call_soon(self.validate, self.sequence)
+        return self.sequence
+
+    def validate(self, sequence: int | None = None) -> None:
+        """Everything up to this append sequence is durable and acknowledged; all of it by default."""
+        sequence = self.sequence if sequence is None else sequence
+        self.hw = max(self.hw, self._ends[sequence])
+        self.validation.validate(sequence)
+
+    async def read_all(self, from_offset: int) -> AsyncIterator[Buffer]:
+        limit = self.hw
+        for batch in list(self.batches):
+            header = parse_header(batch)
+            if header.next_offset > max(from_offset, self.start) and header.next_offset <= limit:
+                yield batch
+
+    def cut(self, count: int, start: int | None = None) -> MemoryLog:
+        """What a new leader finds after a crash that left the first `count` batches."""
+        log = MemoryLog(self.partition, epoch=self.epoch + 1, validate_soon=self.validate_soon)
+        log.start = self.start if start is None else start
+        log.batches = self.batches[:count]
+        log.end = log.hw = parse_header(log.batches[-1]).next_offset if log.batches else 0
+        log._ends = [log.end]
+        return log
