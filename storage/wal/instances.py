@@ -127,7 +127,7 @@ class Instance:
         return self.superblock.boot_id == self._disk.boot_id()
 
     def fence(self) -> None:
-        """Stop the writer: what it has not reported durable when this returns, it never will. Repeatable."""
+        """Stop the writer: whatever it ever reports durable is in the files when this returns. Repeatable."""
         file = self._disk.create(os.path.join(self.path, _FENCE))
         try:
             file.sync()

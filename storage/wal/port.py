@@ -66,7 +66,7 @@ class WalError(Exception):
 
 
 class Fenced(WalError):
-    """Somebody else recovers this instance: what was not reported durable by now never will be."""
+    """Somebody else recovers this instance: nothing more is reported durable."""
 
 
 class InstanceLocked(WalError):

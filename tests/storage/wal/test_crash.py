@@ -27,7 +27,8 @@ class Run:
         self.trimmed = [0]  # last sequences of trimmed groups
 
     async def until_crash(self) -> Opened:
-        opened = await open_wal(ROOT, disk=self.disk, bytes_max=self.chance.choice([3, 5]) * FILE_BYTES)
+        files_max = self.chance.choice([3, 5])
+        opened = await open_wal(ROOT, disk=self.disk, bytes_max=files_max * FILE_BYTES)
         self.disk.crash_at = self.chance.randint(0, 400)
         if self.chance.random() < 0.3:
             self.disk.shorten = lambda length: self.chance.choice([length, self.chance.randint(1, length)])
@@ -53,6 +54,8 @@ class Run:
                     self.trimmed.append(opened.wal._writer.group_ends[group - opened.wal._group_base])
                     opened.wal.trim(group)
             epoch += self.chance.random() < 0.02
+            files = [name for name in self.disk.folder(opened.wal.path).entries if name not in {"superblock", "fence"}]
+            assert len(files) <= files_max, "more of the disk than allowed"
         await opened.settle()
         self.disk.crash(self.chance.randint(0, 2**32))
         return opened

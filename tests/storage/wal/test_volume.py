@@ -153,6 +153,27 @@ async def test_trim_keeps_the_file_of_the_last_group_and_recycles_the_others() -
     assert recovered(ROOT, disk) == {1: list(range(2 * per_file, 4 * per_file + 1))}
 
 
+async def test_a_file_is_left_only_when_the_next_one_holds_a_durable_group() -> None:
+    """Else it could be trimmed with the last group in it."""
+    disk = SimulatedDisk()
+    opened = await open_wal(ROOT, disk=disk)
+    left: list[int] = []
+
+    def look(operation: str, path: str) -> None:
+        if operation in {"write", "sync", "has"} and "preparing" not in path:
+            left.append(len(opened.wal._writer.left))
+
+    opened.append(size=30_000)
+    opened.append(size=30_000)
+    await opened.settle()
+    disk.fault = look
+    opened.append(size=30_000)
+    await opened.settle()
+    assert opened.wal.durable == (3, 2) and set(left) == {0}
+    assert [file.number for file in opened.wal._writer.left] == [1]
+    await opened.wal.close()
+
+
 async def test_the_ring_shrinks_after_a_surge() -> None:
     disk = SimulatedDisk()
     opened = await open_wal(ROOT, disk=disk, bytes_max=20 * FILE_BYTES)
