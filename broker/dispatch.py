@@ -166,7 +166,12 @@ class Dispatcher:
             connection.listener,
             connection.principal,
         )
-        request = getattr(messages, APIS[api_key].name + "Request").decode(frame, version, body)
+        request = getattr(messages, APIS[api_key].name + "Request").decode(
+            frame,
+            version,
+            body,
+            trailing_ok=True,  # librdkafka writes three bytes too many to ask for all topics
+        )
         response = entry.handler(request, context)
         if not inspect.isawaitable(response):
             connection.answer(_encode(response, api_key, version, correlation_id), self._latency)

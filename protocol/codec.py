@@ -66,9 +66,12 @@ class ApiMessage(Data):
     _encoders: ClassVar[dict[int, Callable[[Any], list[Buffer]]]]
 
     @classmethod
-    def decode(cls, buf: Buffer, version: int, pos: int = 0, end: int | None = None) -> Self:
+    def decode(
+        cls, buf: Buffer, version: int, pos: int = 0, end: int | None = None, *, trailing_ok: bool = False
+    ) -> Self:
         """The message that `buf[pos:end]` is, to the last byte. Fields the version has not get their defaults.
 
+        `trailing_ok`: bytes behind the message are ignored, as Kafka does with requests.
         ProtocolError: any other bytes; no such version. Fields of type records are views of `buf`, all else is copied.
         """
         decoder = cls._decoders.get(version) or _compile_decoder(cls, version)
@@ -88,7 +91,7 @@ class ApiMessage(Data):
             raise ProtocolError(f"{cls.__name__} v{version} has a string that is not UTF-8") from None
         except ProtocolError as error:
             raise ProtocolError(f"{cls.__name__} v{version}: {error}") from None
-        if stop != size:
+        if stop != size and not trailing_ok:
             raise ProtocolError(f"{cls.__name__} v{version} ends at byte {stop} of {size}")
         return decoded  # type: ignore[no-any-return]
 

@@ -385,3 +385,13 @@ async def test_describe_log_dirs(client: RawClient, version: int) -> None:
     asked = m.DescribeLogDirsRequest.DescribableLogDirTopic(topic="t", partitions=[1])
     one = await client.ask(ApiKey.DESCRIBE_LOG_DIRS, version, m.DescribeLogDirsRequest(topics=[asked]))
     assert [p.partition_index for p in one.results[0].topics[0].partitions] == [1]
+
+
+async def test_bytes_behind_a_request_are_ignored_as_in_kafka(client: RawClient) -> None:
+    """librdkafka 2.16 asks for all topics with three zero bytes too many."""
+    await create(client, "t")
+    number, frame = client.frame(ApiKey.METADATA, 13, m.MetadataRequest(topics=None))
+    client.writer.write((len(frame) - 4 + 3).to_bytes(4, "big") + frame[4:] + bytes(3))
+    answered, response = await client.receive(ApiKey.METADATA, 13)
+    assert answered == number
+    assert [topic.name for topic in response.topics] == ["t"]
