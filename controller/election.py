@@ -27,14 +27,17 @@ class Identity:
 
 @dataclass(slots=True)
 class Election:
-    """What one process saw of the log's liveness. `last_seen` is the boottime when the newest entry was first seen."""
+    """What one process saw of the log's liveness.
+
+    `last_seen` is the boottime when the newest entry was first seen, or the log could be reached again.
+    """
 
     identity: Identity
     lease_ms: int
     last_seen: int = 0
 
     def observed(self, now: int) -> None:
-        """A new entry was seen."""
+        """A new entry was seen, or the log could be reached again after an outage."""
         self.last_seen = now
 
     def may_take_over(self, state: ClusterState, now: int) -> bool:

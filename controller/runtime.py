@@ -302,7 +302,7 @@ class Runtime:
         self._election.observed(self._clock.boottime_ms())
         if held != data:
             return False
-        self._sessions.appended(sent)
+        self._sessions.appended(sent, self._clock.boottime_ms())
         if any(isinstance(fact, f.LeaseExtended) for fact in facts):
             self._lease_due = sent + self.settings.lease_ms // 3
         return True
@@ -339,6 +339,7 @@ class Runtime:
             _log.warning("the metadata log cannot be reached, trying again until it can: %s", error)
         if error is None and self._away:
             _log.info("the metadata log can be reached again")
+            self._election.observed(self._clock.boottime_ms())  # a controller that was cut off too gets its lease again
         self._away = error is not None
         self.reachable = error is None
 

@@ -3,6 +3,8 @@
 It grants only while `now < send time of its last successful append + lease`, looked at after the heartbeat arrived, and
 never renews a session that it decided to end. It ends a session by silence only when the deadline has certainly passed
 on the broker's own clock, however slow: a new controller also waits for what the old one may have granted unseen.
+Silence counts only while this controller could have answered: after an outage of the store everybody gets a full
+session to be heard again.
 """
 
 from collections.abc import Iterable
@@ -21,13 +23,15 @@ def with_margin(wait_ms: int) -> int:
 class Sessions:
     """Grants of one controller since it took over.
 
-    `lease_until`: it may grant before that. `granted`: last grant (or first sight) per incarnation. `before`: when
+    `lease_until`: it may grant before that; `able_since`: without a break since then. `granted`: last grant (or first
+    sight) per incarnation. `before`: when
     the old controller's last entry was first seen, and its incarnation, whose own broker is bound to its lease.
     """
 
     session_ms: int
     lease_ms: int
     lease_until: int = 0
+    able_since: int = 0
     granted: dict[int, int] = field(default_factory=dict)
     ending: set[int] = field(default_factory=set)
     before: int = 0
@@ -39,8 +43,10 @@ class Sessions:
         self.ending.clear()
         self.before, self.before_incarnation = last_entry_seen_ms, old_controller
 
-    def appended(self, sent_ms: int) -> None:
-        """An append that was sent at `sent_ms` succeeded."""
+    def appended(self, sent_ms: int, now: int) -> None:
+        """An append that was sent at `sent_ms` succeeded; its answer came just now."""
+        if now >= self.lease_until:
+            self.able_since = now
         self.lease_until = max(self.lease_until, sent_ms + self.lease_ms)
 
     def may_grant(self, now: int) -> bool:
@@ -68,13 +74,16 @@ class Sessions:
 
     def expires(self, incarnation: int) -> int:
         """When silence since the last grant is certainly the end."""
-        wait = self.lease_ms if incarnation == self.before_incarnation else self.lease_ms + self.session_ms
-        by_the_old_one = self.before + with_margin(wait)
         granted = self.granted.get(incarnation)
-        return by_the_old_one if granted is None else max(by_the_old_one, granted + with_margin(self.session_ms))
+        if granted is None and incarnation == self.before_incarnation:
+            return self.before + with_margin(self.lease_ms)
+        heard = max(self.able_since, granted or 0)
+        return max(self.before + with_margin(self.lease_ms + self.session_ms), heard + with_margin(self.session_ms))
 
     def expired(self, alive: Iterable[int], now: int) -> list[int]:
         """Sessions to end now, those included that should have ended before. From here on they are not renewed."""
+        if not self.may_grant(now):
+            return []
         found = [one for one in alive if one in self.ending or now >= self.expires(one)]
         self.ending.update(found)
         return found
