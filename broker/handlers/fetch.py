@@ -4,7 +4,8 @@ v4: isolation level. v5: log start offset. v7: sessions (KIP-227). v9: leader ep
 v13: topics by id. v16: the new leader travels with its errors (KIP-951). Followers' fields are read over.
 Reads stop at the high watermark, or at the last stable offset. Batches come from memory; what is only in the bucket is
 read by a task of its own, and data from memory does not wait for it longer than `HOT_WAIT_MS`.
-A long poll is one waiter in the logs it asks for: it registers first and then looks again, so no wake-up is lost.
+A long poll is one waiter in the logs it asks for. Looking and registering are one step of the loop, and so are a new
+high watermark and the wake-ups that it causes: none is lost.
 OFFSET_OUT_OF_RANGE is authoritative: without the right to say so the answer is NOT_LEADER_OR_FOLLOWER.
 """
 
@@ -142,13 +143,17 @@ class Poll:
         self.reading = False
 
     def start(self) -> None:
-        """Answer at once, or wait."""
+        """Answer at once, or wait. Nothing happens between the look and the registration: this does not give way."""
         if self.connection.may_fill():
             self._collect()
             if self._enough():
                 self._answer()
                 return
-        self._park()
+            self._park()
+            self._go_on()
+        else:
+            self._park()
+            self.wake()
 
     def wake(self) -> None:
         """One of the logs grew, moved or closed."""
@@ -165,7 +170,13 @@ class Poll:
         self._collect()
         if self._enough():
             self._answer()
-        elif self.unread and not self.cold_done:
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """It was not enough: wait for more, or for what is in the bucket."""
+        self.results = []  # they would keep batches in memory
+        if self.unread and not self.cold_done:
             self._read_cold()
 
     def drop(self) -> None:
@@ -192,7 +203,7 @@ class Poll:
         return self.expired or self.size >= self.request.min_bytes
 
     def _park(self) -> None:
-        """Wait: register everywhere first, then look again."""
+        """Wait: owe the answer, register everywhere, set the deadline."""
         connection, services = self.connection, self.services
         self.reply = connection.owe(1, services.counters.fetch_latency)
         self.reply.started_us = self.started_us
@@ -206,7 +217,6 @@ class Poll:
                 self.logs.append(log)
         if not self.expired:
             self.slot = services.wheel.add(min(self.request.max_wait_ms, WAIT_MS_MAX), self.expire)
-        self.wake()
 
     def _leave(self) -> None:
         for log in self.logs:
