@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from typing import NamedTuple, get_args
 
-from broker.settings import FIELDS, INT_MAX, LONG_MAX, Settings, key_of
+from broker.settings import BATCH_ROOM, FIELDS, INT_MAX, LONG_MAX, Settings, key_of
 from protocol.errors import ErrorCode, KafkaError
 
 
@@ -299,6 +299,11 @@ class TopicRules:
         if resource_type != TOPIC_RESOURCE:
             raise KafkaError(ErrorCode.INVALID_REQUEST, f"resource type {resource_type} has no configs here")
         validate_topic_configs(overrides)
+        largest = self._settings.tidelog_wal_file_bytes - BATCH_ROOM
+        if int(overrides.get("max.message.bytes", 0)) > largest:
+            raise _invalid(
+                "max.message.bytes", overrides["max.message.bytes"], f"a file of the WAL holds batches up to {largest}"
+            )
 
     def list_default(self, resource_type: int, key: str) -> str | None:
         """The default of a list-valued topic config."""

@@ -181,7 +181,7 @@ class LogTable:
             epochs=list(known.epochs),
             start=known.start,
             end=known.end,
-            config=self.config_of(topic.configs),
+            config=self.config_of(topic.configs, wal),
             tail=Tail(known.end, self.memory),
             producers=ProducerStates(self._settings.producer_id_expiration_ms),
             wal=wal,
@@ -248,17 +248,16 @@ class LogTable:
         topic = self._controller.state.topics.get(topic_name)
         if topic is None:
             return
-        config = self.config_of(topic.configs)
         for log_id in topic.log_ids:
             held = self.by_log_id.get(log_id)
             if held is not None:
-                held.config = config
+                held.config = self.config_of(topic.configs, held.wal)
 
-    def config_of(self, configs: dict[str, str]) -> LogConfig:
-        """What the topic's configs mean for its logs."""
+    def config_of(self, configs: dict[str, str], wal: Wal) -> LogConfig:
+        """What the topic's configs mean for its logs; no batch may be larger than what one WAL file can hold."""
         number, value = self._defaults.number, self._defaults.value
         return LogConfig(
-            max_message_bytes=number(configs, "max.message.bytes"),
+            max_message_bytes=min(number(configs, "max.message.bytes"), wal.batch_bytes_max),
             log_append_time=value(configs, "message.timestamp.type") == "LogAppendTime",
             timestamp_before_max_ms=number(configs, "message.timestamp.before.max.ms"),
             timestamp_after_max_ms=number(configs, "message.timestamp.after.max.ms"),

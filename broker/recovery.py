@@ -24,7 +24,7 @@ from storage.seal import Recovery, SealedLog
 from storage.uploader import Uploader
 from storage.wal.instances import Instance, LockedInstance
 from storage.wal.port import WalError
-from storage.wal.recovery import ScanReport
+from storage.wal.recovery import Damage, ScanReport
 
 log = logging.getLogger(__name__)
 
@@ -141,17 +141,16 @@ class WalRecovery:
     async def recover(self, instance: LockedInstance, named: Recovery | None = None) -> Recovered:
         """Recover one instance to its end and delete it. RecoveryStopped: nothing was lost, the operator decides."""
         named = named or await self._name(instance.wal_id)
-        scan = await self._scan(instance, accept_loss=False)
-        complete = scan.usable
-        if scan.stale is not None:
-            raise RecoveryStopped(f"{scan.stale}. {_advice(instance)}")
-        plans = await self._report(instance.wal_id, named, scan, complete=complete)
-        if scan.damage is not None:
-            raise RecoveryStopped(
-                f"{scan.damage.file} is damaged at byte {scan.damage.position} (group {scan.damage.group}): "
-                f"{scan.damage.reason}. {_advice(instance)}"
-            )
-        recovered = await self._replay_all(instance, named, plans)
+        try:
+            scan = await self._scan(instance, accept_loss=False)
+            if scan.stale is not None:
+                raise RecoveryStopped(f"{scan.stale}. {_advice(instance)}")
+            plans = await self._report(instance.wal_id, named, scan, complete=scan.usable)
+            if scan.damage is not None:
+                raise RecoveryStopped(f"{scan.damage}; {_missing(scan.damage)}. {_advice(instance)}")
+            recovered = await self._replay_all(instance, named, plans)
+        except (WalError, OSError) as error:
+            raise RecoveryStopped(f"{error}. {_advice(instance)}") from error
         await self._controller.ask(RetireWal(self._token(16), instance.wal_id, self._incarnation, named.number))
         await asyncio.to_thread(instance.remove)
         return recovered
@@ -189,12 +188,14 @@ class WalRecovery:
         return await self._controller.ask(NameRecoverer(self._token(16), wal_id, self._incarnation))
 
     async def _scan(self, instance: Instance, *, accept_loss: bool) -> ScanReport:
-        validated = self._controller.state.wals[instance.wal_id].validated_group
-        try:
-            await asyncio.to_thread(instance.fence)
-            return await asyncio.to_thread(instance.scan, validated_group=validated, accept_loss=accept_loss)
-        except (WalError, OSError) as error:
-            raise RecoveryStopped(f"{error}. {_advice(instance)}") from error
+        wal = self._controller.state.wals[instance.wal_id]
+        await asyncio.to_thread(instance.fence)
+        return await asyncio.to_thread(
+            instance.scan,
+            validated_group=wal.validated_group,
+            committed_group=wal.committed.get(0, 0),
+            accept_loss=accept_loss,
+        )
 
     async def _report(
         self, wal_id: bytes, named: Recovery, scan: ScanReport, *, complete: bool
@@ -301,3 +302,12 @@ def _advice(instance: Instance) -> str:
         f"Its files are kept in {instance.path}. To take what is readable and give up the rest: "
         f"tidelog wal recover --accept-loss {instance.wal_id.hex()}"
     )
+
+
+def _missing(damage: Damage) -> str:
+    """Which acknowledged offsets may be gone, as far as headers that can still be read say."""
+    ranges = ", ".join(
+        f"log {part.log_id} from offset {part.base}{'' if part.end is None else f' up to {part.end}'}"
+        for part in damage.missing
+    )
+    return f"may be missing: {ranges}" if ranges else "what is missing cannot be told"

@@ -108,6 +108,8 @@ class Sealing:
         if due:
             interval = self._settings.tidelog_seal_ms * AGE_SHARE
             due += [p for p in waiting if p not in due and p.since_ms is not None and now - p.since_ms >= interval]
+        if len(self._logs.space):  # somebody waits for space, which only commits give back
+            due = waiting
         total = sum(progress.unsealed_bytes for progress in waiting)
         if total >= min(self._settings.tidelog_seal_bytes, self._settings.tidelog_tail_bytes_max // 4):
             left = total - sum(progress.unsealed_bytes for progress in due)
@@ -167,6 +169,7 @@ class Sealing:
             last_stable_offset=log.lso,
             producers=log.producers.snapshot(end),
             aborted=log.producers.aborted(base, end),
+            size=log.tail.payload_between(base, end),
         )
 
     def _committed_through(self) -> int:

@@ -17,6 +17,10 @@ INT_MAX = 2**31 - 1
 LONG_MAX = 2**63 - 1
 
 
+BATCH_ROOM = 64 * KIB
+"""What a WAL file needs beside the largest batch."""
+
+
 class SettingError(ValueError):
     """A setting that cannot be used; the message names the key and what to write instead."""
 
@@ -317,9 +321,9 @@ def check(settings: Settings) -> None:
         raise SettingError(f"log.cleanup.policy={settings.log_cleanup_policy}: write delete, compact or both")
     if settings.group_min_session_timeout_ms > settings.group_max_session_timeout_ms:
         raise SettingError("group.min.session.timeout.ms is above group.max.session.timeout.ms")
-    if settings.tidelog_wal_bytes_max < 2 * settings.tidelog_wal_file_bytes:
-        raise SettingError("tidelog.wal.bytes.max must hold at least two files of tidelog.wal.file.bytes")
-    if settings.message_max_bytes + 64 * KIB > settings.tidelog_wal_file_bytes:
+    if settings.tidelog_wal_bytes_max < 3 * settings.tidelog_wal_file_bytes:
+        raise SettingError("tidelog.wal.bytes.max must hold at least three files of tidelog.wal.file.bytes")
+    if settings.message_max_bytes + BATCH_ROOM > settings.tidelog_wal_file_bytes:
         raise SettingError("message.max.bytes does not fit a WAL file: raise tidelog.wal.file.bytes")
     if settings.tidelog_tail_keep_bytes > settings.tidelog_tail_bytes_max // 2:
         raise SettingError("tidelog.tail.keep.bytes must be at most half of tidelog.tail.bytes.max")

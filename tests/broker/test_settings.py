@@ -83,7 +83,7 @@ def test_broker_id_is_node_id() -> None:
         ({"log.cleanup.policy": "shred"}, "write delete, compact or both"),
         ({"queued.max.request.bytes": "-1"}, "write 1048576 or more"),
         ({"message.max.bytes": str(64 << 20)}, "does not fit a WAL file"),
-        ({"tidelog.wal.bytes.max": str(64 << 20)}, "at least two files"),
+        ({"tidelog.wal.bytes.max": str(64 << 20)}, "at least three files"),
         ({"tidelog.tail.bytes.max": str(2 << 20)}, "at most half"),
         ({"tidelog.controller.lease.ms": "9000"}, "must not be longer"),
         ({"group.min.session.timeout.ms": "9000000"}, "is above"),

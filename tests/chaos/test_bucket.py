@@ -119,9 +119,9 @@ def check_holes(broker: BrokerProcess, sent: dict[int, int], holes: dict[int, di
             consumer.assign([TopicPartition("load", partition, 0)])
             messages = []
             while len(messages) < start + again[partition]:
-                found = consumer.consume(1000, timeout=10)
-                assert found, f"partition {partition}: only {len(messages)} records"
-                messages += found
+                message = consumer.poll(10)
+                assert message is not None, f"partition {partition}: only {len(messages)} records"
+                messages.append(message)
             offsets = [message.offset() for message in messages]
             assert offsets == [*range(start), *range(end, end + again[partition])]
             low, high = consumer.get_watermark_offsets(TopicPartition("load", partition), timeout=10)
