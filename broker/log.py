@@ -149,6 +149,8 @@ class Log:
         sequence = self.wal.append(self.log_id, self.epoch, base, batch)
         self.tail.append(base, end, batch, sequence, max_timestamp)
         if header.producer_id >= 0:
+            if max_timestamp != header.max_timestamp:  # LogAppendTime: the state is what a replay of the log gives
+                header = header._replace(max_timestamp=max_timestamp)
             self.producers.append(header, base, sequence, now_ms, self.hw)
         self.end = end
         self.last_sequence = sequence
