@@ -1,4 +1,4 @@
-"""A log in memory with the names of `broker.log.Log` and `broker.validation.Validation`, as far as coordinators use them.
+"""A log in memory with the names of `broker.log.Log` and `broker.validation.Validation`, as coordinators use them.
 
 Appends are validated when the test says so, or (`validate_soon`) in the next turn of the event loop.
 """

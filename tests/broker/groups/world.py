@@ -1,4 +1,4 @@
-"""One shard without a log: commands in, everything that happens out as text. Time stands still unless told to advance."""
+"""One shard without a log: commands in, what happens out as text. Time stands still unless told to advance."""
 
 from __future__ import annotations
 
