@@ -6,8 +6,10 @@ its version 0 instead, so that newer clients can go down to what is served.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,10 +41,15 @@ if TYPE_CHECKING:
 
 __all__ = ["HANDLERS", "Dispatcher", "Entry", "RequestContext"]
 
-DECODED_BYTES_MAX = 8 * 1024 * 1024
-"""Requests that become objects: a larger one would hold the loop for too long."""
+DECODED_BYTES_MAX = 1024 * 1024
+"""Requests that become objects: the largest one, an object per few bytes at worst."""
+GROUP_BYTES_MAX = 8 * 1024 * 1024
+"""The same where members of a group send each other what only they understand."""
+OFF_LOOP_BYTES = 32 * 1024
+"""Larger ones are decoded off the loop."""
 FETCH_BYTES_MAX = 4 * 1024 * 1024
 
+_GROUP_APIS = (ApiKey.JOIN_GROUP, ApiKey.SYNC_GROUP)
 _HEADER = Struct(">hhih")
 _unpack_header = _HEADER.unpack_from
 
@@ -123,7 +130,9 @@ class Dispatcher:
             return 0
         if api_key == ApiKey.PRODUCE:
             return self._services.settings.socket_request_max_bytes
-        return FETCH_BYTES_MAX if api_key == ApiKey.FETCH else DECODED_BYTES_MAX
+        if api_key == ApiKey.FETCH:
+            return FETCH_BYTES_MAX
+        return GROUP_BYTES_MAX if api_key in _GROUP_APIS else DECODED_BYTES_MAX
 
     def dispatch(self, connection: Connection, buf: bytearray, start: int, end: int, owned: bool) -> None:
         """Handle one frame without its length prefix (at least ten bytes). ProtocolError: close the connection."""
@@ -166,13 +175,15 @@ class Dispatcher:
             connection.listener,
             connection.principal,
         )
-        request = getattr(messages, APIS[api_key].name + "Request").decode(
-            frame,
-            version,
-            body,
-            trailing_ok=True,  # librdkafka writes three bytes too many to ask for all topics
+        # librdkafka writes three bytes too many to ask for all topics.
+        decode = partial(
+            getattr(messages, APIS[api_key].name + "Request").decode, frame, version, body, trailing_ok=True
         )
-        response = entry.handler(request, context)
+        response: Any
+        if len(frame) > OFF_LOOP_BYTES:
+            response = _decode_and_handle(decode, entry.handler, context)
+        else:
+            response = entry.handler(decode(), context)
         if not inspect.isawaitable(response):
             connection.answer(_encode(response, api_key, version, correlation_id), self._latency)
             return
@@ -196,6 +207,9 @@ class Dispatcher:
         """Answer a slow request, then let the connection go on."""
         try:
             payload = _encode(await response, api_key, version, correlation_id)
+        except ProtocolError as error:
+            connection.refuse(str(error))
+            return
         except Exception:
             connection.broken()
             return
@@ -213,6 +227,13 @@ class Dispatcher:
             produce.refuse_old(self._services, connection, frame, body, version, correlation_id)
         else:
             raise ProtocolError(f"{APIS[api_key].name} version {version} is not served")
+
+
+async def _decode_and_handle(decode: Callable[[], Any], handler: Callable[..., Any], context: RequestContext) -> Any:
+    """A large request: what it decodes to may be a million objects."""
+    request = await asyncio.get_running_loop().run_in_executor(None, decode)
+    response = handler(request, context)
+    return await response if inspect.isawaitable(response) else response
 
 
 def _encode(response: Any, api_key: int, version: int, correlation_id: int) -> bytes:

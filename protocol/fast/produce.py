@@ -25,6 +25,8 @@ from protocol.fast.wire import (
 from protocol.framing import read_uvarint, skip_tagged_fields
 
 VERSIONS = range(3, 14)
+PARTS_MAX = 50_000
+"""A request of 100 MB has room for millions of empty partitions, which would hold everybody up for seconds."""
 _FLEXIBLE_FROM = 9
 _IDS_FROM = 13
 
@@ -132,6 +134,8 @@ def _parse_flexible(buf: Buffer, pos: int, end: int, by_id: bool) -> ProduceRequ
         raise is_null("topic_data")
     if topics > end - pos:
         raise cut_off("topic_data", topics - 1, end - pos)
+    if topics > PARTS_MAX:
+        raise _too_many(topics)
     parts: list[ProducePart] = []
     for _ in range(topics - 1):
         topic: Topic | None
@@ -151,6 +155,8 @@ def _parse_flexible(buf: Buffer, pos: int, end: int, by_id: bool) -> ProduceRequ
         count -= 1
         if count * 6 > end - pos:
             raise cut_off("partition_data", count, end - pos)
+        if count + len(parts) > PARTS_MAX:
+            raise _too_many(count + len(parts))
         for _ in range(count):
             partition, size = _unpack_part_compact(buf, pos)
             pos += 5
@@ -186,6 +192,8 @@ def _parse_plain(buf: Buffer, pos: int, end: int) -> ProduceRequest:
         raise is_null("topic_data")
     if topics * 6 > end - pos:
         raise cut_off("topic_data", topics, end - pos)
+    if topics > PARTS_MAX:
+        raise _too_many(topics)
     parts: list[ProducePart] = []
     for _ in range(topics):
         topic, pos = parse_string(buf, pos, end, "name")
@@ -197,6 +205,8 @@ def _parse_plain(buf: Buffer, pos: int, end: int) -> ProduceRequest:
             raise is_null("partition_data")
         if count * 8 > end - pos:
             raise cut_off("partition_data", count, end - pos)
+        if count + len(parts) > PARTS_MAX:
+            raise _too_many(count + len(parts))
         for _ in range(count):
             partition, size = _unpack_part(buf, pos)
             pos += 8
@@ -211,6 +221,10 @@ def _parse_plain(buf: Buffer, pos: int, end: int) -> ProduceRequest:
     if pos != end:
         raise ProtocolError(f"Produce ends at byte {pos}, not {end}")
     return _tuple(ProduceRequest, (transactional_id, acks, timeout_ms, parts))
+
+
+def _too_many(count: int) -> ProtocolError:
+    return ProtocolError(f"{count} topics or partitions in one Produce request, at most {PARTS_MAX} are read")
 
 
 def encode_produce_response(

@@ -236,6 +236,47 @@ async def test_a_large_request_of_a_small_api_is_refused(broker: HotBroker) -> N
 
 
 @hostile
+async def test_millions_of_empty_partitions(broker: HotBroker) -> None:
+    """Other connections do not wait for what a frame of small parts would take to handle."""
+    served = 0
+
+    async def others() -> None:
+        nonlocal served
+        async with RawClient(broker.port) as client:
+            while True:
+                await client.ask(ApiKey.API_VERSIONS, 0, m.ApiVersionsRequest())
+                served += 1
+
+    async with RawClient(broker.port) as client, asyncio.TaskGroup() as group:
+        meanwhile = group.create_task(others())
+        parts = b"\xc1\x84\x3d" + bytes(6_000_000)
+        body = b"\x00\xff\xff\x00\x00\x03\xe8\x02\x02t" + parts + bytes(3)
+        content = b"\x00\x00\x00\x09\x00\x00\x00\x01\xff\xff\x00" + body
+        client.writer.write(len(content).to_bytes(4, "big") + content)
+        assert await client.closed()
+        offsets = b"\x00\x02\x00\x07\x00\x00\x00\x02\xff\xff\x00" + b"\xff\xff\xff\xff\x00" + b"\xc1\x84\x3d"
+        async with RawClient(broker.port) as second:
+            content = offsets + bytes(1_000_000 - len(offsets))
+            second.writer.write(len(content).to_bytes(4, "big") + content)
+            assert await second.closed()
+        assert served > 3
+        meanwhile.cancel()
+
+
+@hostile
+async def test_a_large_request_is_decoded_off_the_loop_and_answered(broker: HotBroker) -> None:
+    wanted = [m.ListOffsetsRequest.ListOffsetsPartition(partition_index=i % 3, timestamp=-1) for i in range(5000)]
+    topic = m.ListOffsetsRequest.ListOffsetsTopic(name="t", partitions=wanted)
+    request = m.ListOffsetsRequest(replica_id=-1, topics=[topic])
+    async with RawClient(broker.port) as client:
+        client.send(ApiKey.LIST_OFFSETS, 7, request)
+        client.send(ApiKey.API_VERSIONS, 0, m.ApiVersionsRequest())
+        _, answer = await client.receive(ApiKey.LIST_OFFSETS, 7)
+        assert len(answer.topics[0].partitions) == 5000
+        await client.receive(ApiKey.API_VERSIONS, 0)
+
+
+@hostile
 async def test_a_thousand_idle_connections_cost_little(broker: HotBroker) -> None:
     clients = [RawClient(broker.port) for _ in range(500)]
     for client in clients:
