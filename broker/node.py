@@ -377,6 +377,7 @@ class Broker:
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 self.server.stop_accepting()
+                self.services.groups.stop()
                 logs = list(self.logs.logs)
                 for one in logs:
                     if one.status is LogStatus.OPEN:

@@ -36,7 +36,7 @@ from broker.groups.model import (
 )
 from broker.groups.runtime import GroupLog, ShardRuntime
 from controller.commands import CreateInternalTopic
-from controller.facts import Fact, TopicDeleted
+from controller.facts import Fact, StateReloaded, TopicDeleted
 from protocol.errors import ErrorCode, KafkaError
 
 if TYPE_CHECKING:
@@ -136,12 +136,12 @@ class GroupCoordinators:
             shard.close()
 
     def stop(self) -> None:
-        """Close all; the process ends."""
+        """The process is about to end: answer what is decided once it is validated, everybody else NOT_COORDINATOR."""
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
-        for partition in list(self.shards):
-            self.close(partition)
+        for shard in self.shards.values():
+            shard.resign()
 
     def _log_opened(self, log: Log) -> None:
         if log.topic == OFFSETS_TOPIC:
@@ -153,7 +153,7 @@ class GroupCoordinators:
             self.close(log.partition)
 
     def _facts(self, facts: Sequence[Fact]) -> None:
-        if any(isinstance(fact, TopicDeleted) for fact in facts):
+        if any(isinstance(fact, TopicDeleted | StateReloaded) for fact in facts):
             for shard in self.shards.values():
                 shard.forget_deleted_topics()
 

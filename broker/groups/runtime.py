@@ -131,6 +131,8 @@ class ShardRuntime:
         self._loop = asyncio.get_running_loop()
         self._timers = Timers(self._loop, self._timer_fired)
         self._waiting: dict[int, _Waiting] = {}
+        self._decided: set[int] = set()
+        """Waiters whose answer waits to be validated."""
         self._next_waiter = 1
         self._commits: list[Commit] = []
         self._group_sequences: dict[str, int] = {}
@@ -139,14 +141,21 @@ class ShardRuntime:
         self._knows_all_records = True
         self._own_tasks = [tasks.spawn(self._load(), name=f"load groups {group_log.partition}")]
 
-    def close(self) -> None:
-        """Not ours any more: whoever waits looks for the new coordinator."""
+    def resign(self) -> None:
+        """Decide nothing more: whoever waits for a decision looks for the new coordinator. Answers that only wait to be
+        validated still come, if they are."""
+        self._flush_commits()
         self.closed = True
         self.active = False
         self._timers.close()
         for task in self._own_tasks:
             task.cancel()
-        self._commits.clear()
+        for waiter in [waiter for waiter in self._waiting if waiter not in self._decided]:
+            self._finish(waiter, None, ErrorCode.NOT_COORDINATOR)
+
+    def close(self) -> None:
+        """Not ours any more: nothing that still waits can be told."""
+        self.resign()
         for waiter in list(self._waiting):
             self._finish(waiter, None, ErrorCode.NOT_COORDINATOR)
 
@@ -215,11 +224,13 @@ class ShardRuntime:
     def _answer(self, waiter: int, answer: Any, sequence: int) -> None:
         if sequence <= self.log.validation.validated:
             self._finish(waiter, answer, ErrorCode.NONE)
-        else:
+        elif waiter in self._waiting:
+            self._decided.add(waiter)
             self.log.validation.when_validated(sequence, lambda: self._finish(waiter, answer, ErrorCode.NONE))
 
     def _finish(self, waiter: int, answer: Any, error: ErrorCode) -> None:
         waiting = self._waiting.pop(waiter, None)
+        self._decided.discard(waiter)
         if waiting is None or waiting.future.done():
             return
         if error is ErrorCode.NONE and not self.log.validation.may_answer_authoritatively():

@@ -267,6 +267,20 @@ async def test_resigning_answers_everybody(bench: Bench) -> None:
     assert (await bench.groups.heartbeat(Heartbeat(0, "g", 1, "m", None))) is ErrorCode.NOT_COORDINATOR
 
 
+async def test_stopping_answers_what_is_appended(bench: Bench) -> None:
+    log = await bench.open(MemoryLog(validate_soon=False))
+    committed = bench.groups.commit(commit(7))
+    await turns()
+    joining = bench.groups.join(join())
+    bench.groups.stop()
+    late = bench.groups.commit(commit(8))
+    assert (await joining).error is ErrorCode.NOT_COORDINATOR
+    assert (await late).errors == (ErrorCode.NOT_COORDINATOR,)
+    assert not committed.done()
+    log.validate()
+    assert (await committed).errors == (ErrorCode.NONE,)
+
+
 async def test_a_new_leader_continues_where_the_log_ends(bench: Bench) -> None:
     log = await bench.open()
     joined = await stable_member(bench)
