@@ -23,7 +23,7 @@ def poll_until(
     while not condition(found):
         assert time.monotonic() < deadline, f"{len(found)} records, assignments {[m.assignment() for m in members]}"  # noqa: TID251
         for member in members:
-            found += member.poll(0.05)
+            found += member.poll(1.0)
     return found
 
 
