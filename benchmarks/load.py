@@ -98,16 +98,21 @@ class Flood:
         seconds: float,
         warmup_s: float = 0.5,
         rate: float = 0,
+        requests: int = 0,
         series: bool = False,
     ) -> dict[str, Any]:
-        """`requests_per_s`, percentiles in ms, `all_bytes`. BenchError when the broker refused any request."""
+        """`rate`: requests per second, 0: as fast as `in_flight` lets. `requests`: end after so many of them.
+
+        `requests_per_s`, percentiles in ms, `all_bytes`. BenchError when the broker refused any request."""
         host, _, port = bootstrap.rpartition(":")
-        options = [f"-c{connections}", f"-f{in_flight}", f"-t{seconds}", f"-w{warmup_s}", f"-r{rate}"]
+        options = [f"-c{connections}", f"-f{in_flight}", f"-t{seconds}", f"-w{warmup_s}", f"-r{rate}", f"-n{requests}"]
         options += [f"-e{error_offset(self.topic)}", *(["-s"] if series else [])]
         command = [flood_binary(), *options, host, port, *map(str, self._files)]
         answer: dict[str, Any] = json.loads(run(command, seconds + warmup_s + 60))
         if answer["errors"]:
             raise BenchError(f"{answer['errors']} requests were refused, the first with error {answer['first_error']}")
+        if requests and answer["all_requests"] < requests:
+            raise BenchError(f"{answer['all_requests']} of {requests} requests were answered in {seconds:.0f} s")
         answer["all_bytes"] = answer["all_requests"] * self.payload_bytes
         answer["mib_per_s"] = answer["requests_per_s"] * self.payload_bytes / 2**20
         return answer

@@ -6,6 +6,7 @@ before it acknowledges, which is what tidelog promises. `tidelog-unsealed` is ti
 they cost.
 """
 
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError
 
@@ -59,6 +60,8 @@ share.coordinator.state.topic.min.isr=1
 
 class Peer:
     """One broker. Subclasses say how it is started."""
+
+    cold_by_restart = False  # whether a start leaves nothing in memory of what was written before
 
     def __init__(self, name: str, directory: Path, settings: Mapping[str, object]) -> None:
         self.name = name
@@ -114,17 +117,26 @@ class Peer:
             end(self._process)
             self._process = None
 
+    def kill(self) -> None:
+        """End the process at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
     def clear(self) -> None:
         """Delete the data; the log file stays."""
         assert not self.running, f"{self.name} still runs"
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def create_topic(self, name: str, partitions: int, configs: Mapping[str, str] | None = None) -> None:
-        """Create a topic and wait until every partition has a leader."""
+        """Create a topic and wait until every partition is served."""
         admin = KafkaAdminClient(bootstrap_servers=self.bootstrap)
         try:
             topic = NewTopic(name, num_partitions=partitions, replication_factor=1, topic_configs=dict(configs or {}))
-            admin.create_topics([topic], timeout_ms=30_000, wait_for_metadata=True)
+            admin.create_topics([topic], timeout_ms=30_000)
+            with contextlib.closing(KafkaConsumer(bootstrap_servers=self.bootstrap)) as consumer:
+                consumer.end_offsets([TopicPartition(name, partition) for partition in range(partitions)])
         except KafkaError as error:
             raise BenchError(f"{self.name}: topic {name}: {error!r}\n{self.log_tail()}") from None
         finally:
@@ -179,6 +191,7 @@ class Peer:
 class Tidelog(Peer):
     """`tidelog start` from this source tree."""
 
+    cold_by_restart = True
     http_port = 0
 
     def unsealed_bytes(self) -> int:

@@ -1,6 +1,7 @@
 /* A produce client that costs almost nothing: it sends prebuilt requests and measures when they are answered.
  *
- *   flood [-c CONNECTIONS] [-f IN_FLIGHT] [-r RATE] [-t SECONDS] [-w WARMUP_SECONDS] [-s] -e ERROR_OFFSET HOST PORT REQUEST_FILE...
+ *   flood [-c CONNECTIONS] [-f IN_FLIGHT] [-r RATE] [-t SECONDS] [-w WARMUP_SECONDS] [-n REQUESTS] [-s] -e ERROR_OFFSET
+ *         HOST PORT REQUEST_FILE...
  *
  * Closed loop (no -r): every connection keeps IN_FLIGHT requests outstanding; latency counts from the first byte sent.
  * Open loop (-r): RATE requests per second in all, at evenly spaced times, the connections taking turns; latency counts
@@ -10,9 +11,10 @@
  * file i modulo F, then goes on in steps of CONNECTIONS, so that all files are sent however many connections there are.
  * The error code of an answer, the two bytes at ERROR_OFFSET behind the length prefix, must be 0.
  *
- * What happens in the first WARMUP_SECONDS is only counted in `all_requests`. At the end no more is sent, and answers to
- * what is outstanding are awaited for some seconds. Prints one line of JSON; -s adds the answers and the worst latency
- * of each second. Exit code 1: could not connect, or the broker closed a connection.
+ * What happens in the first WARMUP_SECONDS is only counted in `all_requests`. The end comes after SECONDS, or with -n once
+ * so many requests are sent; then answers to what is outstanding are awaited for some seconds. Prints one line of JSON;
+ * -s adds the answers and the worst latency of each second. Exit code 1: could not connect, the broker closed a connection,
+ * or answered out of order.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -59,7 +61,7 @@ static int n_requests, n_connections = 1, in_flight = 1, epoll_fd, first_error;
 static size_t error_offset;
 static double began, counted_from, end, rate;
 static double *latencies; /* touched only as far as used */
-static size_t n_latencies, all_requests, errors;
+static size_t n_latencies, all_requests, errors, started, requests_max;
 static uint32_t *series_answers;
 static double *series_worst;
 
@@ -139,7 +141,7 @@ static int push(struct connection *c)
 
 static int has_room(struct connection *c)
 {
-    return c->sent == c->size && c->outstanding < in_flight;
+    return c->sent == c->size && c->outstanding < in_flight && (!requests_max || started < requests_max);
 }
 
 static int start_request(struct connection *c, double due)
@@ -150,6 +152,7 @@ static int start_request(struct connection *c, double due)
     c->due[c->next_id % (uint32_t)in_flight] = due;
     c->next_id++;
     c->outstanding++;
+    started++;
     c->size = requests[c->file].size;
     c->sent = 0;
     return push(c);
@@ -238,6 +241,7 @@ static double run(void)
     for (;;) {
         int n = epoll_wait(epoll_fd, events, 64, 50);
         double time = now();
+        if (sending && requests_max && all_requests >= requests_max && time < end) end = time;
         if (sending && time >= end) {
             sending = 0;
             late = rate > 0 && next_due < end ? (end - next_due) * rate : 0;
@@ -292,12 +296,13 @@ static void print(double seconds, double late)
 int main(int argc, char **argv)
 {
     double seconds = 1, warmup = 0;
-    for (int option; (option = getopt(argc, argv, "c:f:r:t:w:e:s")) != -1;) switch (option) {
+    for (int option; (option = getopt(argc, argv, "c:f:r:t:w:n:e:s")) != -1;) switch (option) {
         case 'c': n_connections = atoi(optarg); break;
         case 'f': in_flight = atoi(optarg); break;
         case 'r': rate = atof(optarg); break;
         case 't': seconds = atof(optarg); break;
         case 'w': warmup = atof(optarg); break;
+        case 'n': requests_max = (size_t)atol(optarg); break;
         case 'e': error_offset = (size_t)atoi(optarg); break;
         case 's':
             series_answers = allocate(SERIES_MAX, sizeof *series_answers);
@@ -329,6 +334,6 @@ int main(int argc, char **argv)
     counted_from = began + warmup;
     end = counted_from + seconds;
     double late = run();
-    print(seconds, late);
+    print(end - counted_from, late);
     return 0;
 }
