@@ -210,7 +210,8 @@ class Runtime:
 
     async def _lead(self) -> None:
         self.queue.wake.clear()
-        await self._end_silent_sessions()
+        if await self._end_silent_sessions():
+            return  # another may have been elected in that entry
         now = self._clock.boottime_ms()
         if not len(self.queue) and now < self._lease_due:
             await self._pause(self._lease_due - now)
@@ -219,7 +220,7 @@ class Runtime:
         if self._upkeep.snapshot_is_due():
             await self._upkeep.encode_snapshot(STEP_MS)
 
-    async def _end_silent_sessions(self) -> None:
+    async def _end_silent_sessions(self) -> bool:
         # Not by the queue: another controller may have heard these brokers by the time a queued command is decided.
         alive = [broker.incarnation for broker in self.replica.state.broker_table.alive()]
         silent = self._sessions.expired(alive, self._clock.boottime_ms())
@@ -227,6 +228,7 @@ class Runtime:
             _log.warning("silent, their sessions end: %s", ", ".join(f"{one:016x}" for one in silent))
             command = EndSilentSessions(self._token(16), tuple(silent))
             await self._append(decide(self.replica.state, command, self._context()).facts, [])
+        return bool(silent)
 
     async def _decide(self, chosen: Sequence[Waiting]) -> None:
         """Decides on the present state, writes one entry if there are facts, replies. Lost: nothing happened."""
@@ -283,7 +285,11 @@ class Runtime:
     async def _append(
         self, facts: Sequence[f.Fact], remembered: Sequence[RememberedAnswer], epoch: int | None = None
     ) -> bool:
-        """Writes the next entry and applies what the position turns out to hold; whether that is ours."""
+        """Writes the next entry and applies what the position turns out to hold; whether that is ours.
+
+        A controller looks whether it still `leads` after every call: the entry may have elected another one.
+        """
+        assert epoch is not None or self.leads
         state = self.replica.state
         entry = Entry(
             state.cluster_id,
