@@ -22,7 +22,8 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
 @pytest.fixture
 def topic(request: pytest.FixtureRequest) -> str:
     """A name that no other test uses; the topic does not exist yet."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", request.node.name).strip("-")[:200]
+    module = request.node.module.__name__.rpartition(".test_")[2]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{module}.{request.node.name.removeprefix('test_')}").strip("-")[:200]
 
 
 @pytest.fixture
