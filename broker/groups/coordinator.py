@@ -66,6 +66,14 @@ class Endpoint(NamedTuple):
     port: int = -1
 
 
+class GroupCounts(NamedTuple):
+    partitions_active: int
+    partitions_loading: int
+    groups: int
+    offsets: int
+    rewrites: int
+
+
 def java_hash(text: str) -> int:
     """`String.hashCode()`: over UTF-16 code units, as a signed 32-bit number."""
     value = 0
@@ -348,6 +356,17 @@ class GroupCoordinators:
             return _now(DeleteOffsetsAnswer(ErrorCode.INVALID_GROUP_ID))
         return self._submit(
             command, lambda shard, asked: shard.shard.delete_offsets(asked), lambda error: DeleteOffsetsAnswer(error)
+        )
+
+    def counts(self) -> GroupCounts:
+        """For metrics: what this broker coordinates now."""
+        shards = list(self.shards.values())
+        return GroupCounts(
+            sum(shard.active for shard in shards),
+            sum(not shard.active for shard in shards),
+            sum(len(shard.shard.groups) for shard in shards),
+            sum(shard.shard.offsets.count for shard in shards),
+            sum(shard.rewrites for shard in shards),
         )
 
     # -- helpers

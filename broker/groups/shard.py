@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from broker.groups import classic, offsets
-from broker.groups.classic import ClassicGroup, Transition
+from broker.groups.classic import ClassicGroup
 from broker.groups.model import (
     ZERO_UUID,
     Change,
@@ -42,6 +42,7 @@ from broker.groups.model import (
     SyncAnswer,
     TimerKey,
 )
+from broker.groups.rebalance import Transition
 from protocol.errors import ErrorCode, KafkaError
 
 CLASSIC = "classic"

@@ -16,6 +16,10 @@ _FIRED_AT_ONCE_MAX = 256
 """Timers fired in one loop turn; thousands of sessions that end together do not stop the loop."""
 
 
+_LATE_S = 1.0
+"""So late, the process or the loop was stopped: heartbeats may lie unread, and are read first."""
+
+
 class Timers:
     """`fire(key)` is called once per deadline, on the loop. Deadlines are the loop's time, seconds."""
 
@@ -28,6 +32,7 @@ class Timers:
         self._heap: list[tuple[float, TimerKey]] = []
         self._handle: asyncio.TimerHandle | None = None
         self._armed_for = 0.0
+        self._late = False
 
     def __len__(self) -> int:
         return len(self._deadlines)
@@ -69,6 +74,12 @@ class Timers:
     def _run(self) -> None:
         self._handle = None
         now = self._loop.time()
+        if now - self._armed_for > _LATE_S and not self._late:
+            self._late = True
+            self._armed_for = now + _LATE_S
+            self._handle = self._loop.call_at(self._armed_for, self._run)
+            return
+        self._late = False
         due: list[TimerKey] = []
         while self._heap and self._heap[0][0] <= now and len(due) < _FIRED_AT_ONCE_MAX:
             noted, key = heappop(self._heap)

@@ -383,6 +383,9 @@ async def test_log_is_kept_compacted(bench: Bench, monkeypatch: pytest.MonkeyPat
     log = await bench.open()
     await busy(bench, 5)
     assert len(bench.moved) >= 5
+    counts = bench.groups.counts()
+    assert (counts.partitions_active, counts.partitions_loading, counts.rewrites) == (1, 0, 5)
+    assert counts.offsets >= counts.groups - 2 > 0
     starts = [offset for _, offset in bench.moved]
     assert starts == sorted(starts)
     shard = bench.groups.shards[0]

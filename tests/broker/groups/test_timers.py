@@ -96,6 +96,22 @@ def test_heartbeats_do_not_fill_the_heap() -> None:
     assert len(loop.calls) == 1
 
 
+def test_after_a_stop_of_the_process_what_arrived_meanwhile_is_read_first() -> None:
+    loop = Loop()
+    fired: list[TimerKey] = []
+    timers = Timers(loop, fired.append)  # type: ignore[arg-type]
+    timers.set(key("a"), 10_000)
+    timers.set(key("b"), 10_000)
+    loop.now = 60.0
+    loop.advance(0.5)
+    assert not fired
+    timers.set(key("a"), 10_000)  # its heartbeat
+    loop.advance(0.6)
+    assert fired == [key("b")]
+    loop.advance(10)
+    assert fired == [key("b"), key("a")]
+
+
 async def test_on_a_real_loop() -> None:
     fired: asyncio.Future[TimerKey] = asyncio.get_running_loop().create_future()
     timers = Timers(asyncio.get_running_loop(), fired.set_result)

@@ -117,9 +117,8 @@ async def test_members_survive_a_restart(tmp_path: Path) -> None:
         # A join that waits for others does not hold up the stop.
         async with RawClient(broker.listeners[0].port) as waiting:
             waiting.send(ApiKey.JOIN_GROUP, 3, join)
-            await until(
-                lambda: "g" in [k[1] for s in broker.services.groups.shards.values() for k in s._timers._queued]
-            )
+            shard = broker.services.groups.shards[broker.services.groups.partition_for("g")].shard
+            await until(lambda: shard.groups["g"].joining_count)
             broker.services.groups.stop()
             _, answer = await waiting.receive(ApiKey.JOIN_GROUP, 3)
             assert answer.error_code == ErrorCode.NOT_COORDINATOR
