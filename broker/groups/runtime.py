@@ -52,6 +52,7 @@ SLICE_RECORDS = 256
 """Records read, expired or rewritten between two turns of the event loop."""
 RETRY_MS = 1000
 _RECORD_OVERHEAD_BYTES = 32
+_BATCH_OVERHEAD_BYTES = 64
 _DECOMPRESSED_BYTES_MAX = 64 * 1024 * 1024
 
 
@@ -266,6 +267,7 @@ class ShardRuntime:
         """The changes as records, as many to a batch as the log takes."""
         now_ms = self.clock.now_ms()
         batches: list[list[_Encoded]] = []
+        limit = self.batch_bytes_max - _BATCH_OVERHEAD_BYTES
         room = 0
         for change in changes:
             try:
@@ -273,11 +275,11 @@ class ShardRuntime:
             except (StructError, ProtocolError) as error:
                 raise KafkaError(ErrorCode.INVALID_REQUEST, f"cannot be stored: {error}") from error
             size = len(key) + len(value or b"") + _RECORD_OVERHEAD_BYTES
-            if size > self.batch_bytes_max:
+            if size > limit:
                 raise KafkaError(ErrorCode.RECORD_LIST_TOO_LARGE, f"a record of {size} bytes")
             if size > room:
                 batches.append([])
-                room = self.batch_bytes_max - 128
+                room = limit
             batches[-1].append(_Encoded(change, (now_ms, key, value, ()), size))
             room -= size
         return batches
