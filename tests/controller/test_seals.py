@@ -1,5 +1,7 @@
 """CommitSeal: numbers, verdict per range, objects."""
 
+import dataclasses
+
 import pytest
 
 from controller import commands as c
@@ -157,15 +159,9 @@ def test_bounds_refuse_the_whole_seal_and_may_be_tried_again(cluster: Cluster) -
 def test_an_object_is_committed_once(cluster: Cluster) -> None:
     command = seal_command(100, 1, [next_range(cluster.log("t"))])
     cluster.decide(command)
-    again = c_replace(command, seal=2)
+    again = dataclasses.replace(command, seal=2)
     with refused(ErrorCode.INVALID_REQUEST):
         cluster.decide(again)
-
-
-def c_replace(command: object, **changes: object) -> object:
-    import dataclasses
-
-    return dataclasses.replace(command, **changes)  # type: ignore[type-var]
 
 
 def test_range_pressure(cluster: Cluster) -> None:

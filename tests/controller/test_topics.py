@@ -5,6 +5,7 @@ import pytest
 from controller import commands as c
 from controller import facts as f
 from controller.decide import Limits
+from controller.decide.topics import _new_topic_id
 from controller.topics import topic_name_problem
 from protocol.errors import ErrorCode
 from tests.controller.builders import Cluster, wal_id
@@ -227,7 +228,5 @@ def test_topic_ids_are_random_uuids_without_a_leading_dash(cluster: Cluster) -> 
     given = [b"\xfb" * 16, b"\x01" * 16]
     cluster.token = lambda n: given.pop(0) if len(given) and n == 16 else bytes(n)
     context = cluster.context()
-    from controller.decide.topics import _new_topic_id
-
     topic_id = _new_topic_id(cluster.state, context.token)
     assert topic_id == bytes.fromhex("01010101010141018101010101010101")
