@@ -88,7 +88,8 @@ def test_configs(manager: AdminClient, topic: str) -> None:
     assert told()["retention.ms"].value == "7000"
     assert told()["segment.ms"].is_default
     assert told()["cleanup.policy"].value == "delete,compact"
-    only(manager.alter_configs([ConfigResource(ResourceType.TOPIC, topic, set_config={"segment.ms": "8000000"})]))
+    with pytest.warns(DeprecationWarning, match="incremental_alter_configs"):
+        only(manager.alter_configs([ConfigResource(ResourceType.TOPIC, topic, set_config={"segment.ms": "8000000"})]))
     assert told()["segment.ms"].value == "8000000"
     assert told()["retention.ms"].is_default, "the old kind of change replaces all"
     wrong = [ConfigEntry("no.such.config", "1", incremental_operation=AlterConfigOpType.SET)]
