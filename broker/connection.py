@@ -18,7 +18,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from struct import Struct
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from protocol.errors import ProtocolError
 
@@ -197,15 +197,15 @@ class Connection(asyncio.BufferedProtocol):
     # Transport events
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "get_write_buffer_size")
-        self._transport = transport  # type: ignore[assignment]
+        # uvloop's transports are no subclasses of asyncio's, they only behave as such.
+        self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         self.client_address = peer[0] if isinstance(peer, tuple) else str(peer or "")
         if not self.hub.accept(self):
             self.closed = True
             transport.close()
             return
-        self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)  # type: ignore[union-attr]
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._frame_view is not None:
@@ -396,14 +396,18 @@ class Connection(asyncio.BufferedProtocol):
             finally:
                 self._handling = False
             self.flush()
-        if self._paused and not self.holds and not self.closed and self._transport is not None:
+        if self._paused and not self.holds and self._transport_is_open():
             self._paused = False
-            self._transport.resume_reading()
+            self._transport.resume_reading()  # type: ignore[union-attr]
 
     def _pause(self) -> None:
-        if not self._paused and self._transport is not None and not self.closed:
+        if not self._paused and self._transport_is_open():
             self._paused = True
-            self._transport.pause_reading()
+            self._transport.pause_reading()  # type: ignore[union-attr]
+
+    def _transport_is_open(self) -> bool:
+        """Between a client's end of file and `connection_lost` a transport takes no such calls any more."""
+        return not self.closed and self._transport is not None and not self._transport.is_closing()
 
     # Answers
 
@@ -541,9 +545,8 @@ class Connection(asyncio.BufferedProtocol):
 
     # What the server's tick looks at
 
-    @property
-    def waits_for_reader(self) -> bool:
-        """The client does not read its answers and made no progress since the last look."""
+    def is_stuck(self) -> bool:
+        """The client does not read its answers: nothing was sent since this was asked last."""
         if not self.holds & HOLD_WRITE or self._transport is None:
             return False
         size = self._transport.get_write_buffer_size()

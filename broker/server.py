@@ -75,7 +75,7 @@ class ServerHub(Hub):
             if connection.closed:
                 continue
             due = connection.active_tick + self._idle_ticks
-            stuck = connection.waits_for_reader
+            stuck = connection.is_stuck()
             if due > self.tick or (connection.pending and not stuck):
                 self._wheel.setdefault(max(due, self.tick + 1), []).append(connection)
             elif stuck:
@@ -87,7 +87,7 @@ class ServerHub(Hub):
             for connection in sorted(self.connections, key=lambda each: each.active_tick):
                 if self.unsent_bytes <= self.budget.limit:
                     break
-                if connection.waits_for_reader:
+                if connection.is_stuck():
                     self._close_slow(connection)
         if self.budget.waiting:
             ticks_per_second = 1000 / self.tick_ms

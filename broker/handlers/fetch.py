@@ -104,6 +104,7 @@ class Poll:
         "size",
         "slot",
         "started_us",
+        "time_limit",
         "turn",
         "unread",
         "version",
@@ -141,6 +142,7 @@ class Poll:
         self.cold: dict[SessionPart, Cold] | None = None
         self.cold_done = False
         self.reading = False
+        self.time_limit: asyncio.Timeout | None = None
 
     def start(self) -> None:
         """Answer at once, or wait. Nothing happens between the look and the registration: this does not give way."""
@@ -157,12 +159,23 @@ class Poll:
 
     def wake(self) -> None:
         """One of the logs grew, moved or closed."""
-        if self.done or self.reading or self.deferred:
+        if self.done or self.deferred:
             return
         if self.connection.closed:
             self.drop()
             return
+        try:
+            self._look()
+        except Exception:
+            # Others are woken in the same step: a bug met by this request stays with it.
+            self.drop()
+            self.connection.broken()
+
+    def _look(self) -> None:
         assert self.reply is not None
+        if self.reading:
+            self._hurry()
+            return
         if not self.connection.may_fill(self.reply):
             self.deferred = True
             self.connection.defer(self._undefer)
@@ -304,6 +317,18 @@ class Poll:
 
     # What is only in the bucket
 
+    def _hurry(self) -> None:
+        """Memory may have enough by now: then the bucket is not waited for much longer."""
+        if self.time_limit is None:
+            return
+        self._collect()
+        if self.failed or self.size >= self.request.min_bytes:
+            soon = asyncio.get_running_loop().time() + HOT_WAIT_MS / 1000
+            limit = self.time_limit.when()
+            if limit is not None and limit > soon:
+                self.time_limit.reschedule(soon)
+        self.results = []
+
     def _read_cold(self) -> None:
         self.reading = True
         self.services.counters.fetch_cold += 1
@@ -313,15 +338,16 @@ class Poll:
         wait_ms = HOT_WAIT_MS if self.size >= max(1, self.request.min_bytes) else COLD_WAIT_MS
         self.cold = {}
         try:
-            async with asyncio.timeout(wait_ms / 1000), self.services.cold_fetches:
+            async with asyncio.timeout(wait_ms / 1000) as self.time_limit, self.services.cold_fetches:
                 await self._read_parts(list(self.unread))
         except TimeoutError:
-            pass  # what is missing comes with the next request; the blocks go on arriving in the cache
+            self.expired = True  # the rest comes with the next request: its blocks go on arriving in the cache
         except Exception:
             if not self.done:
                 self.drop()
                 self.connection.broken()
             return
+        self.time_limit = None
         self.reading = False
         self.cold_done = True
         self.wake()

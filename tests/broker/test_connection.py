@@ -36,6 +36,9 @@ class Transport:
     def set_write_buffer_limits(self, high: int, low: int) -> None:
         assert low < high == WRITE_HIGH_BYTES
 
+    def is_closing(self) -> bool:
+        return self.closed or self.aborted
+
     def get_write_buffer_size(self) -> int:
         return self.unsent
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from broker.fetch_sessions import EVICTION_MS
+from broker.handlers import fetch
 from controller import facts as f
 from protocol import messages as m
 from protocol.apis import ApiKey
@@ -196,6 +197,30 @@ async def test_diverging_epochs(tmp_path: Path) -> None:
         part = await client.fetch("t", 3, last_fetched_epoch=0)
         assert (part.diverging_epoch.epoch, offsets(part.records)) == (-1, [3])
         assert (await client.fetch("t", 3, last_fetched_epoch=9)).error_code == ErrorCode.OFFSET_OUT_OF_RANGE
+
+
+async def test_a_bug_met_by_one_long_poll_stays_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with HotBroker(tmp_path) as broker, RawClient(broker.port) as client, RawClient(broker.port) as other:
+        (log,) = broker.create_topic("t")
+        client.send(ApiKey.FETCH, 12, fetch_request([("t", 0, 0)], max_wait_ms=60_000))
+        await until(lambda: len(log.waiters) == 1)
+        other.send(ApiKey.FETCH, 12, fetch_request([("t", 0, 0)], max_wait_ms=60_000))
+        await until(lambda: len(log.waiters) == 2)
+        real = fetch.encode_fetch_response
+        calls = iter([True])
+
+        def broken_once(*args: Any, **values: Any) -> Any:
+            if next(calls, False):
+                raise ZeroDivisionError
+            return real(*args, **values)
+
+        monkeypatch.setattr(fetch, "encode_fetch_response", broken_once)
+        async with RawClient(broker.port) as producer:
+            assert (await producer.produce("t", batch_of(b"x"))).error_code == 0
+        assert await client.closed()
+        _, answer = await other.receive(ApiKey.FETCH, 12)
+        assert offsets(answer.responses[0].partitions[0].records) == [0]
+        assert broker.services.counters.server_errors == 1
 
 
 # Sessions
@@ -395,6 +420,16 @@ async def test_hot_data_does_not_wait_for_the_bucket(tmp_path: Path) -> None:
         answer = await client.ask(ApiKey.FETCH, 12, fetch_request([("t", 0, 0), ("t", 1, 0)], max_wait_ms=30_000))
         assert loop.time() - began < 1.0
         assert [offsets(p.records) for p in answer.responses[0].partitions] == [[], [0]]
+        # The same for data that comes while the bucket is waited for.
+        request = fetch_request([("t", 0, 0), ("t", 1, 1)], max_wait_ms=30_000)
+        client.send(ApiKey.FETCH, 12, request)
+        await until(lambda: broker.services.counters.fetch_cold == 2)
+        async with RawClient(broker.port) as producer:
+            await producer.produce("t", batch_of(b"hotter"), partition=1)
+        began = loop.time()
+        _, answer = await client.receive(ApiKey.FETCH, 12)
+        assert loop.time() - began < 1.0
+        assert [offsets(p.records) for p in answer.responses[0].partitions] == [[], [1]]
         # Alone it is waited for; the read that was begun goes on meanwhile.
         client.send(ApiKey.FETCH, 12, fetch_request([("t", 0, 0)], max_wait_ms=500))
         await asyncio.sleep(0.01)
