@@ -221,15 +221,14 @@ class LogIndex:
         for x in self.logs.values():
             yield [
                 *[x.log_id, x.leader_node, x.leader_incarnation, x.epoch, x.wal_id, x.start, x.end, x.status],
-                *[x.epochs, bytes(x.rows)],
+                *[x.size, x.epochs, bytes(x.rows)],
             ]
 
     def load(self, row: tuple[Any, ...], topic: str, partition: int) -> None:
         """Adds a log from its snapshot row."""
-        log_id, node, incarnation, epoch, wal_id, start, end, status, epochs, rows = row
-        log = LogState(log_id, topic, partition, node, incarnation, epoch, wal_id, start, end, status)
+        log_id, node, incarnation, epoch, wal_id, start, end, status, size, epochs, rows = row
+        log = LogState(log_id, topic, partition, node, incarnation, epoch, wal_id, start, end, status, size)
         log.epochs, log.rows = list(epochs), bytearray(rows)
-        log.size = sum(log.row(index).range.length for index in range(log.range_count))
         self.logs[log_id] = log
         self.led_through.setdefault(wal_id, set()).add(log_id)
         self.range_total += log.range_count

@@ -69,7 +69,6 @@ class Runtime:
         self.settings = settings or ControllerSettings()
         self.replica = Replica(log, cluster_id)
         self.queue = CommandQueue(self.settings.commands_max)
-        self.reachable = False
         self.ready = asyncio.Event()
         self._identity = identity
         self._clock = clock
@@ -84,6 +83,7 @@ class Runtime:
         self._lease_due = 0
         self._stopping = False
         self._away = False
+        self._answered_ms: int | None = None
         self._upkeep = Upkeep(self, store, clock, token)
         self.replica.subscribe(self._facts_applied)
 
@@ -94,6 +94,13 @@ class Runtime:
         """Whether this process is the controller, as far as it knows."""
         state = self.replica.state
         return self._epoch > 0 and state.controller_epoch == self._epoch and not state.controller_resigned
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the metadata log answered within the lease: one that hangs is away long before a call gives up."""
+        if self._away or self._answered_ms is None:
+            return False
+        return self._clock.boottime_ms() < self._answered_ms + self.settings.lease_ms
 
     @property
     def rules(self) -> ConfigRules:
@@ -347,7 +354,8 @@ class Runtime:
             _log.info("the metadata log can be reached again")
             self._election.observed(self._clock.boottime_ms())  # a controller that was cut off too gets its lease again
         self._away = error is not None
-        self.reachable = error is None
+        if error is None:
+            self._answered_ms = self._clock.boottime_ms()
 
     async def _pause(self, wait_ms: int) -> None:
         """Until a command comes or the time is over."""

@@ -53,11 +53,12 @@ class DeletedTopic:
 
 @dataclass(slots=True)
 class TopicTable:
-    """`topics` by name; `by_id` holds the same objects; `deleted` by name."""
+    """`topics` by name; `by_id` holds the same objects; `deleted` by name; `by_key` gives names by `collision_key`."""
 
     topics: dict[str, Topic] = field(default_factory=dict)
     by_id: dict[bytes, Topic] = field(default_factory=dict)
     deleted: dict[str, DeletedTopic] = field(default_factory=dict)
+    by_key: dict[str, str] = field(default_factory=dict)
 
     def create(self, fact: TopicCreated) -> Topic:
         """Adds the topic; its name stops being a deleted one."""
@@ -67,9 +68,12 @@ class TopicTable:
             fact.name, fact.topic_id, fact.internal, list(fact.log_ids), dict(fact.configs), fact.replication_factor
         )
         self.deleted.pop(fact.name, None)
-        self.topics[topic.name] = topic
-        self.by_id[topic.topic_id] = topic
+        self._add(topic)
         return topic
+
+    def _add(self, topic: Topic) -> None:
+        self.topics[topic.name] = self.by_id[topic.topic_id] = topic
+        self.by_key[collision_key(topic.name)] = topic.name
 
     def grow(self, fact: PartitionsAdded) -> Topic:
         """Appends partitions."""
@@ -81,6 +85,7 @@ class TopicTable:
         """Removes the topic; the name stays taken while one of `leaders` may not know."""
         topic = self.by_id.pop(topic_id)
         del self.topics[topic.name]
+        del self.by_key[collision_key(topic.name)]
         self.deleted[topic.name] = DeletedTopic(position, tuple(sorted(leaders)))
         return topic
 
@@ -107,7 +112,7 @@ class TopicTable:
         """Adds a topic from its snapshot row."""
         name, topic_id, internal, log_ids, configs, replication_factor = row
         topic = Topic(name, topic_id, internal, list(log_ids), dict(configs), replication_factor)
-        self.topics[name] = self.by_id[topic_id] = topic
+        self._add(topic)
         return topic
 
     def deleted_rows(self) -> Iterator[list[Any]]:

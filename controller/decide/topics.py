@@ -50,11 +50,9 @@ def _check_new_name(state: ClusterState, name: str, context: Context) -> None:
     deleted = state.topic_table.deleted.get(name)
     if deleted is not None and not is_free(state, deleted, context):
         raise KafkaError(ErrorCode.TOPIC_ALREADY_EXISTS, f"Topic '{name}' is marked for deletion.")
-    if "." in name or "_" in name:
-        key = collision_key(name)
-        other = next((topic for topic in state.topics if collision_key(topic) == key), None)
-        if other is not None:
-            raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, f"Topic '{name}' collides with existing topic: {other}")
+    other = state.topic_table.by_key.get(collision_key(name))
+    if other is not None:
+        raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, f"Topic '{name}' collides with existing topic: {other}")
 
 
 def _new_topic_id(state: ClusterState, token: Callable[[int], bytes]) -> bytes:
