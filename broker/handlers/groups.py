@@ -27,13 +27,10 @@ from broker.groups.model import (
     Sync,
     SyncAnswer,
 )
-from broker.operations import ALTER_CONFIGS, DELETE, DESCRIBE, DESCRIBE_CONFIGS, NOT_ASKED, READ
+from broker.operations import GROUP_OPERATIONS, NOT_ASKED
 from broker.services import RequestContext
 from protocol import messages as m
 from protocol.errors import ErrorCode
-
-GROUP_OPERATIONS = sum(1 << operation for operation in (READ, DELETE, DESCRIBE, DESCRIBE_CONFIGS, ALTER_CONFIGS))
-"""Everything that a group knows: without authentication everybody may do it."""
 
 
 def join_group(

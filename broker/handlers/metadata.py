@@ -9,17 +9,17 @@ answer, which is never used here. Answers show what this broker has applied; bro
 from collections.abc import Awaitable, Sequence
 from typing import NamedTuple
 
+from broker.groups.coordinator import OFFSETS_TOPIC
 from broker.metadata_cache import partition_of
 from broker.operations import CLUSTER_OPERATIONS, NOT_ASKED, TOPIC_OPERATIONS
 from broker.services import RequestContext
-from controller.commands import CreateInternalTopic, CreateTopics, NewTopic
+from controller.commands import CreateTopics, NewTopic
 from controller.state import ClusterState
 from controller.topics import Topic, topic_name_problem
 from protocol import messages as m
 from protocol.errors import ErrorCode, KafkaError
 from protocol.fast.metadata import MetadataBroker, encode_metadata_response, encode_metadata_topic
 
-GROUP_OFFSETS_TOPIC = "__consumer_offsets"
 NO_ID = bytes(16)
 NULL_NAME_FROM = 12
 PARTITION_LIMIT_MAX = 2000
@@ -69,17 +69,10 @@ async def auto_create(context: RequestContext, names: Sequence[str]) -> dict[str
     services = context.services
     settings, controller = services.settings, services.controller
     errors: dict[str, ErrorCode] = {}
-    ordinary = [name for name in names if name != GROUP_OFFSETS_TOPIC]
+    ordinary = [name for name in names if name != OFFSETS_TOPIC]
+    if len(ordinary) < len(names) and await services.groups.ensure_topic() is not ErrorCode.NONE:
+        errors[OFFSETS_TOPIC] = ErrorCode.LEADER_NOT_AVAILABLE
     try:
-        if len(ordinary) < len(names):
-            await controller.ask(
-                CreateInternalTopic(
-                    services.token(16),
-                    GROUP_OFFSETS_TOPIC,
-                    settings.offsets_topic_num_partitions,
-                    settings.offsets_topic_replication_factor,
-                )
-            )
         if ordinary:
             topics = tuple(
                 NewTopic(name, settings.num_partitions, settings.default_replication_factor) for name in ordinary
@@ -89,7 +82,7 @@ async def auto_create(context: RequestContext, names: Sequence[str]) -> dict[str
                 if code not in (ErrorCode.NONE, ErrorCode.TOPIC_ALREADY_EXISTS) and result.name is not None:
                     errors[result.name] = code
     except KafkaError:
-        errors.update(dict.fromkeys(names, ErrorCode.LEADER_NOT_AVAILABLE))
+        errors.update(dict.fromkeys(ordinary, ErrorCode.LEADER_NOT_AVAILABLE))
     return errors
 
 
