@@ -212,6 +212,21 @@ async def test_with_the_store_away_commands_wait_up_to_their_deadline(
 
 
 @virtual
+async def test_a_store_that_hangs_is_away_after_a_lease(group: asyncio.TaskGroup, store: MemoryStore) -> None:
+    process = Process(group, store, 1, 100)
+    await process.client.wait_ready()
+    await process.register()
+    await asyncio.sleep(10)
+    assert process.client.reachable
+    process.store.before = lambda method, key: 60.0
+    await asyncio.sleep((SETTINGS.lease_ms + SETTINGS.lease_ms // 3) / 1000)
+    assert not process.client.reachable, "no call has failed yet, but none has come back either"
+    process.store.before = lambda method, key: None
+    await asyncio.sleep(130)
+    assert process.client.reachable
+
+
+@virtual
 async def test_an_outage_of_the_store_ends_no_session(group: asyncio.TaskGroup, store: MemoryStore) -> None:
     """Nobody could be granted anything meanwhile: silence counts from when it was possible again."""
     first = Process(group, store, 1, 100)
