@@ -21,7 +21,8 @@ from storage.seal import CommitAnswer, CommitSeal, Recovery
 Listener = Callable[[Sequence[Fact]], None]
 """Called on the event loop after the facts of one entry were applied; must not raise or wait."""
 
-ASK_TIMEOUT_MS = 30_000
+ASK_TIMEOUT_MS = 20_000
+"""Less than the 30 s after which common clients give up: they get an error that says what is wrong."""
 
 
 class Grant(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from broker.log_table import LeaderHint
+from controller.client import ASK_TIMEOUT_MS
 from protocol.errors import ErrorCode, KafkaError
 from protocol.fast import NodeEndpoint
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
     from broker.log import Log
     from broker.services import Services
+
+ADMIN_WAIT_MS_MIN = 5_000
 
 
 def leader_log(services: Services, topic: str | bytes, partition: int, *, authoritative: bool) -> Log:
@@ -26,6 +29,14 @@ def leader_log(services: Services, topic: str | bytes, partition: int, *, author
     if authoritative and not log.validation.may_answer_authoritatively():
         raise not_sure(log)
     return log
+
+
+def patience_ms(timeout_ms: int) -> int:
+    """How long an admin request waits for the controller when its client says `timeout_ms`.
+
+    0 and other tiny values mean "do not wait until everybody knows of it" and leave time for the decision itself.
+    """
+    return min(max(timeout_ms, ADMIN_WAIT_MS_MIN), ASK_TIMEOUT_MS)
 
 
 def not_sure(log: Log) -> KafkaError:

@@ -25,6 +25,9 @@ NULL_NAME_FROM = 12
 PARTITION_LIMIT_MAX = 2000
 """Kafka's `max.request.partition.size.limit`."""
 
+CREATION_WAIT_MS = 5_000
+"""How long an answer waits for the creation of topics: nothing else of its connection is answered meanwhile."""
+
 
 class EncodedMetadata(NamedTuple):
     """An answer that is bytes already, of the version that was asked for."""
@@ -77,7 +80,8 @@ async def auto_create(context: RequestContext, names: Sequence[str]) -> dict[str
             topics = tuple(
                 NewTopic(name, settings.num_partitions, settings.default_replication_factor) for name in ordinary
             )
-            for result in (await controller.ask(CreateTopics(services.token(16), topics))).results:
+            command = CreateTopics(services.token(16), topics)
+            for result in (await controller.ask(command, CREATION_WAIT_MS)).results:
                 code = ErrorCode(result.error_code)
                 if code not in (ErrorCode.NONE, ErrorCode.TOPIC_ALREADY_EXISTS) and result.name is not None:
                     errors[result.name] = code

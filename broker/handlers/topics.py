@@ -2,13 +2,15 @@
 
 The controller decides; one result per topic asked for, in the order asked. A name that stands twice in one request is
 INVALID_REQUEST, as in Kafka. Answers come once the facts are durable and applied here, so that what was created can be
-used at once. Manual assignments count as numbers of partitions and replicas: leaders are placed by the controller.
+used at once, or after the request's time-out (5 s at least, 20 s at most): then REQUEST_TIMED_OUT. Manual assignments
+count as numbers of partitions and replicas: leaders are placed by the controller.
 """
 
 from collections import Counter
 from collections.abc import Iterable
 
 from broker.configs import ConfigValue
+from broker.handlers.common import patience_ms
 from broker.services import RequestContext
 from controller.commands import (
     CreatePartitions,
@@ -54,7 +56,9 @@ async def create_topics(request: m.CreateTopicsRequest, context: RequestContext)
     if topics:
         try:
             results += (
-                await services.controller.ask(CreateTopics(services.token(16), topics, request.validate_only))
+                await services.controller.ask(
+                    CreateTopics(services.token(16), topics, request.validate_only), patience_ms(request.timeout_ms)
+                )
             ).results
         except KafkaError as error:
             results += _refused((topic.name for topic in topics), error)
@@ -100,7 +104,9 @@ async def delete_topics(request: m.DeleteTopicsRequest, context: RequestContext)
         results = [TopicResult(name, ErrorCode.INVALID_REQUEST, TWICE) for name in sorted(repeated)]
         asked = tuple(ref for ref in refs if ref.name not in repeated)
         try:
-            results += (await services.controller.ask(DeleteTopics(services.token(16), asked))).results
+            results += (
+                await services.controller.ask(DeleteTopics(services.token(16), asked), patience_ms(request.timeout_ms))
+            ).results
         except KafkaError as error:
             results += [TopicResult(ref.name, error.code, error.message, ref.topic_id) for ref in asked]
     return m.DeleteTopicsResponse(
@@ -133,7 +139,10 @@ async def create_partitions(request: m.CreatePartitionsRequest, context: Request
     if topics:
         try:
             results += (
-                await services.controller.ask(CreatePartitions(services.token(16), topics, request.validate_only))
+                await services.controller.ask(
+                    CreatePartitions(services.token(16), topics, request.validate_only),
+                    patience_ms(request.timeout_ms),
+                )
             ).results
         except KafkaError as error:
             results += _refused((topic.name for topic in topics), error)
