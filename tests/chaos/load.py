@@ -1,13 +1,14 @@
 """Clients that keep going while brokers die, and what they saw: an idempotent producer, a committing group."""
 
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 TOPIC = "load"
+PAUSES_PER_S = 50
 RETRIABLE_FATAL_NEVER = "a client met an error that is not retriable"
 
 
@@ -29,7 +30,13 @@ class IdempotentLoad:
     partitions: int
     value_bytes: int = 100
     topic: str = TOPIC
+    records_per_s: int = 0
+    """0: as fast as it goes."""
+    options: dict[str, object] = field(default_factory=dict)
+    """Settings of the producer beside those that every load has."""
     acknowledged: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    """What the client library reported besides delivery: it goes on by itself after these."""
     sent: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     failures: list[str] = field(default_factory=list)
 
@@ -45,6 +52,8 @@ class IdempotentLoad:
                 "message.timeout.ms": 0,  # as long as it takes
                 "reconnect.backoff.max.ms": 500,
                 "socket.timeout.ms": 10_000,
+                "error_cb": self._error,
+                **self.options,
             }
         )
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
@@ -72,7 +81,7 @@ class IdempotentLoad:
         return dict(self.sent)
 
     def _run(self) -> None:
-        number = 0
+        number, step = 0, max(1, self.records_per_s // PAUSES_PER_S)
         while not self._stop.is_set():
             partition = number % self.partitions
             value = f"{partition}:{self.sent[partition]}".encode().ljust(self.value_bytes, b".")
@@ -84,8 +93,17 @@ class IdempotentLoad:
             self.sent[partition] += 1
             number += 1
             self._producer.poll(0)
+            if self.records_per_s and number % step == 0:
+                self._stop.wait(step / self.records_per_s)
         while not self._stop.is_set():
             self._producer.poll(0.05)
+
+    def _error(self, error: KafkaError) -> None:
+        self.errors[error.name()] += 1
+        if error.fatal():
+            with self._progress:
+                self.failures.append(f"fatal: {error}")
+                self._progress.notify_all()
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         with self._progress:

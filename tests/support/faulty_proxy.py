@@ -80,7 +80,12 @@ class Corrupt:
     """One bit of the request's body arrives flipped."""
 
 
-Fault = Answer | Drop | Delay | Cut | Drip | Repeat | Strip | Corrupt
+@dataclass(frozen=True)
+class Hang:
+    """The request arrives, is not applied, and nothing ever comes back; it ends when the client gives up."""
+
+
+Fault = Answer | Drop | Hang | Delay | Cut | Drip | Repeat | Strip | Corrupt
 Plan = Callable[[Request], Fault | None]
 
 
@@ -169,6 +174,9 @@ class FaultyProxy:
                 await writer.drain()
                 return True
             case Drop(applied=False):
+                return False
+            case Hang():
+                await reader.read()
                 return False
             case Delay(before_s=before_s):
                 await asyncio.sleep(before_s)
