@@ -66,7 +66,10 @@ def consumer_performance(bootstrap: str, topic: str, records: int, *, timeout_s:
     at = next((at for at, line in enumerate(lines) if line.startswith("start.time")), None)
     if at is None or at + 1 >= len(lines):
         raise BenchError(f"ConsumerPerformance gave no figures: {lines[-5:]}")
-    figures = dict(zip(lines[at].split(", "), lines[at + 1].split(", ")))
+    names, values = (lines[at].split(", "), lines[-1].split(", "))
+    if len(names) != len(values):
+        raise BenchError(f"ConsumerPerformance did not get {records} records: {lines[at:]}")
+    figures = dict(zip(names, values))
     got = int(figures["data.consumed.in.nMsg"])
     if got < records:
         raise BenchError(f"ConsumerPerformance got {got} of {records} records")

@@ -29,12 +29,17 @@ class Cell:
 
     row: str
     peer: Peer
-    seconds: float
+    full_seconds: float  # of a repetition
     directory: Path
     sustained_s: float = 20.0
     sustained_rate: float = 2000.0
     warming: bool = False
     memory: dict[str, Any] = field(default_factory=dict)  # kept from repetition to repetition
+
+    @property
+    def seconds(self) -> float:
+        """How long this run may take; a warm-up is half as long."""
+        return self.full_seconds / (2 if self.warming else 1)
 
     def topic(self, partitions: int, configs: Mapping[str, str] | None = None) -> str:
         """The row's topic on this peer, created on first use."""
@@ -84,9 +89,17 @@ def raw(
     partitions: int | None = None,
     rate: float = 0,
 ) -> Figures:
-    """The raw client; each connection writes to a partition of its own unless `partitions` says otherwise."""
-    flood = cell.flood(partitions or connections, records=records, record_bytes=record_bytes)
-    with cell.measure_all() as usage:
+    """The raw client; each connection writes to a partition of its own unless `partitions` says otherwise.
+
+    What small records cost later is too little to wait for.
+    """
+    partitions = partitions or connections
+    flood = cell.flood(partitions, records=records, record_bytes=record_bytes)
+    if cell.warming:  # the first append to a partition makes files
+        flood.run(
+            cell.peer.bootstrap, connections=connections, in_flight=1, seconds=120, warmup_s=0, requests=partitions
+        )
+    with cell.measure_all() if records > 1 else measure(cell.peer.pid) as usage:
         figures = flood.run(
             cell.peer.bootstrap, connections=connections, in_flight=in_flight, seconds=cell.seconds, rate=rate
         )
@@ -157,7 +170,7 @@ def row_i(cell: Cell) -> Figures:
     Hot: the broker that took the records. Cold (tidelog): a broker just started, with nothing in memory, so that every
     byte comes from the bucket.
     """
-    requests = int(cell.seconds * MIB_READ_PER_S * 2**20) // (BATCH_RECORDS * RECORD_BYTES)
+    requests = int(cell.full_seconds * MIB_READ_PER_S * 2**20) // (BATCH_RECORDS * RECORD_BYTES)
     records = requests * BATCH_RECORDS
     flood = cell.flood(PARTITIONS, records=BATCH_RECORDS, record_bytes=RECORD_BYTES)
     if "filled" not in cell.memory:

@@ -52,7 +52,7 @@ class Schedule:
             shutil.rmtree(self._options.directory / "requests", ignore_errors=True)
 
     def _row(self, row: Row) -> None:
-        print(f"{row.key}: {row.title}", flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {row.key}: {row.title}", flush=True)
         self._keep_disk_bounded()
         cells = []
         for name in row.peers or self._options.peers:
@@ -77,14 +77,15 @@ class Schedule:
             cell.memory.clear()
             self._started(name)
         cell.warming = warming
-        cell.seconds = self._options.seconds / (2 if warming else 1)
+        began = time.perf_counter()
         figures = row.run(cell)
+        took_s = time.perf_counter() - began
         shown = ", ".join(
             f"{figures[metric.key]:,.{metric.digits}f} {metric.unit}"
             for metric in row.metrics
             if figures.get(metric.key) is not None
         )
-        print(f"  {name:18}{'(warm-up) ' if warming else ''}{shown}", flush=True)
+        print(f"  {name:18}{took_s:5.1f} s  {'(warm-up) ' if warming else ''}{shown}", flush=True)
         if not warming:
             self._results.add(row.key, name, figures)
 
@@ -92,7 +93,7 @@ class Schedule:
         return Cell(
             row=row.key,
             peer=peer,
-            seconds=self._options.seconds,
+            full_seconds=self._options.seconds,
             directory=self._options.directory / "requests",
             sustained_s=self._options.sustained_s,
             sustained_rate=self._options.sustained_rate,
