@@ -36,12 +36,13 @@ from controller import facts as f
 from controller.client import LocalController, Session
 from controller.cluster_file import ClusterFile, ClusterFileError, open_cluster
 from controller.commands import CleanStop, NewWal, RegisterBroker
+from controller.decide import Limits
 from controller.election import Identity
 from controller.entries import CorruptMetadata
 from controller.object_log import ObjectLog
 from controller.runtime import ControllerSettings, Runtime
 from protocol.errors import RETRIABLE, ErrorCode, KafkaError
-from storage.object_store import Denied, ObjectStore, StoreError, Unavailable, open_store
+from storage.object_store import Denied, ObjectStore, OutcomeUnknown, StoreError, Unavailable, open_store
 from storage.probe import probe
 from storage.reader import Reader
 from storage.seal import Recovery, Writer
@@ -163,7 +164,7 @@ class Broker:
         while True:
             try:
                 return await work()
-            except Unavailable as error:
+            except (Unavailable, OutcomeUnknown) as error:
                 if not told:
                     log.warning("waiting for the object store %s: %s", self.settings.storage_uri, error)
                     told = True
@@ -223,6 +224,7 @@ class Broker:
                     delete_grace_ms=settings.tidelog_delete_grace_ms,
                     retention_check_ms=settings.log_retention_check_interval_ms,
                     orphan_check_ms=settings.tidelog_orphan_check_interval_ms,
+                    limits=Limits(ranges_per_log=settings.tidelog_log_ranges_max),
                 ),
             )
         )
