@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 from protocol import Buffer
 from protocol.apis import APIS
 from protocol.errors import ProtocolError
+from protocol.framing import uvarint
 from protocol.schema import FIXED, Field, Message, Struct, fields_in, tagged_in
 from protocol.schema.runtime import (
     STRING_MAX,
@@ -28,7 +29,6 @@ from protocol.schema.runtime import (
     read_varint,
     skip_tags,
     too_long,
-    varint,
 )
 from protocol.schema.source import Source
 
@@ -376,7 +376,7 @@ class _EncoderSource(_CodecSource):
 
     def write(self) -> Any:
         self.names.update(
-            varint=varint,
+            varint=uvarint,
             absent_field=absent_field,
             not_null=not_null,
             too_long=too_long,

@@ -135,3 +135,20 @@ def read_uvarint(buf: Buffer, pos: int, end: int) -> tuple[int, int]:
         if shift > 28:
             break
     raise ProtocolError("varint is cut off or longer than 32 bits")
+
+
+def _encode_uvarint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+_SMALL = tuple(_encode_uvarint(value) for value in range(1024))
+
+
+def uvarint(value: int) -> bytes:
+    """An unsigned varint; small ones, which nearly all are, from a table."""
+    return _SMALL[value] if value < 1024 else _encode_uvarint(value)

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from protocol import Buffer
 from protocol.errors import ProtocolError
-from protocol.framing import read_uvarint
+from protocol.framing import read_uvarint, uvarint
 
 #: A topic's name, or its id (16 bytes) in the versions that use ids.
 Topic: TypeAlias = str | bytes
@@ -83,22 +83,6 @@ def parse_compact_count(buf: Buffer, pos: int, end: int, what: str, least: int) 
     if count * least > end - pos:
         raise cut_off(what, count, end - pos)
     return count, pos
-
-
-def make_uvarint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-_SMALL = tuple(make_uvarint(value) for value in range(512))
-
-
-def uvarint(value: int) -> bytes:
-    return _SMALL[value] if value < 512 else make_uvarint(value)
 
 
 def _utf8(text: str, what: str) -> bytes:

@@ -39,22 +39,6 @@ def skip_tags(data: Buffer, pos: int, end: int, count: int) -> int:
     return pos
 
 
-def _make_varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-_SMALL = tuple(_make_varint(value) for value in range(1024))
-
-
-def varint(value: int) -> bytes:
-    return _SMALL[value] if value < 1024 else _make_varint(value)
-
-
 def cut_off(name: str, count: int, left: int) -> ProtocolError:
     return ProtocolError(f"{name} says {count}, {left} bytes are left")
 
