@@ -57,6 +57,7 @@ _T = TypeVar("_T")
 
 DONE, FAILED = 0, 1
 RETRY_S = 0.5
+TELL_S = 3
 INDEX_CACHE_SHARE = 8
 READ_AHEAD_SHARE = 2
 
@@ -159,20 +160,28 @@ class Broker:
         return await open_cluster(self.store, self.token)
 
     async def _patiently(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Repeat `work` while the store is away; say so once."""
+        """Repeat `work` while the store is away; say so once, soon: a store that hangs fails no call for a while."""
         told = False
+
+        def tell(why: object) -> None:
+            nonlocal told
+            if not told:
+                log.warning("waiting for the object store %s: %s", self.settings.storage_uri, why)
+                told = True
+
+        telling = asyncio.get_running_loop().call_later(TELL_S, tell, f"no success within {TELL_S} s")
         while True:
             try:
                 return await work()
             except (Unavailable, OutcomeUnknown) as error:
-                if not told:
-                    log.warning("waiting for the object store %s: %s", self.settings.storage_uri, error)
-                    told = True
+                tell(error)
                 await asyncio.sleep(RETRY_S)
             except Denied as error:
                 raise CannotStart(f"the object store refuses: {error}; check credentials and permissions") from None
             except (StoreError, ClusterFileError, CorruptMetadata) as error:
                 raise CannotStart(f"{self.settings.storage_uri} cannot be used: {error}") from None
+            finally:
+                telling.cancel()
 
     def _lock_instances(self) -> list[LockedInstance]:
         try:

@@ -8,17 +8,18 @@ reported, and waits for the operator: nothing here decides to lose data.
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from broker.cold import ColdReads
 from controller.client import ControllerClient
 from controller.commands import DeclareLost, LossReport, NameRecoverer, ReplayLog, ReportScan, RetireWal
 from controller.facts import ScannedLog
+from protocol.errors import KafkaError
 from protocol.records import parse_header
 from storage.clock import Clock
-from storage.object_store import ObjectStore
+from storage.object_store import ObjectStore, StoreError
 from storage.producers import ProducerStates
 from storage.seal import Recovery, SealedLog
 from storage.uploader import Uploader
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 SEAL_BYTES = 32 * 1024 * 1024
 LOSS_REPORTS = "reports/losses/"
+RETRY_S = 0.5
+
+_T = TypeVar("_T")
 
 
 class RecoveryStopped(Exception):
@@ -151,7 +155,8 @@ class WalRecovery:
             recovered = await self._replay_all(instance, named, plans)
         except (WalError, OSError) as error:
             raise RecoveryStopped(f"{error}. {_advice(instance)}") from error
-        await self._controller.ask(RetireWal(self._token(16), instance.wal_id, self._incarnation, named.number))
+        retire = RetireWal(self._token(16), instance.wal_id, self._incarnation, named.number)
+        await self._patiently(lambda: self._controller.ask(retire))
         await asyncio.to_thread(instance.remove)
         return recovered
 
@@ -180,12 +185,30 @@ class WalRecovery:
 
     async def _declare(self, command: DeclareLost) -> dict[str, Any]:
         report = loss_report(await self._controller.ask(command))
-        await self._store.put(f"{LOSS_REPORTS}{command.wal_id.hex()}.json", json.dumps(report, indent=2).encode())
+        try:
+            await self._store.put(f"{LOSS_REPORTS}{command.wal_id.hex()}.json", json.dumps(report, indent=2).encode())
+        except StoreError as error:
+            log.warning("the controller will store the loss report, it could not be stored now: %s", error)
         log.error("declared lost: %s", json.dumps(report))
         return report
 
     async def _name(self, wal_id: bytes) -> Recovery:
-        return await self._controller.ask(NameRecoverer(self._token(16), wal_id, self._incarnation))
+        command = NameRecoverer(self._token(16), wal_id, self._incarnation)
+        return await self._patiently(lambda: self._controller.ask(command))
+
+    async def _patiently(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """Repeat one command while the controller cannot write: by its id it is asked only once."""
+        told = False
+        while True:
+            try:
+                return await ask()
+            except KafkaError as error:
+                if not error.retriable:
+                    raise
+                if not told:
+                    log.warning("recovery waits for the controller: %s", error.message)
+                    told = True
+                await asyncio.sleep(RETRY_S)
 
     async def _scan(self, instance: Instance, *, accept_loss: bool) -> ScanReport:
         wal = self._controller.state.wals[instance.wal_id]
@@ -209,7 +232,7 @@ class WalRecovery:
         command = ReportScan(
             self._token(16), wal_id, self._incarnation, named.number, found, scan.last_group, complete=complete
         )
-        return (await self._controller.ask(command)).logs
+        return (await self._patiently(lambda: self._controller.ask(command))).logs
 
     async def _replay_all(self, instance: Instance, named: Recovery, plans: Sequence[ReplayLog]) -> Recovered:
         """Upload and commit what the plans name; several logs share a seal while they are small."""

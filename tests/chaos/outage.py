@@ -1,4 +1,4 @@
-"""The object store goes away and comes back under a real broker; what every client is told meanwhile, and what it costs.
+"""The object store goes away and comes back under a real broker; what clients are told meanwhile, and what it costs.
 
 `StoreUnderFaults` stands between broker and store, `Probes` ask every kind of question all the time, `Watch` looks at
 the process: alive, `/livez`, memory.
@@ -330,9 +330,7 @@ class Probes:
                     m.ProduceRequest.TopicProduceData(
                         name="probe",
                         partition_data=[
-                            m.ProduceRequest.PartitionProduceData(
-                                index=0, records=batch_of(b"probe", timestamp=-1)
-                            )
+                            m.ProduceRequest.PartitionProduceData(index=0, records=batch_of(b"probe", timestamp=-1))
                         ],
                     )
                 ],

@@ -4,7 +4,6 @@ Real processes against real S3 servers behind a proxy. 15 s in `make test`, two 
 """
 
 import json
-import signal
 import threading
 from pathlib import Path
 from time import monotonic  # noqa: TID251
@@ -24,7 +23,6 @@ from tests.chaos.outage import (
     Watch,
     broker_over,
     http_status,
-    metrics,
     timed,
     wait_until,
 )
@@ -130,14 +128,19 @@ def go_through(
     lapsed_s = (SESSION_MS + LEASE_MS) / 1000
     wait_until(lambda: monotonic() > began + lapsed_s, lapsed_s + 5)
     while monotonic() < began + seconds:
-        acknowledged, committed = load.acknowledged, sum(group.committed.values())
+        acknowledged = load.acknowledged
         if not bounds.full:
             load.wait_for(acknowledged + bounds.records_per_s, 20)
-            wait_until(lambda: sum(group.committed.values()) > committed, 20, "a commit of the group at the end")
+            wait_for_commit(group, sum(group.committed.values()))
         threading.Event().wait(0.5)
         watch.check()
     wait_until(lambda: not watch.last["metadata_reachable"], what="word of the metadata log being away")
     assert watch.last["store_away"] == 1
+
+
+def wait_for_commit(group: CommittingGroup, committed: int) -> None:
+    """The group, which reads at the end of the logs, goes on."""
+    wait_until(lambda: sum(group.committed.values()) > committed, 20, "a commit of the group at the end")
 
 
 def check_created(broker: BrokerProcess, created: set[str]) -> None:
@@ -184,3 +187,137 @@ def test_two_minutes_without_the_store(moto_server: S3Server, tmp_path: Path, fa
 @needs_versitygw
 def test_two_minutes_without_a_durable_store(versitygw_server: S3Server, tmp_path: Path) -> None:
     run_outage(versitygw_server, tmp_path / "data", DROP, 120, SMALL_WAL)
+
+
+WAITING = "waiting for the object store"
+
+
+def count_in_log(broker: BrokerProcess, text: str) -> int:
+    """How often the broker, in all its runs, said so."""
+    return broker.log_tail(1_000_000).count(text)
+
+
+def check_waits(broker: BrokerProcess) -> None:
+    """A process that starts without its store: alive, not ready, patient, and it said so once."""
+    wait_until(lambda: http_status(broker, "/livez") == 200, what="/livez")
+    wait_until(lambda: count_in_log(broker, WAITING), 60, "a word about waiting")
+    for _ in range(3):
+        threading.Event().wait(0.5)  # several attempts: it says so once
+        assert broker.process is not None and broker.process.poll() is None, broker.log_tail()
+        assert (http_status(broker, "/livez"), http_status(broker, "/readyz")) == (200, 503)
+        assert count_in_log(broker, WAITING) == 1
+
+
+def run_kill_while_away(server: S3Server, data_dir: Path, fault: str, ready_s: float) -> None:
+    """Killed during the outage, started and killed and stopped without the store; then it returns."""
+    figures: dict[str, float] = {}
+    with StoreUnderFaults(server) as store, outage_broker(store, data_dir, ROOMY) as broker:
+        create_topic(broker.bootstrap, PARTITIONS)
+        group = CommittingGroup(broker.bootstrap).start()
+        load = IdempotentLoad(broker.bootstrap, PARTITIONS, records_per_s=5_000).start()
+        load.wait_for(5_000)
+        store.away(fault)
+        load.wait_for(load.acknowledged + 5_000)
+        broker.kill()
+        broker.spawn()
+        check_waits(broker)
+        with timed(figures, "stopped while starting after s"):
+            assert broker.stop() == 1
+        for _ in range(2):
+            broker.kill()
+            broker.spawn()
+            wait_until(lambda: http_status(broker, "/livez") == 200, what="/livez")
+        acknowledged = load.acknowledged
+        store.back()
+        with timed(figures, "ready after s"):
+            broker.wait_ready(60)
+        assert http_status(broker, "/readyz") == 200
+        load.wait_for(acknowledged + 5_000)
+        sent = load.finish()
+        group.finish()
+        check_all(broker.bootstrap, sent)
+        assert broker.stop() == 0
+    print(f"killed while the store {fault}: {json.dumps(figures)}")
+    assert figures["ready after s"] < ready_s
+
+
+@pytest.mark.timeout(180)
+def test_killed_while_the_store_is_away(moto_server: S3Server, tmp_path: Path) -> None:
+    run_kill_while_away(moto_server, tmp_path / "data", REFUSE, 15)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("fault", [BURST, HANG, DROP])
+def test_killed_while_the_store_fails(moto_server: S3Server, tmp_path: Path, fault: str) -> None:
+    run_kill_while_away(moto_server, tmp_path / "data", fault, 45)
+
+
+def run_stop_while_away(server: S3Server, data_dir: Path, fault: str) -> None:
+    """A clean stop that cannot finish: exit code 1 in time, the WAL stays, the next start has everything."""
+    timeout_ms = 3_000
+    figures: dict[str, float] = {}
+    overrides = {"tidelog_shutdown_timeout_ms": timeout_ms}
+    with StoreUnderFaults(server) as store, outage_broker(store, data_dir, ROOMY, **overrides) as broker:
+        create_topic(broker.bootstrap, PARTITIONS)
+        load = IdempotentLoad(broker.bootstrap, PARTITIONS, records_per_s=5_000).start()
+        load.wait_for(2_000)
+        store.away(fault)
+        load.wait_for(load.acknowledged + 10_000)
+        with timed(figures, "stopped after s"):
+            assert broker.stop() == 1
+        assert figures["stopped after s"] < timeout_ms / 1000 + 2
+        assert "the WAL in" in broker.log_tail() and "stays" in broker.log_tail()
+        assert list((data_dir / "wal").glob("*/*.wal"))
+        acknowledged = load.acknowledged
+        store.back()
+        broker.start()
+        load.wait_for(acknowledged + 1_000)
+        check_all(broker.bootstrap, load.finish())
+        assert broker.stop() == 0
+        assert not list((data_dir / "wal").glob("*/*.wal"))
+    print(f"stopped while the store {fault}: {json.dumps(figures)}")
+
+
+@pytest.mark.timeout(120)
+def test_a_clean_stop_without_the_store(moto_server: S3Server, tmp_path: Path) -> None:
+    run_stop_while_away(moto_server, tmp_path / "data", REFUSE)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("fault", [BURST, HANG, DROP])
+def test_a_clean_stop_while_the_store_fails(moto_server: S3Server, tmp_path: Path, fault: str) -> None:
+    run_stop_while_away(moto_server, tmp_path / "data", fault)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_the_store_leaves_in_the_middle_of_a_start(moto_server: S3Server, tmp_path: Path) -> None:
+    """Longer than a command of the recovery waits, at many points of it; each run has a WAL to recover."""
+    away_s = 25
+    broker_overrides = {"tidelog_seal_ms": 600_000}
+    with StoreUnderFaults(moto_server) as store:
+        broker = outage_broker(store, tmp_path / "data", ROOMY, **broker_overrides)
+        with broker:
+            create_topic(broker.bootstrap, PARTITIONS)
+            load = IdempotentLoad(broker.bootstrap, PARTITIONS, records_per_s=5_000).start()
+            load.wait_for(2_000)
+            broker.kill()
+            before = len(store.proxy.requests)
+            broker.start()
+            needed = len(store.proxy.requests) - before
+            print(f"a start takes {needed} requests")
+            for index, left in enumerate((1, 3, 6, 10, 16, 24)):
+                load.wait_for(load.acknowledged + 2_000)
+                broker.kill()
+                store.away_after(needed - left, (HANG, BURST, DROP)[index % 3])
+                broker.spawn()
+                gone = threading.Event().wait(away_s)
+                assert not gone and broker.process is not None and broker.process.poll() is None, broker.log_tail()
+                assert http_status(broker, "/livez") == 200
+                store.back()
+                broker.wait_ready(60)
+            load.wait_for(load.acknowledged + 2_000)
+            check_all(broker.bootstrap, load.finish())
+            assert broker.stop() == 0
