@@ -19,9 +19,8 @@ from protocol.fast.wire import (
     parse_string,
     refuse_version,
     string,
-    uvarint,
 )
-from protocol.framing import read_uvarint, skip_tagged_fields
+from protocol.framing import read_uvarint, skip_tagged_fields, uvarint
 
 VERSIONS = range(14)
 _FLEXIBLE_FROM = 9

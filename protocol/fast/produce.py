@@ -20,9 +20,8 @@ from protocol.fast.wire import (
     refuse_version,
     string,
     tagged_fields,
-    uvarint,
 )
-from protocol.framing import read_uvarint, skip_tagged_fields
+from protocol.framing import read_uvarint, skip_tagged_fields, uvarint
 
 VERSIONS = range(3, 14)
 PARTS_MAX = 50_000

@@ -15,8 +15,9 @@ from protocol.framing import (
     response_frame,
     response_header,
     skip_tagged_fields,
+    uvarint,
 )
-from protocol.schema.runtime import read_varint, varint
+from protocol.schema.runtime import read_varint
 
 
 @given(st.sampled_from(sorted(APIS)), st.data(), st.integers(-(2**31), 2**31 - 1), st.none() | st.text(max_size=40))
@@ -90,7 +91,7 @@ def test_noise_is_a_header_or_a_protocol_error(noise: bytes) -> None:
 
 @given(st.integers(0, 2**32 - 1))
 def test_varints(value: int) -> None:
-    encoded = varint(value)
+    encoded = uvarint(value)
     assert read_uvarint(encoded + b"x", 0, len(encoded) + 1) == (value, len(encoded))
     assert read_varint(encoded, 0) == (value, len(encoded))
     with pytest.raises(ProtocolError):
