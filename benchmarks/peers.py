@@ -20,7 +20,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError
 
-from benchmarks.processes import BenchError, end, free_port, run, spawn
+from benchmarks.processes import BenchError, end, free_port, idle_share, run, spawn
 from benchmarks.toolchain import kafka_classpath
 
 READY_TIMEOUT_S = 60
@@ -68,6 +68,7 @@ class Peer:
         self.directory = directory
         self.settings = dict(settings)
         self.port = 0
+        self.idle_share = 0.0  # of a core, once warm
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -155,6 +156,10 @@ class Peer:
     def log_tail(self, characters: int = 2000) -> str:
         """The end of what the process said."""
         return self.log.read_text(errors="replace")[-characters:] if self.log.exists() else ""
+
+    def note_idle(self) -> None:
+        """Measure what the broker uses without any load."""
+        self.idle_share = idle_share(self.pid)
 
     def unsealed_bytes(self) -> int:
         """Bytes taken from producers whose way through the broker is not complete."""

@@ -74,9 +74,12 @@ class Usage:
 
 
 @contextlib.contextmanager
-def measure(pid: int, *, unfinished: Callable[[], bool] = lambda: False, finish_s: float = 15.0) -> Iterator[Usage]:
+def measure(
+    pid: int, *, idle: float = 0.0, unfinished: Callable[[], bool] = lambda: False, finish_s: float = 15.0
+) -> Iterator[Usage]:
     """Measure a broker while the block runs. CPU is counted until the broker has calmed down, and while `unfinished()`
-    says that work put off is still to be done (at most `finish_s`): what a load causes belongs to it.
+    says that work put off is still to be done (at most `finish_s`): what a load causes belongs to it. What the broker
+    uses anyhow, `idle` of a core, is not counted while it is waited for.
     """
     usage = Usage()
     os.sync()  # what other peers left dirty is not written during this run
@@ -85,11 +88,20 @@ def measure(pid: int, *, unfinished: Callable[[], bool] = lambda: False, finish_
     yield usage
     usage.seconds = time.perf_counter() - began
     settle(pid)
-    deadline = time.perf_counter() + finish_s
+    deadline = began + usage.seconds + finish_s
     while unfinished() and time.perf_counter() < deadline:
-        time.sleep(0.2)
-    usage.cpu_s = cpu_s(pid) - cpu_before
+        time.sleep(0.5)
+    waited_s = time.perf_counter() - began - usage.seconds
+    usage.cpu_s = cpu_s(pid) - cpu_before - idle * waited_s
     usage.peak_rss_mb = peak_rss_mb(pid)
+
+
+def idle_share(pid: int, seconds: float = 1.5) -> float:
+    """How much of a core a process uses that has nothing to do."""
+    settle(pid)
+    before, began = cpu_s(pid), time.perf_counter()
+    time.sleep(seconds)
+    return (cpu_s(pid) - before) / (time.perf_counter() - began)
 
 
 def settle(pid: int, *, quiet_below: float = 0.1, at_most_s: float = 3.0) -> None:

@@ -5,6 +5,7 @@ CPU is the broker's, and holds what a load causes later: for tidelog until every
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ PARTITIONS = 6
 PROBE_RECORDS = 40_000
 MIB_READ_PER_S = 200  # row I reads so much for each second that a run may take
 FALLEN_BEHIND_SHARE = 0.98
+UNSEALED_AT_MOST = 1 << 20  # not worth waiting for
 SEALING_RECORDS = 256 * 1024
 
 
@@ -59,9 +61,17 @@ class Cell:
         flood: Flood = self.memory["flood"]
         return flood
 
-    def measure_all(self) -> Any:
-        """Measure the broker, what it puts off included."""
-        return measure(self.peer.pid, unfinished=lambda: self.peer.unsealed_bytes() > 0 and not self.warming)
+    def measure(self) -> AbstractContextManager[Usage]:
+        """Measure the broker during a run."""
+        return measure(self.peer.pid, idle=self.peer.idle_share)
+
+    def measure_all(self) -> AbstractContextManager[Usage]:
+        """Measure the broker, what it puts off included (but not after a warm-up)."""
+
+        def unfinished() -> bool:
+            return not self.warming and self.peer.unsealed_bytes() > UNSEALED_AT_MOST
+
+        return measure(self.peer.pid, idle=self.peer.idle_share, unfinished=unfinished)
 
     def used(self, usage: Usage, n_bytes: float) -> Figures:
         """The figures of a usage for so many bytes."""
@@ -99,7 +109,7 @@ def raw(
         flood.run(
             cell.peer.bootstrap, connections=connections, in_flight=1, seconds=120, warmup_s=0, requests=partitions
         )
-    with cell.measure_all() if records > 1 else measure(cell.peer.pid) as usage:
+    with cell.measure_all() if records > 1 else cell.measure() as usage:
         figures = flood.run(
             cell.peer.bootstrap, connections=connections, in_flight=in_flight, seconds=cell.seconds, rate=rate
         )
@@ -144,7 +154,7 @@ def row_f(cell: Cell) -> Figures:
     """ProducerPerformance at 5,000 records/s with `linger.ms=0`: the latency that a Java application sees."""
     topic = cell.topic(PARTITIONS)
     records = int(5000 * cell.seconds / (1 - WARMUP_SHARE))
-    with measure(cell.peer.pid) as usage:
+    with cell.measure() as usage:
         figures = producer_performance(
             cell.peer.bootstrap, topic, records, throughput=5000, properties={"linger.ms": 0}
         )
@@ -176,12 +186,12 @@ def row_i(cell: Cell) -> Figures:
     if "filled" not in cell.memory:
         flood.run(cell.peer.bootstrap, connections=PARTITIONS, in_flight=5, seconds=120, warmup_s=0, requests=requests)
         cell.memory["filled"] = True
-    with measure(cell.peer.pid) as usage:
+    with cell.measure() as usage:
         figures = consumer_performance(cell.peer.bootstrap, flood.topic, records)
     figures |= cell.used(usage, figures["bytes"])
     if cell.peer.cold_by_restart and not cell.warming:
         cell.peer.restart()
-        with measure(cell.peer.pid) as usage:
+        with cell.measure() as usage:
             cold = consumer_performance(cell.peer.bootstrap, flood.topic, records)
         figures["cold_mib_per_s"] = cold["mib_per_s"]
         figures["cold_cpu_s_per_gb"] = usage.cpu_s / (cold["bytes"] / 1e9)
@@ -206,7 +216,7 @@ def row_l(cell: Cell) -> Figures:
 def row_m(cell: Cell) -> Figures:
     """kafka-python's producer with its defaults in one process, 6 partitions: bound by the client."""
     topic = cell.topic(PARTITIONS)
-    with measure(cell.peer.pid) as usage:
+    with cell.measure() as usage:
         figures = python_client("kafka-python", cell.peer.bootstrap, topic, cell.seconds)
     figures["records_per_s"] = figures["records"] / figures["seconds"]
     return figures | cell.used(usage, figures["all_records"] * RECORD_BYTES)

@@ -119,6 +119,7 @@ class Schedule:
             flood = Flood(requests, "warm-up", 4, records=records, record_bytes=RECORD_BYTES)
             flood.run(peer.bootstrap, connections=connections, in_flight=5, seconds=self._options.seconds / 2)
         peer.delete_topic("warm-up")
+        peer.note_idle()
 
     def _leave(self, cell: Cell) -> None:
         """After a row: its topic goes; a peer that only this row has goes as well."""

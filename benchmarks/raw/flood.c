@@ -38,6 +38,8 @@
 #define LATENCIES_MAX ((size_t)100 * 1000 * 1000)
 #define SERIES_MAX 100000
 #define DRAIN_SECONDS 5.0
+#define CONNECT_BURST 32 /* below Kafka's default backlog of 50: who overflows it waits a second */
+#define CONNECT_PAUSE_US 10000
 
 struct request {
     char *frame;
@@ -329,6 +331,7 @@ int main(int argc, char **argv)
         c->fd = connect_to(argv[optind], atoi(argv[optind + 1]));
         c->want_write = -1;
         watch(c, 0);
+        if (i % CONNECT_BURST == CONNECT_BURST - 1) usleep(CONNECT_PAUSE_US);
     }
     began = now();
     counted_from = began + warmup;
