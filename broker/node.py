@@ -131,7 +131,7 @@ class Broker:
         cluster = await self._patiently(self._open_cluster)
         self.cluster_id = cluster.cluster_id
         locked = await asyncio.to_thread(self._lock_instances)
-        await self._create_wal()
+        await self._create_wal(may_begin_full=bool(locked))
         self.controller = self._make_controller(locked)
         tasks.spawn(self.controller.run(), name="controller")
         self._build(tasks)
@@ -142,6 +142,7 @@ class Broker:
         tasks.spawn(self.sealing.run(), name="sealing")
         self.logs.open_all()
         await self.recovery.recover_all(locked, registered)
+        self.wal.look_for_space()
         await self.logs.wait_opened()
         await self.server.serve()
         gc.collect()
@@ -190,7 +191,8 @@ class Broker:
         except (WalError, OSError) as error:
             raise CannotStart(str(error)) from None
 
-    async def _create_wal(self) -> None:
+    async def _create_wal(self, *, may_begin_full: bool) -> None:
+        """`may_begin_full`: there are older instances, which give back their space when they are recovered."""
         settings = self.settings
         try:
             self.wal = await VolumeWal.create(
@@ -204,11 +206,14 @@ class Broker:
                 bytes_max=settings.tidelog_wal_bytes_max,
                 message_bytes_max=settings.message_max_bytes,
                 file_bytes=settings.tidelog_wal_file_bytes,
+                may_begin_full=may_begin_full,
             )
         except (WalError, OSError) as error:
             raise CannotStart(f"tidelog.wal.dir {settings.wal_dir}: {error}") from None
         for warning in self.wal.warnings:
             log.warning("%s", warning)
+        if self.wal.file_error is not None:
+            log.warning("no space for a WAL file in %s; older instances go first", settings.wal_dir)
 
     def _make_controller(self, locked: list[LockedInstance]) -> LocalController:
         identity = Identity(

@@ -129,6 +129,7 @@ class VolumeWal:
         bytes_max: int,
         message_bytes_max: int,
         file_bytes: int = 64 << 20,
+        may_begin_full: bool = False,
         fence_kind: str | None = None,
         disk: Disk | None = None,
         start_worker: StartWorker = ThreadWorker,
@@ -136,7 +137,8 @@ class VolumeWal:
         """Make a new instance directory; returns when its first file is ready.
 
         `bytes_max` bounds the disk, `message_bytes_max` is the largest batch that must fit. WalError for settings that
-        contradict each other and for file systems that cannot hold a WAL; OSError when the first file cannot be made.
+        contradict each other and for file systems that cannot hold a WAL; OSError when the first file cannot be made,
+        unless it `may_begin_full`: then other instances have to go first, and it is full until there is space.
         `fence_kind` None: by the mount. `disk` and `start_worker` are for simulations.
         """
         root = os.path.abspath(os.fspath(root))
@@ -177,9 +179,10 @@ class VolumeWal:
         wal._ring_worker.start()
         try:
             await wal._first_file
-        except BaseException:
-            await wal.remove()
-            raise
+        except BaseException as error:
+            if not (may_begin_full and isinstance(error, OSError)):
+                await wal.remove()
+                raise
         return wal
 
     def append(self, log_id: int, leader_epoch: int, base_offset: int, batch: Buffer) -> int:
@@ -239,6 +242,10 @@ class VolumeWal:
         del ends[:count]
         self._group_base = last + 1
         self._ring.free(freed)
+
+    def look_for_space(self) -> None:
+        """Something else on the disk was deleted: if a file could not be prepared, try again now."""
+        self._ring_worker.wake()
 
     def look_for_fence(self) -> bool:
         """Look for the fence file now (one stat): an authoritative answer needs its absence. From any thread."""

@@ -1,5 +1,7 @@
 """Clients that keep going while brokers die, and what they saw: an idempotent producer, a committing group."""
 
+import os
+import random  # noqa: TID251
 import threading
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -10,6 +12,13 @@ from confluent_kafka.admin import AdminClient, NewTopic
 TOPIC = "load"
 PAUSES_PER_S = 50
 RETRIABLE_FATAL_NEVER = "a client met an error that is not retriable"
+
+
+def seeded() -> random.Random:
+    """Instants and sizes of a run: the seed is printed, `CHAOS_SEED` repeats it."""
+    seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"CHAOS_SEED={seed}")
+    return random.Random(seed)
 
 
 def create_topic(bootstrap: str, partitions: int, topic: str = TOPIC) -> None:

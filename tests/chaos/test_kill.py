@@ -3,13 +3,11 @@
 The instants are drawn from a seed, by the count of acknowledged records, and printed; `CHAOS_SEED` repeats a run.
 """
 
-import os
-import random  # noqa: TID251
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.load import CommittingGroup, IdempotentLoad, check_all, create_topic
+from tests.chaos.load import CommittingGroup, IdempotentLoad, check_all, create_topic, seeded
 from tests.support.broker_process import BrokerProcess
 
 PARTITIONS = 3
@@ -17,9 +15,7 @@ PARTITIONS = 3
 
 def run_kills(data_dir: Path, kills: int, **overrides: object) -> None:
     """Kill and restart `kills` times under load; then read everything back."""
-    seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(2**32))
-    print(f"CHAOS_SEED={seed}")
-    instants = random.Random(seed)
+    instants = seeded()
     broker = BrokerProcess(data_dir, tidelog_seal_ms=300, **overrides)
     with broker:
         create_topic(broker.bootstrap, PARTITIONS)

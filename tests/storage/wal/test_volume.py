@@ -480,6 +480,26 @@ async def test_no_space_for_the_first_file_is_an_error_and_leaves_nothing() -> N
     assert disk.names(ROOT) == []
 
 
+async def test_a_disk_that_older_instances_fill_counts_as_full_until_they_are_gone() -> None:
+    disk = SimulatedDisk()
+
+    def full(operation: str, path: str) -> None:
+        if operation == "write" and path.endswith("preparing"):
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+    disk.fault = full
+    opened = await open_wal(ROOT, disk=disk, may_begin_full=True)
+    assert opened.wal.file_error is not None and opened.wal.free_bytes == 0
+    assert not opened.wal.has_room(1, internal=True)
+    disk.fault = lambda operation, path: None
+    opened.wal.look_for_space()
+    await opened.settle()
+    assert opened.rooms and opened.wal.file_error is None
+    opened.append()
+    await opened.durable_through(1)
+    await opened.wal.close()
+
+
 async def test_our_own_bug_while_preparing_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = await open_wal(ROOT, disk=SimulatedDisk())
     await opened.settle()
