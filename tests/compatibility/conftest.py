@@ -28,7 +28,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
 def topic(request: pytest.FixtureRequest) -> str:
     """A name that no other test uses; the topic does not exist yet."""
     module = request.node.module.__name__.rpartition(".test_")[2]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{module}.{request.node.name.removeprefix('test_')}").strip("-")[:200]
+    return re.sub(r"[^A-Za-z0-9]+", "-", f"{module}-{request.node.name.removeprefix('test_')}").strip("-")[:200]
 
 
 @pytest.fixture

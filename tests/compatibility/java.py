@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-KAFKA_VERSION = "4.3.0"
+from tests.compatibility import versions
+
+KAFKA_VERSION = versions.PROTOCOL
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "java"
 
 _POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
@@ -30,9 +32,9 @@ def tool(name: str) -> str:
     return found
 
 
-def kafka(*artifacts: str) -> list[str]:
-    """Kafka's artifacts, in the version that we say we speak: `kafka("kafka-clients")`."""
-    return [f"org.apache.kafka:{artifact}:{KAFKA_VERSION}" for artifact in artifacts]
+def kafka(*artifacts: str, version: str = KAFKA_VERSION) -> list[str]:
+    """Kafka's artifacts, by default in the version that we say we speak: `kafka("kafka-clients")`."""
+    return [f"org.apache.kafka:{artifact}:{version}" for artifact in artifacts]
 
 
 def fetch(artifacts: list[str]) -> str:
