@@ -1,0 +1,99 @@
+"""What Kafka's tools say about APIs that this broker does not advertise: a clear refusal, at once, and nothing breaks.
+
+A row leaves this table when its API is served.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.compatibility import versions
+from tests.compatibility.admin import create_topic
+from tests.compatibility.clients import confluent
+from tests.compatibility.jvm import Tools
+from tests.compatibility.jvm import tools as tools_of
+from tests.support.broker_process import BrokerProcess
+
+pytestmark = pytest.mark.compatibility
+
+CONFIGS = "kafka.admin.ConfigCommand"
+MOVE = "reassign.ReassignPartitionsCommand"
+
+REFUSED: list[tuple[str, str, str]] = [
+    # Transactions
+    ("TransactionsCommand", "list", "does not support LIST_TRANSACTIONS"),
+    ("TransactionsCommand", "describe --transactional-id t", "type=TRANSACTION)` failed due to an unexpected error"),
+    ("TransactionsCommand", "describe-producers --topic TOPIC --partition 0", "does not support DESCRIBE_PRODUCERS"),
+    ("TransactionsCommand", "find-hanging --broker-id 1", "does not support DESCRIBE_PRODUCERS"),
+    (
+        "ProducerPerformance",
+        "--topic TOPIC --num-records 1 --record-size 10 --throughput -1 --transactional-id t",
+        "Could not find a coordinator with type TRANSACTION with key t due to unexpected error",
+    ),
+    # Groups of KIP-848, share groups, streams groups
+    (
+        "consumer.ConsoleConsumer",
+        "--topic TOPIC --from-beginning --timeout-ms 20000 --command-property group.protocol=consumer",
+        "The cluster does not support the new CONSUMER group protocol",
+    ),
+    ("consumer.ConsoleShareConsumer", "--topic TOPIC --timeout-ms 4000", "does not support SHARE_GROUP_HEARTBEAT"),
+    # Quotas, dynamic broker configs, log levels, group configs
+    (CONFIGS, "--describe --entity-type users", "does not support DESCRIBE_CLIENT_QUOTAS"),
+    (
+        CONFIGS,
+        "--alter --entity-type clients --entity-name c --add-config producer_byte_rate=1000",
+        "does not support DESCRIBE_CLIENT_QUOTAS",
+    ),
+    (
+        CONFIGS,
+        "--alter --entity-type brokers --entity-name 1 --add-config log.cleaner.threads=2",
+        "InvalidRequestException: Broker configs are set in the process's settings and need a restart.",
+    ),
+    (CONFIGS, "--describe --entity-type broker-loggers --entity-name 1", "Unsupported resource type: 8"),
+    (CONFIGS, "--describe --entity-type groups --entity-name g", "Unsupported resource type: 32"),
+    ("ClientMetricsCommand", "--list", "does not support LIST_CONFIG_RESOURCES"),
+    # Security
+    ("AclCommand", "--list", "does not support DESCRIBE_ACLS"),
+    ("DelegationTokenCommand", "--describe --command-config FILE", "does not support DESCRIBE_DELEGATION_TOKEN"),
+    # The cluster
+    (MOVE, "--list", "does not support LIST_PARTITION_REASSIGNMENTS"),
+    (MOVE, "--execute --reassignment-json-file FILE", "does not support LIST_PARTITION_REASSIGNMENTS"),
+    ("LeaderElectionCommand", "--election-type preferred --all-topic-partitions", "does not support ELECT_LEADERS"),
+    ("MetadataQuorumCommand", "describe --status", "does not support DESCRIBE_QUORUM"),
+    ("FeatureCommand", "upgrade --feature transaction.version=2", "does not support UPDATE_FEATURES"),
+    ("ClusterTool", "unregister --id 5 --bootstrap-server BOOTSTRAP", "does not support the broker unregistration API"),
+]
+
+
+@pytest.fixture(scope="module")
+def tools() -> Tools:
+    return tools_of(versions.KAFKA)
+
+
+@pytest.mark.parametrize(("name", "arguments", "error"), REFUSED, ids=[f"{row[0]} {row[1]}"[:70] for row in REFUSED])
+def test_refusal(
+    tools: Tools, broker: BrokerProcess, topic: str, tmp_path: Path, name: str, arguments: str, error: str
+) -> None:
+    create_topic(broker, topic)
+    file = tmp_path / "file"
+    plan = {"version": 1, "partitions": [{"topic": topic, "partition": 0, "replicas": [1]}]}
+    file.write_text(json.dumps(plan) if name == MOVE else "")
+    if "BOOTSTRAP" not in arguments:
+        arguments = f"--bootstrap-server BOOTSTRAP {arguments}"
+    values = {"BOOTSTRAP": broker.bootstrap, "TOPIC": topic, "FILE": str(file)}
+    told = tools.try_run(name, *(values.get(word, word) for word in arguments.split()))
+    assert error in told.out + told.err, told
+    with confluent.consumer(broker.bootstrap) as consumer:
+        assert consumer.bounds((topic, 0)) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["streams.StreamsGroupCommand", "consumer.group.ShareGroupCommand"])
+def test_nothing_listed(tools: Tools, broker: BrokerProcess, name: str) -> None:
+    """There are no groups of these kinds, which is true."""
+    assert tools.run(name, "--bootstrap-server", broker.bootstrap, "--list").lines == []
+
+
+def test_no_features(tools: Tools, broker: BrokerProcess) -> None:
+    """No feature is finalized, so clients use what does not need one."""
+    assert tools.run("FeatureCommand", "--bootstrap-server", broker.bootstrap, "describe").lines == []
