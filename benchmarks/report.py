@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from benchmarks.machine import line
 from benchmarks.results import Results
 from benchmarks.rows import ROWS, Metric, Row
-from benchmarks.targets import CACHE, FIRST, FSYNC, GOAL, UNSEALED, US, Verdict, quotient, verdicts
+from benchmarks.targets import CACHE, FIRST, FSYNC, GOAL, POSTPONED, US, Verdict, quotient, verdicts
 
 PEERS = (US, CACHE, FSYNC)
 
@@ -26,8 +26,8 @@ def readme_table(results: Results) -> str:
         if not medians:
             continue
         cells = [_cell(row, medians.get(peer, {})) for peer in PEERS]
-        if UNSEALED in medians:
-            cells[1] = f"without uploads: {_cell(row, medians[UNSEALED])}"
+        if POSTPONED in medians:
+            cells[1] = _cell(row, medians[POSTPONED])
         first = row.metrics[0].key
         ratios = [
             number(quotient(medians.get(US, {}).get(first), medians.get(peer, {}).get(first)), 2)
@@ -74,12 +74,17 @@ def full(results: Results) -> str:
     if results.left_out:
         parts.append("Left out: " + "; ".join(f"{row} ({why})" for row, why in results.left_out.items()) + ".")
     if results.errors:
-        parts.append("Failed:\n\n" + "\n".join(f"- {error}" for error in results.errors))
+        parts.append("Failed:\n\n" + "\n".join(f"- {_in_short(error)}" for error in results.errors))
     parts.append("## Rows")
     for row in ROWS.values():
         if results.of(row.key):
             parts += _details(row, results)
     return "\n\n".join(parts) + "\n"
+
+
+def _in_short(error: str) -> str:
+    lines = [line.strip() for line in error.splitlines() if line.strip(" +-")]
+    return lines[0] if len(lines) < 2 else f"{lines[0]} ... {lines[-1]}"
 
 
 def _details(row: Row, results: Results) -> list[str]:

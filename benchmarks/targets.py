@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 Medians = Mapping[str, Mapping[str, float | None]]
 
-US, CACHE, FSYNC, UNSEALED = "tidelog", "kafka-cache", "kafka-fsync", "tidelog-unsealed"
+US, CACHE, FSYNC, POSTPONED = "tidelog", "kafka-cache", "kafka-fsync", "tidelog-postponed"
 FIRST, GOAL = "first", "goal"
 
 
@@ -70,9 +70,9 @@ def ours(metric: str) -> Callable[[Medians], float | None]:
 
 
 def sealing_share(medians: Medians) -> float | None:
-    """What sealing adds per GB, over what the same costs without."""
-    share = quotient(figure(medians, US, "cpu_s_per_gb"), figure(medians, UNSEALED, "cpu_s_per_gb"))
-    return None if share is None else share - 1
+    """What sealing and uploading a GB costs, over the rest of what it costs."""
+    whole, sealing = figure(medians, US, "cpu_s_per_gb"), figure(medians, POSTPONED, "sealing_cpu_s_per_gb")
+    return None if whole is None or sealing is None else quotient(sealing, max(whole - sealing, 0.0))
 
 
 def _at_least(row: str, level: str, metric: str, peer: str, bound: float) -> Target:
