@@ -83,7 +83,8 @@ class Uploader:
 
     While the store or the controller is away every seal keeps trying, for ever, with back-off; memory is bounded by the
     owner, who stops sealing while `in_flight_bytes` is too much. Beside the batches themselves, which belong to the
-    tails, up to `parallel` objects hold copies of their small batches. Batches stay frozen until the verdict.
+    tails, up to `parallel` objects hold copies of their small batches, one while the store is away. Batches stay
+    frozen until the verdict.
 
     Tasks run in the owner's TaskGroup and end when their seal is decided.
     """
@@ -108,6 +109,7 @@ class Uploader:
         self._tasks = tasks
         self._clock = clock
         self._slots = asyncio.Semaphore(parallel)
+        self._away_turn = asyncio.Lock()
         self._own_object_bytes = own_object_bytes
         self._object_bytes_max = object_bytes_max
         self._pace_bytes_per_s = pace_bytes_per_s
@@ -218,9 +220,8 @@ class Uploader:
         """Encodes and stores one object, however long it takes."""
         async with self._slots:
             self._check_stopped(writer.seal)
-            segment = await encode_segment_in_steps(writer, logs)
             wait_ms = BACKOFF_MS_FIRST
-            while not await self._put(segment):
+            while (segment := await self._attempt(writer, logs)) is None:
                 self.put_retries += 1
                 await asyncio.sleep(wait_ms / 1000)
                 self._check_stopped(writer.seal)
@@ -228,6 +229,21 @@ class Uploader:
         self.objects_put += 1
         self.bytes_put += segment.size
         return SegmentObject(segment.key, segment.size, segment.ranges)
+
+    async def _attempt(self, writer: SegmentWriter, logs: Sequence[SealedLog]) -> Segment | None:
+        """Encodes and puts once; None: to be repeated. Encoding again gives the same bytes.
+
+        So nothing encoded is kept between attempts, and while the store is away one upload tries for all.
+        """
+        if self.away_since is not None:
+            async with self._away_turn:
+                if self.away_since is not None:
+                    return await self._encode_and_put(writer, logs)
+        return await self._encode_and_put(writer, logs)
+
+    async def _encode_and_put(self, writer: SegmentWriter, logs: Sequence[SealedLog]) -> Segment | None:
+        segment = await encode_segment_in_steps(writer, logs)
+        return segment if await self._put(segment) else None
 
     async def _put(self, segment: Segment) -> bool:
         """One attempt; False: unknown or failed, to be repeated with the same bytes."""

@@ -204,10 +204,10 @@ async def test_a_store_that_is_away_is_tried_for_ever_and_told_of() -> None:
 async def test_the_same_bytes_are_sent_until_it_is_known_that_they_arrived() -> None:
     class Watching(ScriptedStore):
         async def put_if_absent(self, key, body):
-            seen.append(body)
+            seen.append(b"".join(body))
             return await super().put_if_absent(key, body)
 
-    seen: list[object] = []
+    seen: list[bytes] = []
     store, controller = Watching(), Controller()
     # Not applied; applied but unknown; refused as existing while the look-up fails; refused and seen.
     store.script["put_if_absent"] = [OutcomeUnknown("?"), ("after", OutcomeUnknown("?"))]
@@ -215,7 +215,35 @@ async def test_the_same_bytes_are_sent_until_it_is_known_that_they_arrived() -> 
     async with uploading(store, controller) as uploader:
         verdict = await uploader.submit([seal(1, batches(0, [1]))])
         assert len(verdict.committed) == 1 and uploader.put_retries == 3
-    assert len(seen) == 4 and all(body is seen[0] for body in seen)
+    assert len(seen) == 4 and len(set(seen)) == 1
+
+
+async def test_while_the_store_is_away_one_upload_tries_for_all() -> None:
+    class Counting(ScriptedStore):
+        trying = most = 0
+
+        async def put_if_absent(self, key, body):
+            self.trying += 1
+            self.most = max(self.most, self.trying)
+            try:
+                await asyncio.sleep(0.001)
+                return await super().put_if_absent(key, body)
+            finally:
+                self.trying -= 1
+
+    store, controller = Counting(), Controller()
+    store.script["put_if_absent"] = [Unavailable("no route")] * 40
+    async with uploading(store, controller, parallel=4) as uploader:
+        verdicts = [uploader.submit([seal(1, batches(at, [1]))]) for at in range(6)]
+        while uploader.put_retries < 8:
+            await asyncio.sleep(0.001)
+        assert store.most == 4
+        store.most = 0
+        while uploader.put_retries < 36:
+            await asyncio.sleep(0.001)
+        assert store.most == 1, "the others hold nothing meanwhile"
+        await asyncio.gather(*verdicts)
+        assert uploader.objects_put == 6
 
 
 async def test_an_attempt_that_is_still_arriving_is_no_proof() -> None:

@@ -122,7 +122,11 @@ class BrokerProcess:
         return "\n".join(self._stderr.read_text().splitlines()[-lines:])
 
     def __enter__(self) -> "BrokerProcess":
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.kill()
+            raise
 
     def __exit__(self, *_: object) -> None:
         if self.process is not None:
