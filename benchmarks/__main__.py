@@ -29,6 +29,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", default=",".join(NAMES), help="which brokers (default: %(default)s)")
     parser.add_argument("--repetitions", type=int, default=3, help="of each row and peer (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each run (default: %(default)s)")
+    parser.add_argument(
+        "--warmup-seconds", type=float, default=12.0, help="of a broker after its start (default: %(default)s)"
+    )
     parser.add_argument("--sustained-seconds", type=float, default=20.0, help="of row S (default: %(default)s)")
     parser.add_argument(
         "--sustained-rate", type=float, default=2000, help="16 KB requests/s of row S; 0: as fast as it goes"
@@ -97,6 +100,7 @@ def main() -> int:
         peers=tuple(peers),
         repetitions=arguments.repetitions,
         seconds=arguments.seconds,
+        warmup_s=arguments.warmup_seconds,
         sustained_s=arguments.sustained_seconds,
         sustained_rate=arguments.sustained_rate,
         disk_max_gb=arguments.disk_gb,

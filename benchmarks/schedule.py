@@ -25,6 +25,7 @@ class Options:
     peers: tuple[str, ...]
     repetitions: int
     seconds: float
+    warmup_s: float
     sustained_s: float
     sustained_rate: float
     disk_max_gb: float
@@ -117,7 +118,7 @@ class Schedule:
         requests = self._options.directory / "requests" / peer.name
         for records, connections in ((BATCH_RECORDS, 4), (1, 16)):
             flood = Flood(requests, "warm-up", 4, records=records, record_bytes=RECORD_BYTES)
-            flood.run(peer.bootstrap, connections=connections, in_flight=5, seconds=self._options.seconds / 2)
+            flood.run(peer.bootstrap, connections=connections, in_flight=5, seconds=self._options.warmup_s / 2)
         peer.delete_topic("warm-up")
         peer.note_idle()
 
