@@ -15,7 +15,6 @@ from storage.object_store import (
     ObjectStore,
     OutcomeUnknown,
     PreconditionFailed,
-    StoreError,
     Unavailable,
 )
 
@@ -50,19 +49,15 @@ class ObjectLog:
             await self._store.put_if_absent(entry_key(position), entry)
             held = entry
         except (PreconditionFailed, OutcomeUnknown, Unavailable) as error:
-            held = await self._holder(position, entry, error)
+            found = await self._read(position)
+            if found is None:
+                await self._check_boundary(position)
+                if isinstance(error, PreconditionFailed):
+                    raise OutcomeUnknown(f"{entry_key(position)} was there and is gone: look again") from error
+                raise
+            held = found
         await self._check_boundary(position)
         return held
-
-    async def _holder(self, position: int, entry: bytes, error: StoreError) -> bytes:
-        """Whose the position is after an attempt that did not simply succeed; raises while nobody's."""
-        held = await self._read(position)
-        if held is not None:
-            return held
-        await self._check_boundary(position)
-        if isinstance(error, PreconditionFailed):
-            raise OutcomeUnknown(f"{entry_key(position)} was there and is gone: look again") from error
-        raise error
 
     async def read_from(self, position: int, limit: int) -> list[bytes]:
         """As the port says."""

@@ -56,21 +56,25 @@ class _Patience:
         except TimeoutError:
             raise on_timeout(f"no answer within {self._limits.deadline_ms} ms, attempts included") from None
 
-    async def pause(self, error: StoreError) -> None:
-        """Sleeps before the next attempt; raises `error` if there is none left. Full jitter (AWS architecture blog)."""
+    async def pause(self) -> bool:
+        """Sleeps before the next attempt; False if there is none left. Full jitter (AWS architecture blog)."""
         self._failures += 1
         if self._failures >= self._limits.attempts_max:
-            raise error
+            return False
         limits = self._limits
         ceiling_ms = min(limits.backoff_ms_max, limits.backoff_ms << min(self._failures - 1, 16))
         delay = ceiling_ms / 1000 * (1 + int.from_bytes(self._token(2))) / 65536
         if self._loop.time() + delay >= self.deadline:
-            raise error
+            return False
         await asyncio.sleep(delay)
+        return True
 
 
 class RetryingStore:
     """Wraps any `ObjectStore`. `token(n)` gives n random bytes, for the jitter.
+
+    No local variable outlives its `except` with an error in it: through its traceback it would keep the body alive
+    until the garbage collector comes, and outages are full of errors.
 
     Errors are the port's. After the last attempt a write raises `OutcomeUnknown` if any of its attempts may have been
     applied, `Unavailable` only if certainly none was.
@@ -103,8 +107,9 @@ class RetryingStore:
                     patience = self._patience()  # progress
                     yield info
                 return
-            except Unavailable as error:
-                await patience.pause(error)
+            except Unavailable:
+                if not await patience.pause():
+                    raise
 
     async def delete(self, key: str) -> None:
         await self._write(lambda: self._store.delete(key), 0)
@@ -151,47 +156,46 @@ class RetryingStore:
         while True:
             try:
                 return await patience.attempt(call(), Unavailable)
-            except Unavailable as error:
-                await patience.pause(error)
+            except Unavailable:
+                if not await patience.pause():
+                    raise
 
     async def _write(
         self, call: Callable[[], Awaitable[T]], size: int, settle: Callable[[], Awaitable[T | None]] | None = None
     ) -> T:
         """Repeats `call`. `settle` tells after an unknown outcome: the result, a final error, or None to send again."""
         patience = self._patience(size)
-        unknown: OutcomeUnknown | None = None
+        unknown: str | None = None  # what an attempt said whose outcome is not known
         while True:
-            failure: StoreError
-            try:
-                if unknown is not None and settle is not None:
-                    settled = await patience.attempt(settle(), Unavailable)
-                    if settled is not None:
-                        return settled
-            except (PreconditionFailed, OutcomeUnknown):
-                raise
-            except StoreError as error:
-                failure = error
-            else:
+            if unknown is not None and settle is not None:
                 try:
-                    return await patience.attempt(call(), OutcomeUnknown)
-                except OutcomeUnknown as error:
-                    failure = unknown = error
-                except Unavailable as error:
-                    failure = error
-                except PreconditionFailed as error:
-                    if unknown is None:
-                        raise
-                    failure = error  # of our own earlier attempt, perhaps: look
+                    settled = await patience.attempt(settle(), Unavailable)
+                except (PreconditionFailed, OutcomeUnknown):
+                    raise
                 except StoreError as error:
+                    if await patience.pause():
+                        continue
+                    raise OutcomeUnknown(unknown) from error
+                if settled is not None:
+                    return settled
+            try:
+                return await patience.attempt(call(), OutcomeUnknown)
+            except OutcomeUnknown as error:
+                unknown = str(error)
+                if not await patience.pause():
+                    raise
+            except (Unavailable, PreconditionFailed) as error:
+                if unknown is None and isinstance(error, PreconditionFailed):
+                    raise
+                # Else it may be of our own earlier attempt: look.
+                if not await patience.pause():
                     if unknown is None:
                         raise
-                    raise OutcomeUnknown(f"{unknown}; then {error}") from error
-            try:
-                await patience.pause(failure)
-            except StoreError:
+                    raise OutcomeUnknown(unknown) from error
+            except StoreError as error:
                 if unknown is None:
                     raise
-                raise OutcomeUnknown(str(unknown)) from failure
+                raise OutcomeUnknown(f"{unknown}; then {error}") from error
 
     async def _look(self, key: str, body: Body) -> "_Found | None":
         """Which content `key` holds now, compared with `body`; None if it holds none. Its reads are retried."""

@@ -1,7 +1,10 @@
 """Retries: bounded, and never a false word about a conditional write."""
 
 import asyncio
+import contextlib
+import gc
 import secrets
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -241,3 +244,23 @@ async def _outcome(call: object) -> str | StoreError:
         return await call  # type: ignore[misc,no-any-return]
     except StoreError as error:
         return error
+
+
+@pytest.mark.parametrize("mishap", [Mishap.UNAVAILABLE, Mishap.LOST, Mishap.UNHEARD])
+async def test_a_failed_write_keeps_nothing_alive(mishap: Mishap) -> None:
+    class Body(bytearray):
+        """Can be watched."""
+
+    limits = RetryLimits(attempts_max=3, backoff_ms=1)
+    store = RetryingStore(FaultyStore(MemoryStore(), lambda _: mishap), token=secrets.token_bytes, limits=limits)
+    gc.disable()
+    try:
+        for write in (store.put, store.put_if_absent):
+            body = Body(b"x" * 1000)
+            alive = weakref.ref(body)
+            with contextlib.suppress(StoreError):
+                await write("key", [memoryview(body)])
+            del body
+            assert alive() is None, "a cycle through a traceback holds the body until the collector comes"
+    finally:
+        gc.enable()
