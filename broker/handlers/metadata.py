@@ -57,7 +57,7 @@ def _wants_all(request: m.MetadataRequest, version: int) -> bool:
 def _missing_topics(request: m.MetadataRequest, context: RequestContext, state: ClusterState) -> list[str]:
     if _wants_all(request, context.api_version):
         return []
-    names = {topic.name for topic in request.topics or () if topic.name is not None}
+    names = {topic.name for topic in request.topics or () if topic.name is not None and topic.topic_id == NO_ID}
     return [name for name in sorted(names) if name not in state.topics and topic_name_problem(name) is None]
 
 
@@ -130,10 +130,11 @@ def _asked_topic(
     operations: int,
 ) -> bytes:
     services, version = context.services, context.api_version
-    topic, code = find_topic(services.controller.state, asked.name, asked.topic_id)
+    # An id counts before a name, as in Kafka: the Java admin client sends the id with an empty name.
+    name = asked.name if asked.topic_id == NO_ID else None
+    topic, code = find_topic(services.controller.state, name, asked.topic_id)
     if topic is not None:
         return services.metadata_cache.topic(version, topic, operations)
-    name = asked.name
     if name is not None:
         code = errors.get(name, code)
     elif version < NULL_NAME_FROM:

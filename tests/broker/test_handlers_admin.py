@@ -129,15 +129,20 @@ async def test_metadata_creates_missing_topics_when_allowed(client: RawClient) -
 
 
 async def test_metadata_by_topic_id(client: RawClient) -> None:
+    """The id counts, whatever stands in the name: Java's admin client sends an empty one."""
     topic_id = await create(client, "t")
     wanted = m.MetadataRequest.MetadataRequestTopic
     for version in (12, 13):
-        request = m.MetadataRequest(
-            topics=[wanted(name=None, topic_id=topic_id), wanted(name=None, topic_id=b"x" * 16)]
-        )
-        known, unknown = (await client.ask(ApiKey.METADATA, version, request)).topics
-        assert (known.error_code, known.name) == (0, "t")
-        assert (unknown.error_code, unknown.name) == (ErrorCode.UNKNOWN_TOPIC_ID, None)
+        for name in (None, "", "other"):
+            request = m.MetadataRequest(
+                topics=[wanted(name=name, topic_id=topic_id), wanted(name=name, topic_id=b"x" * 16)],
+                allow_auto_topic_creation=True,
+            )
+            known, unknown = (await client.ask(ApiKey.METADATA, version, request)).topics
+            assert (known.error_code, known.name) == (0, "t")
+            assert (unknown.error_code, unknown.name) == (ErrorCode.UNKNOWN_TOPIC_ID, None)
+    everything = await client.ask(ApiKey.METADATA, 12, m.MetadataRequest(topics=None))
+    assert [topic.name for topic in everything.topics] == ["t"]
 
 
 async def test_describe_topic_partitions_pages(client: RawClient) -> None:
