@@ -53,10 +53,11 @@ class Waiter(Protocol):
 
 
 class Log:
-    """`start <= committed_end <= hw <= end`, `lso <= hw`. Only `validation.assign_high_watermark` moves `hw` and `lso`.
+    """`start <= committed_end <= sealed_end <= hw <= end`, `lso <= hw`.
 
-    Offsets: `start` the first readable one, `committed_end` what the bucket has by applied facts, `hw` validated,
-    `end` appended. `epochs` are (leader epoch, first offset), ascending.
+    Only `validation.assign_high_watermark` moves `hw` and `lso`, only `sealing` moves `sealed_end`.
+    Offsets: `start` the first readable one, `committed_end` what the bucket has by applied facts, `sealed_end` what is
+    in seals, `hw` validated, `end` appended. `epochs` are (leader epoch, first offset), ascending.
     """
 
     __slots__ = (
@@ -74,6 +75,7 @@ class Log:
         "lso",
         "partition",
         "producers",
+        "sealed_end",
         "start",
         "status",
         "tail",
@@ -113,7 +115,7 @@ class Log:
         self.epoch = epoch
         self.epochs = epochs
         self.start = start
-        self.committed_end = self.hw = self.lso = self.end = end
+        self.committed_end = self.sealed_end = self.hw = self.lso = self.end = end
         self.config = config
         self.tail = tail
         self.producers = producers

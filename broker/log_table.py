@@ -231,7 +231,7 @@ class LogTable:
 
     def _close(self, closed: Log) -> None:
         was_open = closed.status is not LogStatus.OPENING
-        self._kept_bytes -= _bytes_between(closed.tail, closed.tail.start, closed.committed_end)
+        self._kept_bytes -= bytes_between(closed.tail, closed.tail.start, closed.committed_end)
         closed.status = LogStatus.CLOSED
         del self.by_log_id[closed.log_id]
         for key in ((closed.topic, closed.partition), (closed.topic_id, closed.partition)):
@@ -272,7 +272,7 @@ class LogTable:
         before = held.committed_end
         held.committed_end = known.end
         self._kept.append((held, known.end))
-        self._kept_bytes += _bytes_between(held.tail, before, known.end)
+        self._kept_bytes += bytes_between(held.tail, before, known.end)
         self._trim_later()
 
     def _start_moved(self, log_id: int) -> None:
@@ -365,7 +365,7 @@ class LogTable:
         return bool(kept)
 
 
-def _bytes_between(tail: Tail, from_offset: int, to_offset: int) -> int:
+def bytes_between(tail: Tail, from_offset: int, to_offset: int) -> int:
     """Payload and overhead of the batches of [from_offset, to_offset) that are in memory."""
     from_offset = max(from_offset, tail.start)
     if to_offset <= from_offset:

@@ -1,13 +1,12 @@
 """The composition root: builds one broker from its settings, starts it (DESIGN 7.9), stops it cleanly (7.4)."""
 
 import asyncio
-import gc
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from broker import process_metrics
 from broker.background import Tasks
@@ -20,8 +19,7 @@ from broker.groups.coordinator import GroupCoordinators
 from broker.groups.runtime import GroupLog
 from broker.handlers.fetch import COLD_PARALLEL
 from broker.handlers.init_producer_id import ProducerIds
-from broker.http.server import HttpServer
-from broker.log import Log, LogStatus
+from broker.log import Log
 from broker.log_table import LogTable
 from broker.metadata_cache import MetadataCache
 from broker.metrics import Counters, Metrics
@@ -34,22 +32,26 @@ from broker.validation import FileFence, SessionFence, Validation
 from broker.wheel import Wheel
 from controller import facts as f
 from controller.client import LocalController, Session
-from controller.cluster_file import ClusterFile, ClusterFileError, open_cluster
+from controller.cluster_file import ClusterFile, ClusterFileError, open_cluster, read_cluster
 from controller.commands import CleanStop, NewWal, RegisterBroker
 from controller.decide import Limits
 from controller.election import Identity
-from controller.entries import CorruptMetadata
+from controller.entries import CorruptMetadata, NewerFormat
 from controller.object_log import ObjectLog
 from controller.runtime import ControllerSettings, Runtime
 from protocol.errors import RETRIABLE, ErrorCode, KafkaError
-from storage.object_store import Denied, ObjectStore, OutcomeUnknown, StoreError, Unavailable, open_store
+from storage.object_store import Denied, NotFound, ObjectStore, OutcomeUnknown, StoreError, Unavailable
+from storage.object_store import open_store as open_store_of
 from storage.probe import probe
 from storage.reader import Reader
-from storage.seal import Recovery, Writer
-from storage.uploader import Uploader
+from storage.seal import CorruptSegment, Recovery, Writer
+from storage.uploader import Uploader, UploaderStopped
 from storage.wal.instances import LockedInstance, lock_instances
 from storage.wal.port import WalError
 from storage.wal.volume import VolumeWal
+
+if TYPE_CHECKING:
+    from broker.http.server import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +60,23 @@ _T = TypeVar("_T")
 DONE, FAILED = 0, 1
 RETRY_S = 0.5
 TELL_S = 3
+HTTP_LATER_S = 0.5
+"""How long a start may take before the HTTP port answers: importing its library takes as long as all the rest."""
+DRAIN_MS = 5_000
+"""What a clean stop gives clients to read their answers."""
 INDEX_CACHE_SHARE = 8
 READ_AHEAD_SHARE = 2
+EXPECTED = (
+    KafkaError,
+    StoreError,
+    WalError,
+    CorruptMetadata,
+    NewerFormat,
+    f.UnknownFact,
+    CorruptSegment,
+    UploaderStopped,
+)
+"""What may end the process without being a bug: the message says all there is to say."""
 
 
 class CannotStart(Exception):
@@ -69,7 +86,15 @@ class CannotStart(Exception):
 class Broker:
     """One run of one broker: one incarnation."""
 
-    def __init__(self, settings: Settings, *, clock: SystemClock, token: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: SystemClock,
+        token: Callable[[int], bytes],
+        open_store: Callable[[str], ObjectStore] | None = None,
+    ) -> None:
+        """`open_store(uri)` None: by the scheme of the URI; ValueError for one that cannot be used."""
         self.settings = settings
         self.clock = clock
         self.token = token
@@ -83,32 +108,83 @@ class Broker:
         self.listeners: list[Listener] = []
         self.http_address: tuple[str, int] | None = None
         self.cluster_id = ""
+        self._open_store = open_store or (lambda uri: open_store_of(uri, token=token))
+        self._started = asyncio.Event()
+        self._operator: WalRecovery | None = None
+        self._registering = False
         self._stopped = False
+        self._told_away = False
         self._fatal: asyncio.Future[str] | None = None
+        self._releases: list[Callable[[], Awaitable[None]]] = []
+        process_metrics.register_process(self)
 
-    async def run(self, stop: asyncio.Event, on_ready: Callable[["Broker"], None]) -> int:
-        """Start, serve until `stop` is set, stop cleanly; the exit code. CannotStart, OSError while starting."""
+    async def run(
+        self,
+        stop: asyncio.Event,
+        on_ready: Callable[["Broker"], None],
+        on_end: Callable[[int], None] = lambda code: None,
+    ) -> int:
+        """Start, serve until `stop` is set, stop cleanly; the exit code. CannotStart: nothing was served.
+
+        Whatever else goes wrong is told in one log line, and the code is FAILED. `on_end(code)` is called when nothing
+        is left to do but cleaning up.
+        """
         self._fatal = asyncio.get_running_loop().create_future()
-        http = HttpServer(self.metrics, lambda: self.ready)
-        await self._start_http(http)
+        port = self._bind_http()
+        code = FAILED
         try:
             async with Tasks() as tasks:
-                stopping = tasks.spawn(stop.wait(), name="wait for stop")
-                starting = tasks.spawn(self._start(tasks, http), name="start")
-                await asyncio.wait({stopping, starting, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
-                if starting.done():
-                    starting.result()
-                    self.ready = True
-                    on_ready(self)
-                    await asyncio.wait({stopping, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
-                self.ready = False
-                if self._fatal.done():
-                    log.critical("stopping: %s", self._fatal.result())
-                    return FAILED
-                return await self._stop() if starting.done() else FAILED
+                if port is not None:
+                    tasks.spawn(self._serve_http(port), name="HTTP")
+                code = await self._live(tasks, stop, on_ready)
+                on_end(code)
+        except BaseExceptionGroup as errors:
+            code = FAILED
+            on_end(code)
+            self._tell_end(errors)
         finally:
-            await http.stop()
+            self.ready = False
             self._fatal.cancel()
+            for release in reversed(self._releases):
+                try:
+                    await release()
+                except (OSError, StoreError) as error:
+                    log.warning("while cleaning up: %s", error)
+        return code
+
+    async def _live(self, tasks: Tasks, stop: asyncio.Event, on_ready: Callable[["Broker"], None]) -> int:
+        assert self._fatal is not None
+        stopping = tasks.spawn(stop.wait(), name="wait for stop")
+        starting = tasks.spawn(self._start(tasks), name="start")
+        await asyncio.wait({stopping, starting, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done() and not self._fatal.done():
+            if starting.exception() is not None:
+                return FAILED  # leaving the tasks' block raises it
+            self.ready = True
+            on_ready(self)
+            await asyncio.wait({stopping, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
+            self.ready = False
+            if not self._fatal.done():
+                leaving = tasks.spawn(self._stop(tasks), name="stop")
+                await asyncio.wait({leaving, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
+                if leaving.done() and leaving.exception() is None:
+                    code: int = leaving.result()
+                    return code
+        if self._fatal.done():
+            log.critical("stopping: %s", self._fatal.result())
+        elif not starting.done():
+            log.warning("stopped while starting: what the WAL in %s holds stays there", self.settings.wal_dir)
+        return FAILED
+
+    def _tell_end(self, errors: BaseExceptionGroup) -> None:
+        """One line for what ended the process; the trace of it only where it is a bug of ours."""
+        first, *_ = leaves(errors)
+        if isinstance(first, CannotStart):
+            raise first from None
+        if isinstance(first, EXPECTED):
+            log.critical("stopping: %s: %s", type(first).__name__, first)
+        else:
+            log.critical("stopping because of a bug: %r", first, exc_info=first)
 
     def fail(self, why: str) -> None:
         """The process must end at once, without a clean stop."""
@@ -118,71 +194,106 @@ class Broker:
 
     # Start
 
-    async def _start_http(self, http: HttpServer) -> None:
-        if self.settings.tidelog_http_listener:
-            host, _, port = self.settings.tidelog_http_listener.rpartition(":")
-            try:
-                self.http_address = await http.start(host, int(port))
-            except OSError as error:
-                raise CannotStart(f"cannot listen on tidelog.http.listener {host}:{port}: {error.strerror}") from None
+    def _bind_http(self) -> socket.socket | None:
+        """Take the address at once, so that a port in use is told before anything is touched."""
+        if not self.settings.tidelog_http_listener:
+            return None
+        host, _, port = self.settings.tidelog_http_listener.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        try:
+            every = not host and socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if every or ":" in host else socket.AF_INET
+            listening = socket.create_server((host, int(port)), family=family, dualstack_ipv6=every)
+        except OSError as error:
+            where = self.settings.tidelog_http_listener
+            raise CannotStart(f"cannot listen on tidelog.http.listener {where}: {error.strerror or error}") from None
+        self.http_address = listening.getsockname()[:2]
+        return listening
 
-    async def _start(self, tasks: Tasks, http: HttpServer) -> None:
-        self.store = self._open_store()
-        cluster = await self._patiently(self._open_cluster)
-        self.cluster_id = cluster.cluster_id
+    async def _serve_http(self, listening: socket.socket) -> None:
+        """Answer HTTP once clients are served, or when that takes a while. Requests wait in the socket till then."""
+        with listening:
+            try:
+                async with asyncio.timeout(HTTP_LATER_S):
+                    await self._started.wait()
+            except TimeoutError:
+                pass
+            server = await asyncio.to_thread(_import_http)
+            http = server(self.metrics, lambda: self.ready, lambda: self._operator)
+            try:
+                await http.start(listening)
+                await asyncio.get_running_loop().create_future()
+            finally:
+                await http.stop()
+
+    async def _start(self, tasks: Tasks) -> None:
+        self.store = self._make_store()
+        probing = tasks.spawn(self._patiently(lambda: probe(self.store, self.token)), name="probe the store")
+        self.cluster_id = (await self._find_cluster(probing)).cluster_id
         locked = await asyncio.to_thread(self._lock_instances)
-        await self._create_wal(may_begin_full=bool(locked))
+        self._releases.append(lambda: self._release_locks(locked))
+        await self._create_wal()
+        await probing  # a store that was not found to keep its word gets no data
         self.controller = self._make_controller(locked)
         tasks.spawn(self.controller.run(), name="controller")
         self._build(tasks)
-        self.listeners = await self.server.bind(self.settings.bound_listeners)
+        self.listeners = await self._bind()
         registered = await self._register(locked)
-        http.controller, http.recovery = self.controller, self.recovery
+        self._operator = self.recovery
         tasks.spawn(self._heartbeats(), name="heartbeats")
         tasks.spawn(self.sealing.run(), name="sealing")
-        self.logs.open_all()
         await self.recovery.recover_all(locked, registered)
-        self.wal.look_for_space()
+        await self._wait_for_file(may_begin_full=bool(locked))
         await self.logs.wait_opened()
         await self.server.serve()
-        gc.collect()
-        gc.freeze()
-        # Rare collections: a full one walks every tail. What the hot path makes is freed by counting.
-        gc.set_threshold(50_000, 20, 100)
+        self._started.set()
+        tasks.spawn(self.recovery.remove_settled(), name="remove WAL instances")
 
-    def _open_store(self) -> ObjectStore:
+    def _make_store(self) -> ObjectStore:
         try:
-            return open_store(self.settings.storage_uri, token=self.token)
+            store = self._open_store(self.settings.storage_uri)
         except ValueError as error:
             raise CannotStart(f"tidelog.storage: {error}") from None
+        self._releases.append(store.close)
+        return store
 
-    async def _open_cluster(self) -> ClusterFile:
-        await probe(self.store, self.token)
-        return await open_cluster(self.store, self.token)
+    async def _find_cluster(self, probing: Awaitable[None]) -> ClusterFile:
+        """Which cluster the bucket holds; an empty one gets its own once the probe has passed."""
+
+        async def look() -> ClusterFile | None:
+            try:
+                return await read_cluster(self.store)
+            except NotFound:
+                return None
+
+        known = await self._patiently(look)
+        if known is None:
+            await probing
+            known = await self._patiently(lambda: open_cluster(self.store, self.token))
+        return known
 
     async def _patiently(self, work: Callable[[], Awaitable[_T]]) -> _T:
         """Repeat `work` while the store is away; say so once, soon: a store that hangs fails no call for a while."""
-        told = False
 
         def tell(why: object) -> None:
-            nonlocal told
-            if not told:
+            if not self._told_away:
                 log.warning("waiting for the object store %s: %s", self.settings.storage_uri, why)
-                told = True
+                self._told_away = True
 
         telling = asyncio.get_running_loop().call_later(TELL_S, tell, f"no success within {TELL_S} s")
-        while True:
-            try:
-                return await work()
-            except (Unavailable, OutcomeUnknown) as error:
-                tell(error)
-                await asyncio.sleep(RETRY_S)
-            except Denied as error:
-                raise CannotStart(f"the object store refuses: {error}; check credentials and permissions") from None
-            except (StoreError, ClusterFileError, CorruptMetadata) as error:
-                raise CannotStart(f"{self.settings.storage_uri} cannot be used: {error}") from None
-            finally:
-                telling.cancel()
+        try:
+            while True:
+                try:
+                    return await work()
+                except (Unavailable, OutcomeUnknown) as error:
+                    tell(error)
+                    await asyncio.sleep(RETRY_S)
+        except Denied as error:
+            raise CannotStart(f"the object store refuses: {error}; check credentials and permissions") from None
+        except (StoreError, ClusterFileError) as error:
+            raise CannotStart(f"{self.settings.storage_uri} cannot be used: {error}") from None
+        finally:
+            telling.cancel()
 
     def _lock_instances(self) -> list[LockedInstance]:
         try:
@@ -191,8 +302,8 @@ class Broker:
         except (WalError, OSError) as error:
             raise CannotStart(str(error)) from None
 
-    async def _create_wal(self, *, may_begin_full: bool) -> None:
-        """`may_begin_full`: there are older instances, which give back their space when they are recovered."""
+    async def _create_wal(self) -> None:
+        """A new instance; its first file is prepared beside the steps that follow."""
         settings = self.settings
         try:
             self.wal = await VolumeWal.create(
@@ -206,14 +317,24 @@ class Broker:
                 bytes_max=settings.tidelog_wal_bytes_max,
                 message_bytes_max=settings.message_max_bytes,
                 file_bytes=settings.tidelog_wal_file_bytes,
-                may_begin_full=may_begin_full,
+                wait=False,
             )
         except (WalError, OSError) as error:
             raise CannotStart(f"tidelog.wal.dir {settings.wal_dir}: {error}") from None
+        self._releases.append(self._release_wal)
         for warning in self.wal.warnings:
             log.warning("%s", warning)
-        if self.wal.file_error is not None:
-            log.warning("no space for a WAL file in %s; older instances go first", settings.wal_dir)
+
+    async def _wait_for_file(self, *, may_begin_full: bool) -> None:
+        """The first WAL file. `may_begin_full`: older instances give back their space now that they are recovered."""
+        try:
+            await self.wal.ready()
+        except OSError as error:
+            if not may_begin_full:
+                raise CannotStart(f"tidelog.wal.dir {self.settings.wal_dir}: {error}") from None
+            log.warning("no space for a WAL file in %s; older instances go first", self.settings.wal_dir)
+            await self.recovery.remove_settled()
+            self.wal.look_for_space()
 
     def _make_controller(self, locked: list[LockedInstance]) -> LocalController:
         identity = Identity(
@@ -244,6 +365,7 @@ class Broker:
         )
 
     def _build(self, tasks: Tasks) -> None:
+        """Everything that needs the WAL and the controller; from here on facts are listened to."""
         settings, controller = self.settings, self.controller
         if self.wal.fence_kind == "session":
             self.validation.attach(SessionFence(self.wal, self.session, self.clock))
@@ -264,35 +386,7 @@ class Broker:
             settings, controller, self.clock, defaults, cold, tasks, self.counters, incarnation=self.incarnation
         )
         self.logs.attach(self.wal, self.validation)
-        self.uploader = Uploader(
-            self.store,
-            Writer(self.cluster_id, settings.node_id, self.incarnation),
-            controller.ask,
-            tasks,
-            self.clock,
-            parallel=settings.tidelog_upload_parallel,
-            pace_bytes_per_s=settings.tidelog_upload_bytes_per_second,
-        )
-        self.sealing = Sealing(
-            settings=settings,
-            clock=self.clock,
-            token=self.token,
-            incarnation=self.incarnation,
-            controller=controller,
-            logs=self.logs,
-            wal=self.wal,
-            uploader=self.uploader,
-            on_failed=lambda error: self.fail(f"a seal cannot be committed: {error}"),
-        )
-        self.recovery = WalRecovery(
-            incarnation=self.incarnation,
-            controller=controller,
-            store=self.store,
-            cold=cold,
-            uploader=self.uploader,
-            clock=self.clock,
-            token=self.token,
-        )
+        self._build_uploads(tasks, cold)
         groups = GroupCoordinators(settings, controller, self.clock, self.token, tasks, self._advance_start)
         metadata_cache = MetadataCache(lambda: controller.state)
         for listener in (self.logs.apply, self.sealing.on_facts, metadata_cache.on_facts, self._on_facts):
@@ -326,21 +420,66 @@ class Broker:
             handlers=HANDLERS,
         )
         self.server = Server(self.services)
+        self._releases.append(self.server.close)
         process_metrics.register(self)
+
+    def _build_uploads(self, tasks: Tasks, cold: ColdReads) -> None:
+        """What goes into the bucket: from the tails, and from the WAL instances of earlier runs."""
+        settings = self.settings
+        self.uploader = Uploader(
+            self.store,
+            Writer(self.cluster_id, settings.node_id, self.incarnation),
+            self.controller.ask,
+            tasks,
+            self.clock,
+            parallel=settings.tidelog_upload_parallel,
+            pace_bytes_per_s=settings.tidelog_upload_bytes_per_second,
+        )
+        self.sealing = Sealing(
+            settings=settings,
+            clock=self.clock,
+            token=self.token,
+            incarnation=self.incarnation,
+            controller=self.controller,
+            logs=self.logs,
+            wal=self.wal,
+            validation=self.validation,
+            uploader=self.uploader,
+            on_failed=lambda error: self.fail(f"a seal cannot be committed: {error}"),
+        )
+        self.recovery = WalRecovery(
+            incarnation=self.incarnation,
+            controller=self.controller,
+            store=self.store,
+            cold=cold,
+            uploader=self.uploader,
+            clock=self.clock,
+            token=self.token,
+            tasks=tasks,
+            memory_bytes=settings.tidelog_tail_bytes_max,
+        )
+
+    async def _bind(self) -> list[Listener]:
+        try:
+            return await self.server.bind(self.settings.bound_listeners)
+        except OSError as error:
+            raise CannotStart(f"cannot listen on {self.settings.listeners}: {error.strerror or error}") from None
 
     async def _register(self, locked: list[LockedInstance]) -> tuple[Recovery, ...]:
         told = self.settings.told_listeners or self.listeners
+        every = "" if all(one.host for one in told) else await asyncio.to_thread(local_host)
         command = RegisterBroker(
             self.token(16),
             self.settings.node_id,
             self.incarnation,
             boot_id(),
             self.settings.broker_rack,
-            tuple(f.Listener(one.name, one.security_protocol, one.host or local_host(), one.port) for one in told),
+            tuple(f.Listener(one.name, one.security_protocol, one.host or every, one.port) for one in told),
             (NewWal(self.wal_id, self.wal.kind),),
             tuple(instance.wal_id for instance in locked if instance.same_boot()),
         )
         waiting = False
+        self._registering = True
         while True:
             try:
                 return (await self.controller.ask(command)).recoveries
@@ -374,11 +513,13 @@ class Broker:
 
     def _on_facts(self, facts: Sequence[f.Fact]) -> None:
         for fact in facts:
-            if isinstance(fact, f.SessionEnded) and fact.incarnation == self.incarnation and not self._stopped:
+            if isinstance(fact, f.SessionEnded) and fact.incarnation == self.incarnation:
                 self._session_ended(f"its session was ended ({fact.reason})")
 
     def _session_ended(self, why: str) -> None:
         self.session.end()
+        if self._stopped:
+            return  # by our own word
         self.fail(f"this broker leads nothing any more: {why}")
 
     async def _advance_start(self, one: GroupLog, offset: int) -> None:
@@ -387,34 +528,78 @@ class Broker:
 
     # Stop
 
-    async def _stop(self) -> int:
-        """Freeze, answer what is appended, commit everything, say so in one entry. FAILED: the WAL stays."""
+    async def _stop(self, tasks: Tasks) -> int:
+        """Freeze, answer what is appended, commit everything, say so in one entry. FAILED: the WAL stays.
+
+        Heartbeats go on meanwhile, so that what is appended can be acknowledged.
+        """
         timeout_ms = self.settings.tidelog_shutdown_timeout_ms
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 self.server.stop_accepting()
                 self.services.groups.stop()
-                logs = list(self.logs.logs)
-                for one in logs:
-                    if one.status is LogStatus.OPEN:
-                        one.status = LogStatus.FROZEN
-                await self.server.drain(timeout_ms // 2)
-                await self.sealing.drain(logs)
+                self.logs.on_open(Log.freeze)
+                for one in self.logs.logs:
+                    one.freeze()
+                # From here on nothing is appended: clients read their answers while everything is committed.
+                draining = tasks.spawn(self.server.drain(min(DRAIN_MS, timeout_ms // 2)), name="drain connections")
+                await self.sealing.drain()
+                await draining
                 self._stopped = True
-                await self.controller.ask(CleanStop(self.token(16), self.incarnation))
-                await self.wal.remove()
-                await self.controller.stop()
+                await self._ask_until_answered(CleanStop(self.token(16), self.incarnation))
         except (TimeoutError, KafkaError, StoreError) as error:
             log.error(
                 "no clean stop within tidelog.shutdown.timeout.ms=%d (%s): the WAL in %s stays and the next start "
                 "recovers it",
                 timeout_ms,
-                error or "time is over",
+                str(error) or "time is over",
                 self.settings.wal_dir,
             )
             return FAILED
+        try:
+            await self.wal.remove()
+        except OSError as error:
+            log.warning("%s is not needed any more and cannot be deleted: %s", self.wal.path, error)
         log.info("stopped: everything is in the bucket")
         return DONE
+
+    async def _ask_until_answered(self, command: CleanStop) -> None:
+        while True:
+            try:
+                await self.controller.ask(command)
+            except KafkaError as error:
+                if not error.retriable:
+                    raise
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
+
+    # After the end
+
+    async def _release_wal(self) -> None:
+        if self._registering:
+            await self.wal.close()
+        else:  # nobody ever heard of it
+            await self.wal.remove()
+
+    async def _release_locks(self, locked: list[LockedInstance]) -> None:
+        for instance in locked:
+            instance.close()
+
+
+def _import_http() -> "type[HttpServer]":
+    from broker.http.server import HttpServer
+
+    return HttpServer
+
+
+def leaves(errors: BaseExceptionGroup) -> Iterator[BaseException]:
+    """What the tasks raised, in the order in which they ended."""
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error
 
 
 def boot_id() -> str:

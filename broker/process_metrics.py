@@ -15,6 +15,17 @@ if TYPE_CHECKING:
 Labelled = Iterable[tuple[Mapping[str, str], float]]
 
 
+def register_process(broker: Broker) -> None:
+    """What can be told from the first moment on."""
+    metrics = broker.metrics
+    metrics.gauge("tidelog_ready", "1 while this broker serves.", lambda: broker.ready)
+    metrics.gauge(
+        "tidelog_memory_peak_bytes",
+        "The most memory this process ever held.",
+        lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
 def register(broker: Broker) -> None:
     """Register everything that is counted in `broker`, once it is built."""
     _requests(broker)
@@ -80,6 +91,9 @@ def _wal(broker: Broker) -> None:
     metrics.counter("tidelog_wal_sync_seconds", "Time spent in writes and syncs.", lambda: wal.sync_ns_sum / 1e9)
     metrics.histogram("tidelog_wal_write_seconds", "One write and sync of a group.", wal.sync_histogram)
     metrics.gauge("tidelog_wal_free_bytes", "What the WAL still takes.", lambda: wal.free_bytes)
+    metrics.gauge(
+        "tidelog_wal_file_error", "1 while no further WAL file can be prepared.", lambda: wal.file_error is not None
+    )
     metrics.gauge("tidelog_wal_appended", "Last append sequence.", lambda: wal.appended)
     metrics.gauge("tidelog_wal_validated", "Last validated append sequence.", lambda: validation.validated)
     metrics.counter(
@@ -92,6 +106,7 @@ def _bucket(broker: Broker) -> None:
     metrics.counter("tidelog_seals", "Seals begun.", lambda: sealing.seals)
     metrics.counter("tidelog_sealed_bytes", "Bytes of batches in them.", lambda: sealing.sealed_bytes)
     metrics.counter("tidelog_refused_ranges", "Ranges that a commit refused.", lambda: sealing.refused_ranges)
+    metrics.gauge("tidelog_unsealed_logs", "Logs with batches that are in no seal.", lambda: sealing.unsealed_logs)
     metrics.gauge("tidelog_seals_in_flight", "Seals not yet committed.", lambda: sealing.in_flight)
     metrics.counter("tidelog_objects_put", "Segments uploaded.", lambda: uploader.objects_put)
     metrics.counter("tidelog_upload_bytes", "Bytes uploaded.", lambda: uploader.bytes_put)
@@ -105,17 +120,23 @@ def _bucket(broker: Broker) -> None:
 
 def _control(broker: Broker) -> None:
     metrics, controller = broker.metrics, broker.controller
-    metrics.gauge("tidelog_ready", "1 while this broker serves.", lambda: broker.ready)
     metrics.gauge("tidelog_controller", "1 while this process is the controller.", lambda: controller.leads)
     metrics.gauge("tidelog_metadata_position", "Last applied entry of the metadata log.", lambda: controller.position)
     metrics.gauge("tidelog_metadata_reachable", "1 while the metadata log answers.", lambda: controller.reachable)
     metrics.gauge("tidelog_topics", "Topics of the cluster.", lambda: len(controller.state.topics))
     metrics.gauge("tidelog_partitions", "Partitions of the cluster.", lambda: len(controller.state.logs))
     metrics.gauge(
-        "tidelog_wal_waiting_for_operator", "WAL instances that need a decision.", lambda: len(broker.recovery.waiting)
+        "tidelog_recovery_seconds",
+        "How long replaying what the bucket has not yet would take after a crash now.",
+        lambda: broker.recovery.estimated_seconds(broker.logs.memory.bytes - broker.logs.kept_bytes),
     )
     metrics.gauge(
-        "tidelog_memory_peak_bytes",
-        "The most memory this process ever held.",
-        lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "tidelog_wal_waiting_for_operator",
+        "WAL instances here that need a decision.",
+        lambda: len(broker.recovery.waiting),
+    )
+    metrics.gauge(
+        "tidelog_wal_missing",
+        "WAL instances that logs wait for and nobody has.",
+        lambda: len(broker.recovery.missing()),
     )

@@ -3,41 +3,63 @@
 Fence, scan, report the scan, replay what no segment holds, retire. Each step is a fact with a recovery number, so a
 recovery that stops anywhere is simply done again. What cannot be recovered without losing acknowledged bytes is kept,
 reported, and waits for the operator: nothing here decides to lose data.
+
+A store or controller that is away is waited for. `RecoveryStopped` is the end of one instance's recovery; any other
+error is the end of the process: no later seal could be committed.
 """
 
 import asyncio
 import json
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NamedTuple
 
+from broker.background import Tasks
 from broker.cold import ColdReads
 from controller.client import ControllerClient
-from controller.commands import DeclareLost, LossReport, NameRecoverer, ReplayLog, ReportScan, RetireWal
+from controller.commands import DeclareLost, NameRecoverer, ReplayLog, ReportScan, RetireWal
+from controller.describe import describe_loss
 from controller.facts import ScannedLog
-from protocol.errors import KafkaError
+from controller.upkeep import encode_loss, loss_key
+from controller.wals import ENDED, WalState
+from protocol.errors import ErrorCode, KafkaError
 from protocol.records import parse_header
 from storage.clock import Clock
-from storage.object_store import ObjectStore, StoreError
+from storage.object_store import ObjectStore, PreconditionFailed, StoreError
 from storage.producers import ProducerStates
-from storage.seal import Recovery, SealedLog
+from storage.seal import Recovery, SealedLog, Verdict
+from storage.tail import BATCH_OVERHEAD_BYTES
 from storage.uploader import Uploader
-from storage.wal.instances import Instance, LockedInstance
+from storage.wal.instances import LockedInstance
 from storage.wal.port import WalError
 from storage.wal.recovery import Damage, ScanReport
 
 log = logging.getLogger(__name__)
 
-SEAL_BYTES = 32 * 1024 * 1024
-LOSS_REPORTS = "reports/losses/"
+SEAL_BYTES_MAX = 32 * 1024 * 1024
+SEALS_IN_FLIGHT = 4
+MEMORY_SHARE = 8
+"""A seal takes at most this part of the memory for tails, which are empty meanwhile; one more is being made."""
+STEP_BYTES = 4 * 1024 * 1024
+STEP_BATCHES = 4_000
+"""What is replayed between two looks at whether to go on."""
 RETRY_S = 0.5
-
-_T = TypeVar("_T")
+BYTES_PER_MS = 50_000
+"""What is assumed of a replay before one was measured."""
 
 
 class RecoveryStopped(Exception):
     """The instance cannot be recovered as it is; the message says why and what the operator can do."""
+
+
+class Waiting(NamedTuple):
+    """An instance that only the operator can decide about, and why."""
+
+    instance: LockedInstance
+    why: str
 
 
 @dataclass(slots=True)
@@ -49,6 +71,11 @@ class Recovered:
     bytes: int = 0
     dropped: int = 0
     """Batches of another epoch than the one under recovery: never acknowledged."""
+    gaps: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        dropped = f", {self.dropped} of other epochs dropped" if self.dropped else ""
+        return f"{self.batches} batches ({self.bytes} bytes) of {self.logs} logs{dropped}"
 
 
 @dataclass(slots=True)
@@ -62,6 +89,11 @@ class _Replay:
     batches: list[bytes] = field(default_factory=list)
     size: int = 0
     max_timestamp: int = -1
+
+    @property
+    def memory(self) -> int:
+        """What the batches taken since the last seal keep alive."""
+        return self.size + BATCH_OVERHEAD_BYTES * len(self.batches)
 
     def take(self, batch: bytes, now_ms: int) -> None:
         """The next batch of the log; applies producer state, which refuses nothing here."""
@@ -84,10 +116,66 @@ class _Replay:
             last_stable_offset=self.producers.last_stable_offset(self.end),
             producers=self.producers.snapshot(self.end),
             aborted=self.producers.aborted(self.base, self.end),
+            size=self.size,
         )
         self.base, self.size, self.max_timestamp = self.end, 0, -1
         self.batches.clear()
         return sealed
+
+
+class _Seals:
+    """Seals of one recovery: several logs share one while they are small, a few are in flight at a time."""
+
+    def __init__(self, uploader: Uploader, named: Recovery, seal_bytes: int) -> None:
+        self._uploader = uploader
+        self._named = named
+        self._seal_bytes = seal_bytes
+        self._sealed: list[SealedLog] = []
+        self._memory = 0
+        self._flights: deque[asyncio.Future[Verdict]] = deque()
+        self.position = 0
+        """Metadata entry of the last commit."""
+
+    @property
+    def room(self) -> int:
+        """Bytes, overhead included, that the seal being made still takes."""
+        return self._seal_bytes - self._memory
+
+    async def add(self, sealed: SealedLog) -> None:
+        """Put it into the seal being made; submit that when it is full. RecoveryStopped: a commit was refused."""
+        self._sealed.append(sealed)
+        self._memory += sealed.size + BATCH_OVERHEAD_BYTES * len(sealed.batches)
+        if self.room <= 0:
+            await self._submit()
+
+    async def finish(self) -> None:
+        """Everything added is committed when this returns."""
+        if self._sealed:
+            await self._submit()
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Wait for what is in flight, so that a later attempt does not meet it."""
+        refused: RecoveryStopped | None = None
+        while self._flights:
+            try:
+                await self._decided(self._flights.popleft())
+            except RecoveryStopped as stopped:
+                refused = refused or stopped
+        if refused is not None:
+            raise refused
+
+    async def _submit(self) -> None:
+        while len(self._flights) >= SEALS_IN_FLIGHT:
+            await self._decided(self._flights.popleft())
+        self._flights.append(self._uploader.submit(self._sealed, recovery=self._named))
+        self._sealed, self._memory = [], 0
+
+    async def _decided(self, flight: "asyncio.Future[Verdict]") -> None:
+        verdict = await flight
+        self.position = verdict.position
+        if verdict.refused:
+            raise RecoveryStopped(f"another recovery took over: ranges of logs {sorted(verdict.refused)} were refused")
 
 
 class WalRecovery:
@@ -103,7 +191,10 @@ class WalRecovery:
         uploader: Uploader,
         clock: Clock,
         token: Callable[[int], bytes],
+        tasks: Tasks,
+        memory_bytes: int,
     ) -> None:
+        """`memory_bytes`: what tails may take, `tidelog.tail.bytes.max`."""
         self._incarnation = incarnation
         self._controller = controller
         self._store = store
@@ -111,39 +202,180 @@ class WalRecovery:
         self._uploader = uploader
         self._clock = clock
         self._token = token
-        self.waiting: dict[bytes, LockedInstance] = {}
+        self._tasks = tasks
+        self._seal_bytes = min(SEAL_BYTES_MAX, memory_bytes // MEMORY_SHARE)
+        self.waiting: dict[bytes, Waiting] = {}
         """Instances that only the operator can decide about, by `wal_id`."""
+        self._recovering: bytes | None = None
+        self._operations: dict[bytes, asyncio.Future[dict[str, Any]]] = {}
+        self._settled: list[LockedInstance] = []
+        self._replayed_bytes = 0
+        self._replayed_ms = 0
+
+    # At start
 
     async def recover_all(self, locked: Sequence[LockedInstance], named: Sequence[Recovery]) -> None:
-        """Recover every locked instance that needs it and remove those that are settled; report the missing ones."""
+        """Recover every locked instance that needs it; report those that wait for the operator and the missing ones.
+
+        `remove_settled` deletes the files that are not needed any more.
+        """
         numbers = {recovery.wal_id: recovery for recovery in named}
         for instance in locked:
             wal = self._controller.state.wals.get(instance.wal_id)
             if wal is None or wal.closed:  # never registered, so nothing was acknowledged through it; or settled
-                await asyncio.to_thread(instance.remove)
+                self._settled.append(instance)
                 continue
+            self._recovering = instance.wal_id
             try:
-                recovered = await self.recover(instance, numbers.get(instance.wal_id))
+                recovered = await self._recover(instance, numbers.get(instance.wal_id))
             except RecoveryStopped as stopped:
-                self.waiting[instance.wal_id] = instance
+                self.waiting[instance.wal_id] = Waiting(instance, str(stopped))
                 log.error("WAL instance %s stays as it is: %s", instance.wal_id.hex(), stopped)
             else:
+                self._settled.append(instance)
                 log.info("recovered WAL instance %s: %s", instance.wal_id.hex(), recovered)
-        self._report_missing({instance.wal_id for instance in locked})
+            finally:
+                self._recovering = None
+        for wal in self.missing():
+            log.error(
+                "WAL instance %s of node %d is not here; its logs wait for it. Bring the volume back, or give up "
+                "what is not in the bucket: tidelog wal declare-lost %s",
+                wal.wal_id.hex(),
+                wal.node_id,
+                wal.wal_id.hex(),
+            )
 
-    def _report_missing(self, found: set[bytes]) -> None:
-        for wal in self._controller.state.wals.values():
-            if not wal.closed and wal.wal_id not in found and wal.incarnation != self._incarnation:
-                log.error(
-                    "WAL instance %s of node %d is not here; its logs wait for it. Bring the volume back, or give up "
-                    "what is not in the bucket: tidelog wal declare-lost %s",
-                    wal.wal_id.hex(),
-                    wal.node_id,
-                    wal.wal_id.hex(),
-                )
+    async def remove_settled(self) -> None:
+        """Delete the files of instances whose end is a fact. Nobody waits for this."""
+        while self._settled:
+            instance = self._settled.pop()
+            try:
+                await asyncio.to_thread(instance.remove)
+            except OSError as error:
+                log.warning("%s is not needed any more and cannot be deleted: %s", instance.path, error)
 
-    async def recover(self, instance: LockedInstance, named: Recovery | None = None) -> Recovered:
-        """Recover one instance to its end and delete it. RecoveryStopped: nothing was lost, the operator decides."""
+    def estimated_seconds(self, n_bytes: int) -> float:
+        """How long replaying so much would take, at the rate of the last recovery."""
+        measured = self._replayed_bytes >= STEP_BYTES and self._replayed_ms > 0
+        return n_bytes / (self._replayed_bytes / self._replayed_ms if measured else BYTES_PER_MS) / 1000
+
+    def missing(self) -> list[WalState]:
+        """Instances whose logs wait for them and that nobody has."""
+        return [wal for wal in self._controller.state.wals.values() if self._is_missing(wal)]
+
+    def _is_missing(self, wal: WalState) -> bool:
+        return wal.state == ENDED and wal.wal_id not in self.waiting and wal.wal_id != self._recovering
+
+    def rows(self, *, settled: bool) -> list[dict[str, Any]]:
+        """Every instance for the operator; with `settled`, also those that are retired or lost."""
+        state = self._controller.state
+        return [
+            {
+                "wal_id": wal.wal_id.hex(),
+                "node_id": wal.node_id,
+                "kind": wal.kind,
+                "state": wal.state,
+                "waits_for_operator": wal.wal_id in self.waiting or self._is_missing(wal),
+                "logs": len(state.log_index.led_through.get(wal.wal_id, ())),
+                "why": self.waiting[wal.wal_id].why if wal.wal_id in self.waiting else None,
+            }
+            for wal in state.wals.values()
+            if settled or not wal.closed
+        ]
+
+    # What the operator decides
+
+    def accept_loss(self, wal_id: bytes) -> "asyncio.Future[dict[str, Any]]":
+        """The operator's decision about a damaged or stale instance: recover its valid prefix, declare the rest lost.
+
+        The future tells the loss report; asking again while it is at work joins it. KeyError when no such instance
+        waits for a decision. Errors of the future: RecoveryStopped, KafkaError.
+        """
+        return self._operate(wal_id, partial(self._accept_loss, self.waiting[wal_id].instance))
+
+    def declare_lost(self, wal_id: bytes, *, host_is_destroyed: bool) -> "asyncio.Future[dict[str, Any]]":
+        """The operator's decision about an instance that does not return.
+
+        As `accept_loss`. KafkaError: POLICY_VIOLATION, too early; RESOURCE_NOT_FOUND, there is no such instance.
+        """
+        return self._operate(wal_id, partial(self._declare_lost, wal_id, host_is_destroyed))
+
+    def _operate(
+        self, wal_id: bytes, work: Callable[[], Awaitable[dict[str, Any]]]
+    ) -> "asyncio.Future[dict[str, Any]]":
+        """One decision at a time per instance; it goes on when whoever asked has left."""
+        outcome = self._operations.get(wal_id)
+        if outcome is None:
+            outcome = self._operations[wal_id] = asyncio.get_running_loop().create_future()
+            self._tasks.spawn(self._work(wal_id, work, outcome), name=f"decision about WAL {wal_id.hex()}")
+        return outcome
+
+    async def _work(
+        self, wal_id: bytes, work: Callable[[], Awaitable[dict[str, Any]]], outcome: "asyncio.Future[dict[str, Any]]"
+    ) -> None:
+        try:
+            report = await work()
+        except (RecoveryStopped, KafkaError) as error:
+            log.warning("WAL instance %s stays as it is: %s", wal_id.hex(), error)
+            if not outcome.done():
+                outcome.set_exception(error)
+                outcome.exception()  # retrieved: nobody may be waiting any more
+        else:
+            if not outcome.done():
+                outcome.set_result(report)
+        finally:
+            outcome.cancel()
+            del self._operations[wal_id]
+
+    async def _accept_loss(self, instance: LockedInstance) -> dict[str, Any]:
+        wal = self._controller.state.wals[instance.wal_id]
+        last_group = wal.recovered_group
+        if not wal.closed:  # else an earlier attempt came as far as the loss
+            named = await self._name(instance.wal_id)
+            try:
+                scan = await self._scan(instance, accept_loss=True)
+                plans = await self._report(instance.wal_id, named, scan, complete=False)
+                await self._replay_all(instance, named, plans)
+            except (WalError, OSError) as error:
+                raise RecoveryStopped(str(error)) from error
+            last_group = scan.last_group
+        report = await self._declare(DeclareLost(self._token(16), instance.wal_id, True, last_group))
+        self._forget(instance.wal_id)
+        return report
+
+    async def _declare_lost(self, wal_id: bytes, host_is_destroyed: bool) -> dict[str, Any]:
+        wal = self._controller.state.wals.get(wal_id)
+        if wal is not None and wal.incarnation == self._incarnation:
+            raise KafkaError(ErrorCode.INVALID_REQUEST, "this broker writes the instance: it is not lost")
+        if wal_id == self._recovering:
+            raise KafkaError(ErrorCode.CONCURRENT_TRANSACTIONS, "this broker recovers the instance just now")
+        report = await self._declare(DeclareLost(self._token(16), wal_id, host_is_destroyed))
+        self._forget(wal_id)
+        return report
+
+    async def _declare(self, command: DeclareLost) -> dict[str, Any]:
+        await self._controller.ask(command)
+        loss = self._controller.state.wal_table.losses[command.wal_id]
+        try:
+            await self._store.put_if_absent(loss_key(loss.wal_id), encode_loss(loss))
+        except PreconditionFailed:
+            pass
+        except StoreError as error:
+            log.warning("the controller will store the loss report, it could not be stored now: %s", error)
+        report = describe_loss(loss)
+        log.error("declared lost: %s", json.dumps(report))
+        return report
+
+    def _forget(self, wal_id: bytes) -> None:
+        waiting = self.waiting.pop(wal_id, None)
+        if waiting is not None:
+            self._settled.append(waiting.instance)
+            self._tasks.spawn(self.remove_settled(), name="remove WAL instances")
+
+    # One instance
+
+    async def _recover(self, instance: LockedInstance, named: Recovery | None) -> Recovered:
+        """Recover one instance to its end and retire it. RecoveryStopped: nothing was lost, the operator decides."""
         named = named or await self._name(instance.wal_id)
         try:
             scan = await self._scan(instance, accept_loss=False)
@@ -155,62 +387,30 @@ class WalRecovery:
             recovered = await self._replay_all(instance, named, plans)
         except (WalError, OSError) as error:
             raise RecoveryStopped(f"{error}. {_advice(instance)}") from error
-        retire = RetireWal(self._token(16), instance.wal_id, self._incarnation, named.number)
-        await self._patiently(lambda: self._controller.ask(retire))
-        await asyncio.to_thread(instance.remove)
+        if recovered.gaps:
+            raise RecoveryStopped(f"{'; '.join(recovered.gaps)}. {_advice(instance)}")
+        await self._ask(RetireWal(self._token(16), instance.wal_id, self._incarnation, named.number))
         return recovered
 
-    async def accept_loss(self, wal_id: bytes) -> dict[str, Any]:
-        """The operator's decision about a damaged or stale instance: recover its valid prefix, declare the rest lost.
-
-        Answers the loss report. KeyError when no such instance waits for a decision.
-        """
-        instance = self.waiting[wal_id]
-        named = await self._name(wal_id)
-        scan = await self._scan(instance, accept_loss=True)
-        plans = await self._report(wal_id, named, scan, complete=False)
-        await self._replay_all(instance, named, plans)
-        report = await self._declare(DeclareLost(self._token(16), wal_id, True, scan.last_group))
-        del self.waiting[wal_id]
-        await asyncio.to_thread(instance.remove)
-        return report
-
-    async def declare_lost(self, wal_id: bytes, *, host_is_destroyed: bool) -> dict[str, Any]:
-        """The operator's decision about an instance that does not return. KafkaError POLICY_VIOLATION: too early."""
-        report = await self._declare(DeclareLost(self._token(16), wal_id, host_is_destroyed))
-        instance = self.waiting.pop(wal_id, None)
-        if instance is not None:
-            await asyncio.to_thread(instance.remove)
-        return report
-
-    async def _declare(self, command: DeclareLost) -> dict[str, Any]:
-        report = loss_report(await self._controller.ask(command))
-        try:
-            await self._store.put(f"{LOSS_REPORTS}{command.wal_id.hex()}.json", json.dumps(report, indent=2).encode())
-        except StoreError as error:
-            log.warning("the controller will store the loss report, it could not be stored now: %s", error)
-        log.error("declared lost: %s", json.dumps(report))
-        return report
-
-    async def _name(self, wal_id: bytes) -> Recovery:
-        command = NameRecoverer(self._token(16), wal_id, self._incarnation)
-        return await self._patiently(lambda: self._controller.ask(command))
-
-    async def _patiently(self, ask: Callable[[], Awaitable[_T]]) -> _T:
-        """Repeat one command while the controller cannot write: by its id it is asked only once."""
+    async def _ask(self, command: Any) -> Any:
+        """Ask until there is an answer: by its id the command is asked only once. RecoveryStopped: it was refused."""
         told = False
         while True:
             try:
-                return await ask()
+                return await self._controller.ask(command)
             except KafkaError as error:
                 if not error.retriable:
-                    raise
+                    raise RecoveryStopped(error.message) from error
                 if not told:
                     log.warning("recovery waits for the controller: %s", error.message)
                     told = True
                 await asyncio.sleep(RETRY_S)
 
-    async def _scan(self, instance: Instance, *, accept_loss: bool) -> ScanReport:
+    async def _name(self, wal_id: bytes) -> Recovery:
+        named: Recovery = await self._ask(NameRecoverer(self._token(16), wal_id, self._incarnation))
+        return named
+
+    async def _scan(self, instance: LockedInstance, *, accept_loss: bool) -> ScanReport:
         wal = self._controller.state.wals[instance.wal_id]
         await asyncio.to_thread(instance.fence)
         return await asyncio.to_thread(
@@ -232,57 +432,59 @@ class WalRecovery:
         command = ReportScan(
             self._token(16), wal_id, self._incarnation, named.number, found, scan.last_group, complete=complete
         )
-        return (await self._patiently(lambda: self._controller.ask(command))).logs
+        plans: tuple[ReplayLog, ...] = (await self._ask(command)).logs
+        return plans
 
-    async def _replay_all(self, instance: Instance, named: Recovery, plans: Sequence[ReplayLog]) -> Recovered:
-        """Upload and commit what the plans name; several logs share a seal while they are small."""
+    async def _replay_all(self, instance: LockedInstance, named: Recovery, plans: Sequence[ReplayLog]) -> Recovered:
+        """Upload and commit what the plans name, each log up to its first gap."""
         done = Recovered()
-        sealed: list[SealedLog] = []
-        size = 0
-        for plan in plans:
-            if plan.scanned_end <= plan.end:
-                continue
-            replay = await self._begin(plan)
-            done.logs += 1
-            batches = _wanted(instance.batches(plan.log_id), plan, done)
-            while True:
-                more = await asyncio.to_thread(self._take, replay, batches, SEAL_BYTES - size)
-                size += replay.size
-                if replay.batches:
-                    done.batches += len(replay.batches)
-                    done.bytes += replay.size
-                    sealed.append(replay.seal())
-                if not more:
-                    break
-                await self._commit(sealed, named)
-                sealed, size = [], 0
-            if replay.end != plan.scanned_end:
-                raise RecoveryStopped(
-                    f"log {plan.log_id} has a gap at offset {replay.end} of {plan.scanned_end}. {_advice(instance)}"
-                )
-        if sealed:
-            await self._commit(sealed, named)
+        began_ms = self._clock.boottime_ms()
+        seals = _Seals(self._uploader, named, self._seal_bytes)
+        try:
+            for plan in plans:
+                if plan.scanned_end > plan.end:
+                    await self._replay(instance, plan, seals, done)
+            await seals.finish()
+        except (RecoveryStopped, WalError, OSError):
+            await seals.settle()
+            raise
+        await self._controller.wait_applied(seals.position)
+        self._replayed_bytes += done.bytes
+        self._replayed_ms += self._clock.boottime_ms() - began_ms
         return done
+
+    async def _replay(self, instance: LockedInstance, plan: ReplayLog, seals: _Seals, done: Recovered) -> None:
+        replay = await self._begin(plan)
+        batches = _wanted(instance.batches(plan.log_id), plan, done)
+        done.logs += 1
+        more = True
+        while more:
+            more = await asyncio.to_thread(self._take, replay, batches, min(seals.room - replay.memory, STEP_BYTES))
+            if replay.batches and (not more or replay.memory >= seals.room):
+                done.batches += len(replay.batches)
+                done.bytes += replay.size
+                await seals.add(replay.seal())
+        if replay.end != plan.scanned_end:
+            done.gaps.append(f"log {plan.log_id} has a gap at offset {replay.end} of {plan.scanned_end}")
 
     async def _begin(self, plan: ReplayLog) -> _Replay:
         producers = ProducerStates()
-        await self._cold.producers(plan.log_id, producers, self._clock.now_ms())
+        try:
+            await self._cold.producers(plan.log_id, producers, self._clock.now_ms())
+        except (KafkaError, ValueError) as error:
+            why = f"log {plan.log_id}: its producer state in the bucket is unreadable: {error}"
+            raise RecoveryStopped(why) from error
         return _Replay(plan, producers, plan.end, plan.end)
 
     def _take(self, replay: _Replay, batches: Iterator[bytes], most: int) -> bool:
-        """In a thread: take batches until `most` bytes; whether there may be more."""
+        """In a thread: take batches until they take `most` bytes more; whether there may be more."""
         now_ms = self._clock.now_ms()
-        for batch in batches:
+        until = replay.memory + most
+        for number, batch in enumerate(batches, 1):
             replay.take(batch, now_ms)
-            if replay.size >= most:
+            if replay.memory >= until or number >= STEP_BATCHES:
                 return True
         return False
-
-    async def _commit(self, sealed: list[SealedLog], named: Recovery) -> None:
-        verdict = await self._uploader.submit(sealed, recovery=named)
-        if verdict.refused:
-            raise RecoveryStopped(f"another recovery took over: ranges of logs {sorted(verdict.refused)} were refused")
-        await self._controller.wait_applied(verdict.position)
 
 
 def _wanted(batches: Iterator[tuple[int, int, bytes]], plan: ReplayLog, done: Recovered) -> Iterator[bytes]:
@@ -298,29 +500,7 @@ def _wanted(batches: Iterator[tuple[int, int, bytes]], plan: ReplayLog, done: Re
             return
 
 
-def loss_report(report: LossReport) -> dict[str, Any]:
-    """The report as it is stored in the bucket and shown to the operator."""
-    return {
-        "wal_id": report.wal_id.hex(),
-        "node_id": report.node_id,
-        "incarnation": f"{report.incarnation:016x}",
-        "declared_ms": report.now_ms,
-        "validated_group": report.validated_group,
-        "recovered_group": report.recovered_group,
-        "logs": [
-            {
-                "log_id": lost.log_id,
-                "topic": lost.topic,
-                "partition": lost.partition,
-                "lost_from_offset": lost.from_offset,
-                "continues_at_offset": lost.to_offset,
-            }
-            for lost in report.logs
-        ],
-    }
-
-
-def _advice(instance: Instance) -> str:
+def _advice(instance: LockedInstance) -> str:
     return (
         f"Its files are kept in {instance.path}. To take what is readable and give up the rest: "
         f"tidelog wal recover --accept-loss {instance.wal_id.hex()}"

@@ -1,24 +1,31 @@
 """What goes from the tails into the bucket, and when; and what the WAL gets back once facts say that it is there.
 
-A log is sealed when its oldest unsealed batch is old enough, or it or all tails together hold enough. A seal takes
-everything validated of the logs it takes, so its producer snapshots are exact. Seals are committed in their order
-(`storage.uploader`); only applied facts free the WAL.
+A log is sealed when its oldest unsealed batch is old enough, when what no seal holds takes too much memory, or when
+somebody waits for it. A seal takes everything validated of the logs it takes, so its producer snapshots are exact.
+Seals are committed in their order (`storage.uploader`); only applied facts free the WAL.
+
+What this costs grows with the logs that are written to, not with those that there are: `Validation.grown` names them.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
-from broker.log import Log
-from broker.log_table import LogTable
+from broker.log import Log, LogStatus
+from broker.log_table import LogTable, bytes_between
 from broker.settings import Settings
+from broker.validation import Validation
 from controller.client import ControllerClient
 from controller.commands import AdvanceLogStart
-from controller.facts import Fact, LogStart, SealCommitted
+from controller.facts import Fact, LogStart, SealCommitted, StateReloaded
 from protocol.errors import ErrorCode, KafkaError
 from storage.clock import Clock
 from storage.seal import CommittedThrough, SealedLog, Verdict
 from storage.uploader import Uploader
 from storage.wal.port import Wal
+
+log = logging.getLogger(__name__)
 
 TICK_S = 0.05
 SEALS_IN_FLIGHT_PER_UPLOAD = 2
@@ -27,7 +34,11 @@ PRESSURE_SOFT = 0.05
 PRESSURE_SLOWEST = 64
 """How many times slower a log near the bound seals by age."""
 AGE_SHARE = 0.5
-"""When one log is due by age, logs of this share of its age go along: fewer, larger objects."""
+"""When one log is due by age, logs of this share of their own age go along: fewer, larger objects."""
+TAIL_SHARE = 4
+"""Unsealed batches of all logs together start a seal at this part of the memory for tails, if not before."""
+LOGS_PER_STEP = 256
+"""A seal of many logs gives way to the event loop after so many."""
 
 
 def seal_interval_ms(seal_ms: int, pressure: float) -> int:
@@ -38,24 +49,22 @@ def seal_interval_ms(seal_ms: int, pressure: float) -> int:
     return int(seal_ms * PRESSURE_SLOWEST**share)
 
 
-class _Progress:
-    """Where sealing is in one log: everything below `sealed_end` is in a seal; the rest is there since `since_ms`."""
+class _Unsealed(NamedTuple):
+    """A log with validated batches that no seal holds. Times are boottime."""
 
-    __slots__ = ("log", "sealed_end", "since_ms")
-
-    def __init__(self, log: Log) -> None:
-        self.log = log
-        self.sealed_end = log.committed_end
-        self.since_ms: int | None = None
-
-    @property
-    def unsealed_bytes(self) -> int:
-        """Payload that is validated and in no seal."""
-        return self.log.tail.payload_between(self.sealed_end, self.log.hw)
+    due_ms: int
+    """When its age alone starts a seal."""
+    along_ms: int
+    """From when on it goes along with a seal that another log's age starts."""
+    first_sequence: int
+    """Append sequence of the oldest of these batches."""
 
 
 class Sealing:
-    """Owns the decision to seal, and gives WAL space back. `run` is its task."""
+    """Owns the decision to seal, and gives WAL space back. `run` is its task, and the only one that makes seals.
+
+    Ages count from the moment a batch was seen to be validated, at most `TICK_S` after it was.
+    """
 
     def __init__(
         self,
@@ -67,10 +76,11 @@ class Sealing:
         controller: ControllerClient,
         logs: LogTable,
         wal: Wal,
+        validation: Validation,
         uploader: Uploader,
         on_failed: Callable[[BaseException], None],
     ) -> None:
-        """`on_failed`: a seal can never be committed, so the process has to end."""
+        """`validation` is that of `wal`. `on_failed`: a seal can never be committed, so the process has to end."""
         self._settings = settings
         self._clock = clock
         self._token = token
@@ -78,118 +88,174 @@ class Sealing:
         self._controller = controller
         self._logs = logs
         self._wal = wal
+        self._validation = validation
         self._uploader = uploader
         self._on_failed = on_failed
-        self._progress: dict[int, _Progress] = {}
-        self._waiting: list[tuple[Log, int, asyncio.Future[None]]] = []
-        self._in_flight = 0
+        self._unsealed: dict[Log, _Unsealed] = {}
+        self._due_ms: int | None = None
+        """The earliest `due_ms` of all unsealed logs."""
+        self._wanted: dict[Log, None] = {}
+        """Logs that somebody waits for."""
+        self._waiting: dict[Log, list[asyncio.Future[None]]] = {}
+        self._flights: dict[int, list[Log]] = {}
+        """Seal number -> the logs it took, until it is decided."""
+        self._flying_bytes = 0
+        """Memory of their batches."""
+        self._through = 0
+        """The highest group that a seal said may go."""
+        self._closed_at = 0
+        """Append sequence at the last time a log was closed: what the WAL holds of it up to there is settled."""
+        self._wake = asyncio.Event()
         self.seals = self.sealed_bytes = self.refused_ranges = 0
 
     @property
     def in_flight(self) -> int:
         """Seals that are not decided yet."""
-        return self._in_flight
+        return len(self._flights)
+
+    @property
+    def unsealed_logs(self) -> int:
+        """Logs with validated batches that no seal holds."""
+        return len(self._unsealed)
 
     async def run(self) -> None:
         """Seal what is due, until cancelled."""
         while True:
-            await asyncio.sleep(TICK_S)
-            self.seal_due()
+            self._wake.clear()
+            await self.seal_due()
+            try:
+                async with asyncio.timeout(TICK_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
 
     # What to seal
 
-    def seal_due(self) -> None:
-        """Submit one seal of every log that is due by age or size; nothing when too many seals are in flight."""
-        if self._in_flight >= SEALS_IN_FLIGHT_PER_UPLOAD * self._settings.tidelog_upload_parallel:
-            return
+    async def seal_due(self) -> None:
+        """Submit one seal of every log that is due; nothing when too many seals are in flight."""
         now = self._clock.boottime_ms()
-        waiting = self._with_unsealed(now)
-        due = [progress for progress in waiting if self._is_due(progress, now)]
-        if due:
-            interval = self._settings.tidelog_seal_ms * AGE_SHARE
-            due += [p for p in waiting if p not in due and p.since_ms is not None and now - p.since_ms >= interval]
+        self._note_grown(now)
+        if self.in_flight >= SEALS_IN_FLIGHT_PER_UPLOAD * self._settings.tidelog_upload_parallel:
+            return
+        due = self._choose(now) if self._unsealed else []
+        # Without this the batches of a deleted topic would fill the WAL for as long as nothing else can be written.
+        settled = 0 < self._closed_at <= self._validation.validated
+        if settled:
+            self._closed_at = 0
+        if due or settled:
+            await self._seal(due)
+
+    def _note_grown(self, now: int) -> None:
+        """Take over which logs got validated batches."""
+        if not self._validation.grown:
+            return
+        grown, self._validation.grown = self._validation.grown, {}
+        for grew in grown:
+            if grew in self._unsealed or grew.hw <= grew.sealed_end or grew.status is LogStatus.CLOSED:
+                continue
+            sequence = grew.tail.first_sequence_from(grew.sealed_end)
+            assert sequence is not None, f"{grew!r} has validated batches that its tail does not hold"
+            interval = seal_interval_ms(self._settings.tidelog_seal_ms, self._pressure(grew))
+            noted = self._unsealed[grew] = _Unsealed(now + interval, now + int(interval * AGE_SHARE), sequence)
+            if self._due_ms is None or noted.due_ms < self._due_ms:
+                self._due_ms = noted.due_ms
+
+    def _pressure(self, of: Log) -> float:
+        state = self._controller.state
+        known = state.logs.get(of.log_id)
+        own = 0.0 if known is None else known.range_count / self._settings.tidelog_log_ranges_max
+        return max(own, state.range_pressure(of.log_id))
+
+    def _choose(self, now: int) -> list[Log]:
+        """The logs to seal now."""
+        unsealed = self._unsealed
         if len(self._logs.space):  # somebody waits for space, which only commits give back
-            due = waiting
-        total = sum(progress.unsealed_bytes for progress in waiting)
-        if total >= min(self._settings.tidelog_seal_bytes, self._settings.tidelog_tail_bytes_max // 4):
-            left = total - sum(progress.unsealed_bytes for progress in due)
-            for progress in sorted(waiting, key=lambda p: p.unsealed_bytes, reverse=True):
-                if left <= total // 2:
-                    break
-                if progress not in due:
-                    due.append(progress)
-                    left -= progress.unsealed_bytes
-        if due:
-            self._submit(due)
+            return list(unsealed)
+        due = {wanted: None for wanted in self._wanted if wanted in unsealed}
+        if self._due_ms is not None and now >= self._due_ms:
+            due.update((aged, None) for aged, noted in unsealed.items() if now >= noted.along_ms)
+        most = min(self._settings.tidelog_seal_bytes, self._settings.tidelog_tail_bytes_max // TAIL_SHARE)
+        # Cheap, and never too low: the sizes of all unsealed logs are added up only when it may matter.
+        if self._logs.memory.bytes - self._logs.kept_bytes - self._flying_bytes >= most:
+            self._add_largest(due, most)
+        return list(due)
 
-    def _with_unsealed(self, now: int) -> list[_Progress]:
-        found = []
-        if len(self._progress) > len(self._logs.by_log_id):  # deleted or moved: nothing of them is sealed any more
-            self._progress = {key: p for key, p in self._progress.items() if self._logs.by_log_id.get(key) is p.log}
-        for log_id, log in self._logs.by_log_id.items():
-            progress = self._progress.get(log_id)
-            if progress is None or progress.log is not log:
-                progress = self._progress[log_id] = _Progress(log)
-            if log.hw > progress.sealed_end:
-                if progress.since_ms is None:
-                    progress.since_ms = now
-                found.append(progress)
-        return found
+    def _add_largest(self, due: dict[Log, None], most: int) -> None:
+        """If all unsealed batches take `most` bytes, add the largest logs until at most half of it is left."""
+        sizes = {each: bytes_between(each.tail, each.sealed_end, each.hw) for each in self._unsealed}
+        left = total = sum(sizes.values())
+        if total < most:
+            return
+        left -= sum(sizes[each] for each in due)
+        for each in sorted(sizes, key=sizes.__getitem__, reverse=True):
+            if left <= total // 2:
+                break
+            if each not in due:
+                due[each] = None
+                left -= sizes[each]
 
-    def _is_due(self, progress: _Progress, now: int) -> bool:
-        if progress.unsealed_bytes >= self._settings.tidelog_seal_bytes:
-            return True
-        pressure = max(
-            self._controller.state.range_pressure(progress.log.log_id),
-            self._controller.state.logs[progress.log.log_id].range_count / self._settings.tidelog_log_ranges_max,
-        )
-        assert progress.since_ms is not None
-        return now - progress.since_ms >= seal_interval_ms(self._settings.tidelog_seal_ms, pressure)
-
-    def _submit(self, due: Sequence[_Progress]) -> None:
-        sealed = [self._take(progress) for progress in due]
-        group = self._committed_through()
-        self._in_flight += 1
+    async def _seal(self, due: Sequence[Log]) -> None:
+        """Make one seal of these logs; it holds what is validated when each is taken. It may hold nothing, and only
+        say what the WAL needs no more."""
+        taken: list[Log] = []
+        sealed: list[SealedLog] = []
+        memory = 0
+        for number, each in enumerate(due, 1):
+            if each in self._unsealed:  # it may have been closed meanwhile
+                memory += bytes_between(each.tail, each.sealed_end, each.hw)
+                taken.append(each)
+                sealed.append(self._take(each))
+            if number % LOGS_PER_STEP == 0:
+                await asyncio.sleep(0)
+        through = self._committed_through()
+        self._due_ms = min((noted.due_ms for noted in self._unsealed.values()), default=None)
+        if not sealed and through <= self._through:
+            return
+        self._through = through
+        verdict = self._uploader.submit(sealed, (CommittedThrough(self._wal.wal_id, through),))
+        seal = self._uploader.last_seal
+        self._flights[seal] = taken
+        self._flying_bytes += memory
         self.seals += 1
-        self.sealed_bytes += sum(log.size for log in sealed)
-        verdict = self._uploader.submit(sealed, (CommittedThrough(self._wal.wal_id, group),))
-        verdict.add_done_callback(self._decided)
+        self.sealed_bytes += sum(each.size for each in sealed)
+        verdict.add_done_callback(lambda done: self._decided(seal, memory, done))
 
-    def _take(self, progress: _Progress) -> SealedLog:
+    def _take(self, taken: Log) -> SealedLog:
         """Everything validated of one log, with the state exactly at its end."""
-        log, base, end = progress.log, progress.sealed_end, progress.log.hw
-        progress.sealed_end, progress.since_ms = end, None
+        base, end = taken.sealed_end, taken.hw
+        taken.sealed_end = end
+        del self._unsealed[taken]
+        self._wanted.pop(taken, None)
         return SealedLog(
-            log_id=log.log_id,
-            leader_epoch=log.epoch,
+            log_id=taken.log_id,
+            leader_epoch=taken.epoch,
             base=base,
             end=end,
-            batches=log.tail.slice(base, end),
-            max_timestamp=log.tail.max_timestamp_between(base, end),
-            last_stable_offset=log.lso,
-            producers=log.producers.snapshot(end),
-            aborted=log.producers.aborted(base, end),
-            size=log.tail.payload_between(base, end),
+            batches=taken.tail.slice(base, end),
+            max_timestamp=taken.tail.max_timestamp_between(base, end),
+            last_stable_offset=taken.lso,
+            producers=taken.producers.snapshot(end),
+            aborted=taken.producers.aborted(base, end),
+            size=taken.tail.payload_between(base, end),
         )
 
     def _committed_through(self) -> int:
-        """The highest group all of whose batches are in seals: once those are committed the WAL needs it no more."""
-        first = self._wal.appended + 1
-        for progress in self._progress.values():
-            sequence = progress.log.tail.first_sequence_from(progress.sealed_end)
-            if sequence is not None and 0 < sequence < first:
-                first = sequence
+        """The highest group all of whose batches are in seals: once those are committed the WAL needs it no more.
+
+        A batch of a log that is not ours any more counts as settled: the facts refused it for good.
+        """
+        self._note_grown(self._clock.boottime_ms())
+        first = min((noted.first_sequence for noted in self._unsealed.values()), default=self._validation.validated + 1)
         return self._wal.group_below(first)
 
-    def _decided(self, verdict: "asyncio.Future[Verdict]") -> None:
-        self._in_flight -= 1
-        if verdict.cancelled():
-            return
-        error = verdict.exception()
-        if error is None:
-            self.refused_ranges += len(verdict.result().refused)
-        else:
-            self._on_failed(error)
+    def _decided(self, seal: int, memory: int, verdict: "asyncio.Future[Verdict]") -> None:
+        self._flights.pop(seal, None)
+        self._flying_bytes -= memory
+        self._wake.set()
+        if not verdict.cancelled():
+            error = verdict.exception()
+            if error is not None:
+                self._on_failed(error)
 
     # What comes back
 
@@ -198,58 +264,91 @@ class Sealing:
         for fact in facts:
             if isinstance(fact, SealCommitted) and fact.incarnation == self._incarnation:
                 self._on_commit(fact)
+            elif isinstance(fact, StateReloaded):
+                self._on_reload()
 
     def _on_commit(self, fact: SealCommitted) -> None:
-        for through in fact.committed_through:
+        taken = self._flights.get(fact.seal, ())
+        self.refused_ranges += len(fact.refused)
+        if fact.refused:
+            refused = set(fact.refused)
+            wrongly = [each for each in taken if each.log_id in refused and each.status is not LogStatus.CLOSED]
+            if wrongly:  # nothing of these logs could ever be committed again: only a recovery finds out what is true
+                self._on_failed(RuntimeError(f"the controller refused what this broker leads: {wrongly[:3]}"))
+                return
+        self._trim(fact.committed_through)
+        for each in taken:
+            self._wake_waiting(each)
+
+    def _on_reload(self) -> None:
+        """The state was replaced: commits may have been among what was skipped."""
+        wal = self._controller.state.wals.get(self._wal.wal_id)
+        if wal is not None:
+            self._trim([CommittedThrough(wal.wal_id, group, lane) for lane, group in wal.committed.items()])
+        for each in list(self._waiting):
+            self._wake_waiting(each)
+
+    def _trim(self, committed: Iterable[CommittedThrough]) -> None:
+        for through in committed:
             if through.wal_id == self._wal.wal_id:
                 self._wal.trim(through.group)
-        self._wake_waiting()
 
-    def on_close(self, _: Log) -> None:
-        """Given to `LogTable.on_close`: nobody waits for a log that is not ours any more."""
-        self._wake_waiting()
+    def on_close(self, closed: Log) -> None:
+        """Given to `LogTable.on_close`: the log is not ours any more, nothing of it is sealed and nobody waits."""
+        self._unsealed.pop(closed, None)
+        self._wanted.pop(closed, None)
+        self._closed_at = self._wal.appended
+        self._wake_waiting(closed)
 
-    def _wake_waiting(self) -> None:
-        still = []
-        for log, offset, future in self._waiting:
-            if log.committed_end < offset and self._logs.by_log_id.get(log.log_id) is log:
-                still.append((log, offset, future))
-            elif not future.done():
-                future.set_result(None)
-        self._waiting = still
+    def _wake_waiting(self, about: Log) -> None:
+        for waiter in self._waiting.pop(about, ()):
+            if not waiter.done():
+                waiter.set_result(None)
 
     # What others ask for
 
-    async def advance_start(self, log: Log, offset: int) -> int:
+    async def advance_start(self, of: Log, offset: int) -> int:
         """Move the start of a log forward, sealing first when `offset` is in the tail; the start afterwards.
 
         `offset` is at or below the high watermark. KafkaError NOT_LEADER_OR_FOLLOWER if the log is lost on the way.
         """
-        await self.commit_through(log, offset)
-        command = AdvanceLogStart(self._token(16), (LogStart(log.log_id, offset),))
+        await self.commit_through(of, offset)
+        command = AdvanceLogStart(self._token(16), (LogStart(of.log_id, offset),))
         return (await self._controller.ask(command)).starts[0].start
 
-    async def commit_through(self, log: Log, offset: int) -> None:
-        """Wait until everything below `offset` (at most the high watermark) is in the bucket."""
-        assert offset <= log.hw
-        while log.committed_end < offset:
-            progress = next((p for p in self._with_unsealed(self._clock.boottime_ms()) if p.log is log), None)
-            if progress is not None and progress.sealed_end < offset:
-                self._submit([progress])
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append((log, offset, waiter))
-            await waiter
-            if self._logs.by_log_id.get(log.log_id) is not log:
-                raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the log moved while it was sealed")
+    async def commit_through(self, of: Log, offset: int) -> None:
+        """Wait until everything below `offset` (at most the high watermark) is in the bucket.
 
-    async def drain(self, logs: Iterable[Log]) -> None:
-        """Commit everything of frozen logs: the last step before a clean stop."""
-        frozen = list(logs)
-        for log in frozen:
-            while log.hw < log.end:
-                await asyncio.sleep(TICK_S)
-        due = [progress for progress in self._with_unsealed(self._clock.boottime_ms()) if progress.log in frozen]
-        if due:
-            self._submit(due)
-        for log in frozen:
-            await self.commit_through(log, log.hw)
+        Logs that are waited for at the same time share a seal. KafkaError NOT_LEADER_OR_FOLLOWER as above.
+        """
+        assert offset <= of.hw
+        while of.committed_end < offset:
+            if of.status is LogStatus.CLOSED:
+                raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the log moved while it was sealed")
+            if of.sealed_end < offset:
+                self._wanted[of] = None
+                self._wake.set()
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiters = self._waiting.setdefault(of, [])
+            waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                if waiter in waiters:
+                    waiters.remove(waiter)
+                if not waiters and self._waiting.get(of) is waiters:
+                    del self._waiting[of]
+
+    async def drain(self) -> None:
+        """Commit everything of all logs, which are frozen: the last step before a clean stop."""
+        validated = asyncio.Event()
+        self._validation.when_validated(self._wal.appended, validated.set)
+        await validated.wait()
+        behind = [each for each in self._logs.logs if each.committed_end < each.hw]
+        self._wanted.update((each, None) for each in behind if each.sealed_end < each.hw)
+        for each in behind:
+            try:
+                await self.commit_through(each, each.hw)
+            except KafkaError:
+                if each.status is not LogStatus.CLOSED:
+                    raise

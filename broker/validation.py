@@ -98,6 +98,8 @@ class Validation:
         """How often a durable group was not acknowledged because the right was missing."""
         self.in_flight: deque[tuple[Log, int]] = deque()
         """(log, end of the batch) by append sequence, `validated + 1` first. `Log.append` appends here."""
+        self.grown: dict[Log, int] = {}
+        """Logs whose high watermark rose, and where to; sealing takes the whole dict away and leaves an empty one."""
         self._replies: deque[tuple[int, Reply]] = deque()
         self._callbacks: list[tuple[int, int, Callable[[], None]]] = []
         self._number = count()
@@ -153,6 +155,7 @@ class Validation:
             ends[appended_to] = end
         self.validated = self.durable
         self.validated_group = self.durable_group
+        self.grown.update(ends)
         woken: dict[Waiter, None] = {}
         for appended_to, end in ends.items():
             assign_high_watermark(appended_to, end)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from broker.cli.output import CommandError, add_format, show
-from broker.recovery import LOSS_REPORTS
 from controller.describe import describe_metadata
+from controller.upkeep import LOSSES
 from storage.object_store import ObjectStore, StoreError, open_store
 from storage.seal import RangeMissing
 from storage.segment import describe_segment
@@ -163,7 +163,7 @@ def inspect_losses(options: argparse.Namespace) -> int:
     """Every stored loss report, whole as JSON, or a row per log."""
 
     async def work(store: ObjectStore) -> int:
-        reports = [json.loads((await store.get(item.key)).data) async for item in store.list(LOSS_REPORTS)]
+        reports = [json.loads((await store.get(item.key)).data) async for item in store.list(LOSSES)]
         if options.format == "json":
             print(json.dumps(reports, indent=2))
             return 0

@@ -3,11 +3,13 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
 import signal
 import sys
+import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +23,8 @@ from broker.settings import SettingError
 from broker.settings_sources import Loaded, load, parse_overrides
 
 UNUSABLE = 2
+END_S = 10
+"""A process that has to end does not wait longer for a disk or a store that hangs."""
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +71,22 @@ def raise_file_limit() -> None:
 def announce(broker: Broker, began_s: float) -> None:
     """Tell on stdout where to connect and where data lies; the last line says that the broker serves."""
     settings = broker.settings
-    print(f"tidelog {version('tidelog')}, node {settings.node_id} of cluster {broker.cluster_id}")
-    for listener in broker.listeners:
-        print(f"  clients  {listener}")
-    print(f"  bucket   {settings.storage_uri}")
-    print(f"  wal      {broker.wal.path} (fence: {broker.wal.fence_kind})")
+    lines = [f"tidelog {version('tidelog')}, node {settings.node_id} of cluster {broker.cluster_id}"]
+    lines += [f"  clients  {listener}" for listener in broker.listeners]
+    lines.append(f"  bucket   {settings.storage_uri}")
+    lines.append(f"  wal      {broker.wal.path} (fence: {broker.wal.fence_kind})")
     if broker.http_address is not None:
-        print(f"  http     http://{broker.http_address[0]}:{broker.http_address[1]}")
-    print(f"ready in {time.perf_counter() - began_s:.2f} s", flush=True)
+        lines.append(f"  http     http://{host_port(*broker.http_address)}")
+    lines.append(f"ready in {time.perf_counter() - began_s:.2f} s")
+    try:
+        print("\n".join(lines), flush=True)
+    except OSError:  # whoever started us reads no more: no reason to stop serving
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def host_port(host: str, port: int) -> str:
+    """As it stands in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def run_broker(loaded: Loaded) -> int:
@@ -88,25 +100,37 @@ def run_broker(loaded: Loaded) -> int:
     raise_file_limit()
     sys.setswitchinterval(0.0005)
 
+    def ready(broker: Broker) -> None:
+        announce(broker, began_s)
+        gc.collect()
+        gc.freeze()
+        # Rare collections: a full one walks every tail. What the hot path makes is freed by counting.
+        gc.set_threshold(50_000, 20, 100)
+
+    def ending(code: int) -> None:
+        watchdog = threading.Timer(END_S, os._exit, (code,))
+        watchdog.daemon = True
+        watchdog.start()
+
     async def main() -> int:
         broker = Broker(loaded.settings, clock=SystemClock(), token=os.urandom)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _stop_or_exit, stop)
-        return await broker.run(stop, lambda ready: announce(ready, began_s))
+            loop.add_signal_handler(number, stop_or_exit, stop)
+        return await broker.run(stop, ready, ending)
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(main())
-    except* CannotStart as group:
-        for error in group.exceptions:
-            print(f"tidelog start: {error}", file=sys.stderr)
-    return FAILED
+    except CannotStart as error:
+        print(f"tidelog start: {error}", file=sys.stderr)
+        return FAILED
 
 
-def _stop_or_exit(stop: asyncio.Event) -> None:
+def stop_or_exit(stop: asyncio.Event) -> None:
     """The first signal stops cleanly, the second one at once: the WAL stays."""
     if stop.is_set():
+        log.warning("told to stop again: ending at once, the WAL stays and the next start recovers it")
         os._exit(FAILED)
     stop.set()

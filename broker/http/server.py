@@ -1,9 +1,11 @@
 """The HTTP port: `/metrics` for Prometheus, `/livez` and `/readyz` for whoever restarts us, operator commands.
 
-Nothing here is on the path of a record. Operator commands are POST requests below `/v1/`; they answer JSON, errors as
+Nothing here is on the path of a record. Operator commands are below `/v1/`; they answer JSON, errors as
 `{"error": text}` with 404 (no such instance), 409 (refused) or 503 (try again).
 """
 
+import asyncio
+import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,10 +16,13 @@ from prometheus_client.registry import Collector
 
 from broker.metrics import Family, Metrics
 from broker.recovery import RecoveryStopped, WalRecovery
-from controller.client import ControllerClient
-from protocol.errors import RETRIABLE, KafkaError
+from protocol.errors import ErrorCode, KafkaError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+BODY_BYTES_MAX = 64 * 1024
+OPERATION_S = 60
+"""How long a request waits for the end of an operator's decision, which goes on without it."""
+SHUTDOWN_S = 1
 
 
 class _Scrape(Collector):
@@ -54,20 +59,17 @@ def _histogram(family: Family) -> HistogramMetricFamily:
 
 
 class HttpServer:
-    """Runs on the broker's event loop; `start` binds, `stop` closes."""
+    """Runs on the broker's event loop; `start` serves on a bound socket, `stop` closes it.
 
-    def __init__(self, metrics: Metrics, ready: Callable[[], bool], controller: ControllerClient | None = None) -> None:
+    `recovery` gives None until the broker has registered; operator commands answer 503 before.
+    """
+
+    def __init__(self, metrics: Metrics, ready: Callable[[], bool], recovery: Callable[[], WalRecovery | None]) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Scrape(metrics))
         self._ready = ready
-        self._runner: web.AppRunner | None = None
-        self.controller = controller
-        self.recovery: WalRecovery | None = None
-        """Set when the broker has registered; operator commands answer 503 before."""
-
-    async def start(self, host: str, port: int) -> tuple[str, int]:
-        """Listen; the address as bound."""
-        app = web.Application(client_max_size=64 * 1024)
+        self._recovery = recovery
+        app = web.Application(client_max_size=BODY_BYTES_MAX)
         app.add_routes(
             [
                 web.get("/metrics", self._metrics),
@@ -78,16 +80,16 @@ class HttpServer:
                 web.post("/v1/wal/{wal_id}/declare-lost", self._declare_lost),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S)
+
+    async def start(self, listening: socket.socket) -> None:
+        """Serve on a socket that is bound."""
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port).start()
-        bound: tuple[str, int] = self._runner.addresses[0][:2]
-        return bound
+        await web.SockSite(self._runner, listening).start()
 
     async def stop(self) -> None:
         """Close the port and its connections."""
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await self._runner.cleanup()
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE})
@@ -98,22 +100,11 @@ class HttpServer:
     async def _readyz(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n") if self._ready() else web.Response(status=503, text="not ready\n")
 
-    async def _list_wals(self, _: web.Request) -> web.Response:
-        if self.controller is None or self.recovery is None:
+    async def _list_wals(self, request: web.Request) -> web.Response:
+        recovery = self._recovery()
+        if recovery is None:
             return _error(503, "the broker has not registered yet")
-        state = self.controller.state
-        rows = [
-            {
-                "wal_id": wal.wal_id.hex(),
-                "node_id": wal.node_id,
-                "kind": wal.kind,
-                "state": wal.state,
-                "waits_for_operator": wal.wal_id in self.recovery.waiting,
-                "logs": sum(log.wal_id == wal.wal_id for log in state.logs.values()),
-            }
-            for wal in state.wals.values()
-        ]
-        return web.json_response(rows)
+        return web.json_response(recovery.rows(settled=request.query.get("all") == "true"))
 
     async def _recover(self, request: web.Request) -> web.Response:
         if request.query.get("accept_loss") != "true":
@@ -126,21 +117,29 @@ class HttpServer:
             request, lambda recovery, wal_id: recovery.declare_lost(wal_id, host_is_destroyed=destroyed)
         )
 
-    async def _operate(self, request: web.Request, work: Callable[[WalRecovery, bytes], Any]) -> web.Response:
-        if self.recovery is None:
+    async def _operate(
+        self, request: web.Request, work: "Callable[[WalRecovery, bytes], asyncio.Future[dict[str, Any]]]"
+    ) -> web.Response:
+        recovery = self._recovery()
+        if recovery is None:
             return _error(503, "the broker has not registered yet")
         try:
             wal_id = bytes.fromhex(request.match_info["wal_id"])
         except ValueError:
             return _error(404, "a WAL instance is named by 32 hex digits")
         try:
-            return web.json_response(await work(self.recovery, wal_id))
+            outcome = work(recovery, wal_id)
+            await asyncio.wait([outcome], timeout=OPERATION_S)
+            if not outcome.done():
+                return _error(503, f"still at work after {OPERATION_S} s: ask again to hear how it ends")
+            return web.json_response(outcome.result())
         except KeyError:
             return _error(404, f"no WAL instance {wal_id.hex()} waits for this here")
         except RecoveryStopped as stopped:
             return _error(409, str(stopped))
         except KafkaError as error:
-            return _error(503 if error.code in RETRIABLE else 409, error.message)
+            status = 404 if error.code is ErrorCode.RESOURCE_NOT_FOUND else 503 if error.retriable else 409
+            return _error(status, error.message)
 
 
 def _error(status: int, text: str) -> web.Response:

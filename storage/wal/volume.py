@@ -129,16 +129,15 @@ class VolumeWal:
         bytes_max: int,
         message_bytes_max: int,
         file_bytes: int = 64 << 20,
-        may_begin_full: bool = False,
+        wait: bool = True,
         fence_kind: str | None = None,
         disk: Disk | None = None,
         start_worker: StartWorker = ThreadWorker,
     ) -> VolumeWal:
-        """Make a new instance directory; returns when its first file is ready.
+        """Make a new instance directory; returns when its first file is ready, without `wait` before that.
 
         `bytes_max` bounds the disk, `message_bytes_max` is the largest batch that must fit. WalError for settings that
-        contradict each other and for file systems that cannot hold a WAL; OSError when the first file cannot be made,
-        unless it `may_begin_full`: then other instances have to go first, and it is full until there is space.
+        contradict each other and for file systems that cannot hold a WAL; OSError when the first file cannot be made.
         `fence_kind` None: by the mount. `disk` and `start_worker` are for simulations.
         """
         root = os.path.abspath(os.fspath(root))
@@ -177,13 +176,21 @@ class VolumeWal:
         )
         wal._writer_worker.start()
         wal._ring_worker.start()
-        try:
-            await wal._first_file
-        except BaseException as error:
-            if not (may_begin_full and isinstance(error, OSError)):
+        if wait:
+            try:
+                await wal.ready()
+            except BaseException:
                 await wal.remove()
                 raise
         return wal
+
+    async def ready(self) -> None:
+        """Returns when the first file is ready; before that there is room for nothing.
+
+        OSError when it cannot be made: trying goes on, see `look_for_space`, and the WAL is full until it succeeds.
+        """
+        if not self._ring.ready_through:
+            await asyncio.shield(self._first_file)
 
     def append(self, log_id: int, leader_epoch: int, base_offset: int, batch: Buffer) -> int:
         """Queue one batch and return its sequence. Never blocks; without `has_room` it may wait for space."""
@@ -417,6 +424,7 @@ class VolumeWal:
                 self._first_file.set_result(None)
             elif ring.error is not None:
                 self._first_file.set_exception(ring.error)
+                self._first_file.exception()  # retrieved: who does not wait for the file need not hear of it
         self._refresh_room()
         self._fail(ring.failure)
 

@@ -488,13 +488,16 @@ async def test_a_disk_that_older_instances_fill_counts_as_full_until_they_are_go
             raise OSError(errno.ENOSPC, "no space left on device")
 
     disk.fault = full
-    opened = await open_wal(ROOT, disk=disk, may_begin_full=True)
+    opened = await open_wal(ROOT, disk=disk, wait=False)
+    with pytest.raises(OSError, match="no space left"):
+        await opened.wal.ready()
     assert opened.wal.file_error is not None and opened.wal.free_bytes == 0
     assert not opened.wal.has_room(1, internal=True)
     disk.fault = lambda operation, path: None
     opened.wal.look_for_space()
     await opened.settle()
     assert opened.rooms and opened.wal.file_error is None
+    await opened.wal.ready()
     opened.append()
     await opened.durable_through(1)
     await opened.wal.close()
