@@ -151,6 +151,17 @@ def _definitions() -> Iterable[TopicConfig]:
     )
 
 
+_WITHOUT_BROKER_DEFAULT = frozenset(
+    {
+        # The broker key is unset by default: a coarser one (hours) stands behind it.
+        *("flush.ms", "retention.ms", "segment.jitter.ms", "segment.ms"),
+        # There is no broker key.
+        *("follower.replication.throttled.replicas", "leader.replication.throttled.replicas"),
+        *("remote.log.copy.disable", "remote.log.delete.on.disable", "remote.storage.enable"),
+    }
+)
+"""Topic configs whose default Kafka lists no synonym for."""
+
 TOPIC_CONFIGS: dict[str, TopicConfig] = {definition.name: definition for definition in _definitions()}
 
 _RANGES = {ConfigType.INT: INT_MAX, ConfigType.LONG: LONG_MAX}
@@ -246,18 +257,18 @@ class TopicDefaults:
         return [self._describe_one(configs, TOPIC_CONFIGS[name]) for name in sorted(TOPIC_CONFIGS)]
 
     def _describe_one(self, configs: Mapping[str, str], definition: TopicConfig) -> ConfigValue:
-        synonyms = [Synonym(definition.synonym, definition.default, ConfigSource.DEFAULT_CONFIG)]
-        if definition.name in self._static:
-            synonyms.insert(
-                0, Synonym(definition.synonym, self._static[definition.name], ConfigSource.STATIC_BROKER_CONFIG)
-            )
-        if definition.name in configs:
-            synonyms.insert(0, Synonym(definition.name, configs[definition.name], ConfigSource.TOPIC_CONFIG))
+        name, synonyms = definition.name, []
+        if name in configs:
+            synonyms.append(Synonym(name, configs[name], ConfigSource.TOPIC_CONFIG))
+        if name in self._static:
+            synonyms.append(Synonym(definition.synonym, self._static[name], ConfigSource.STATIC_BROKER_CONFIG))
+        if name not in _WITHOUT_BROKER_DEFAULT:
+            synonyms.append(Synonym(definition.synonym, definition.default, ConfigSource.DEFAULT_CONFIG))
         return ConfigValue(
-            definition.name,
-            synonyms[0].value,
+            name,
+            synonyms[0].value if synonyms else definition.default,
             False,
-            synonyms[0].source,
+            synonyms[0].source if synonyms else ConfigSource.DEFAULT_CONFIG,
             synonyms,
             definition.type,
             definition.documentation,

@@ -58,10 +58,16 @@ def test_topic_over_broker_over_default() -> None:
     assert [(s.name, s.value, s.source) for s in described["retention.ms"].synonyms] == [
         ("retention.ms", "7", ConfigSource.TOPIC_CONFIG),
         ("log.retention.ms", "3600000", ConfigSource.STATIC_BROKER_CONFIG),
-        ("log.retention.ms", "604800000", ConfigSource.DEFAULT_CONFIG),
     ]
     assert described["max.message.bytes"].source is ConfigSource.STATIC_BROKER_CONFIG
+    assert [(s.name, s.value, s.source) for s in described["max.message.bytes"].synonyms] == [
+        ("message.max.bytes", "1000", ConfigSource.STATIC_BROKER_CONFIG),
+        ("message.max.bytes", "1048588", ConfigSource.DEFAULT_CONFIG),
+    ]
+    # As in Kafka, whose log.roll.ms is unset by default.
     assert described["segment.ms"].source is ConfigSource.DEFAULT_CONFIG
+    assert described["segment.ms"].value == "604800000"
+    assert described["segment.ms"].synonyms == []
 
 
 def test_the_broker_shows_every_setting_read_only() -> None:

@@ -98,12 +98,12 @@ def test_topic_configs(manager: KafkaAdminClient, topic: str, incremental: bool)
     assert manager.alter_configs([change], incremental=incremental)["topic"][topic] == "OK"
     assert told().items() >= {"segment.ms": "5000000", "retention.ms": "99999", "max.message.bytes": "2000000"}.items()
     everything = manager.describe_configs([ConfigResource("TOPIC", topic)], include_synonyms=True, config_filter="all")
-    one = everything["topic"][topic]["retention.ms"]
+    one = everything["topic"][topic]["max.message.bytes"]
     assert one["config_source"] == "DYNAMIC_TOPIC_CONFIG"
-    assert one["config_type"] == "LONG"
+    assert one["config_type"] == "INT"
     assert [(synonym["name"], synonym["source"]) for synonym in one["synonyms"]] == [
-        ("retention.ms", "DYNAMIC_TOPIC_CONFIG"),
-        ("log.retention.ms", "DEFAULT_CONFIG"),
+        ("max.message.bytes", "DYNAMIC_TOPIC_CONFIG"),
+        ("message.max.bytes", "DEFAULT_CONFIG"),
     ]
     manager.reset_configs([ConfigResource("TOPIC", topic, {"retention.ms": None})], incremental=incremental)
     assert "retention.ms" not in told()
