@@ -60,7 +60,7 @@ _T = TypeVar("_T")
 DONE, FAILED = 0, 1
 RETRY_S = 0.5
 TELL_S = 3
-HTTP_LATER_S = 0.5
+HTTP_LATER_S = 2
 """How long a start may take before the HTTP port answers: importing its library takes as long as all the rest."""
 DRAIN_MS = 5_000
 """What a clean stop gives clients to read their answers."""

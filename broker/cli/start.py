@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import uvloop
@@ -70,6 +69,9 @@ def raise_file_limit() -> None:
 
 def announce(broker: Broker, began_s: float) -> None:
     """Tell on stdout where to connect and where data lies; the last line says that the broker serves."""
+    took_s = time.perf_counter() - began_s
+    from importlib.metadata import version  # not before clients are served: it takes its time
+
     settings = broker.settings
     lines = [f"tidelog {version('tidelog')}, node {settings.node_id} of cluster {broker.cluster_id}"]
     lines += [f"  clients  {listener}" for listener in broker.listeners]
@@ -77,7 +79,7 @@ def announce(broker: Broker, began_s: float) -> None:
     lines.append(f"  wal      {broker.wal.path} (fence: {broker.wal.fence_kind})")
     if broker.http_address is not None:
         lines.append(f"  http     http://{host_port(*broker.http_address)}")
-    lines.append(f"ready in {time.perf_counter() - began_s:.2f} s")
+    lines.append(f"ready in {took_s:.2f} s")
     try:
         print("\n".join(lines), flush=True)
     except OSError:  # whoever started us reads no more: no reason to stop serving
