@@ -266,8 +266,7 @@ def offset_delete(
             ]
         )
 
-    if not partitions:
-        return respond(DeleteOffsetsAnswer(ErrorCode.NONE))
+    # Asked even when no partition is left, as in Kafka: whether the group exists comes first.
     return answer_with(
         context.services.groups.delete_offsets(DeleteOffsets(0, request.group_id, tuple(partitions))), respond
     )

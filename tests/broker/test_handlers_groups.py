@@ -468,6 +468,9 @@ async def test_offset_delete(client: Client, version: int) -> None:
         ],
     )
     assert (await client.send(request, version)).error_code == ErrorCode.GROUP_ID_NOT_FOUND
+    # Kafka looks for the group before the partitions.
+    unknown = m.OffsetDeleteRequest(group_id="g", topics=request.topics[2:])
+    assert (await client.send(unknown, version)).error_code == ErrorCode.GROUP_ID_NOT_FOUND
     await client.commit(7)
     await client.member()
     answer = await client.send(request, version)
