@@ -28,7 +28,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", default=",".join(ROWS), help="which rows, e.g. A,D; --list says what they are")
     parser.add_argument("--peers", default=",".join(NAMES), help="which brokers (default: %(default)s)")
     parser.add_argument("--repetitions", type=int, default=3, help="of each row and peer (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each run (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each run (default: %(default)s)")
     parser.add_argument(
         "--warmup-seconds", type=float, default=12.0, help="of a broker after its start (default: %(default)s)"
     )

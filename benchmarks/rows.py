@@ -21,6 +21,7 @@ PARTITIONS = 6
 PROBE_RECORDS = 40_000
 MIB_READ_PER_S = 200  # row I reads so much for each second that a run may take
 FALLEN_BEHIND_SHARE = 0.98
+FIRST_REQUESTS = 8  # of a partition: Kafka makes its files and, after 4 KiB, touches its indexes (tens of ms on some)
 UNSEALED_AT_MOST = 1 << 20  # not worth waiting for
 SEALING_RECORDS = 128 * 1024  # to be produced well before the first of them is `tidelog.seal.ms` old
 TIDELOG_POSTPONED = "tidelog-postponed"
@@ -110,9 +111,14 @@ def raw(
     """
     partitions = partitions or connections
     flood = cell.flood(partitions, records=records, record_bytes=record_bytes)
-    if cell.warming:  # the first append to a partition makes files
+    if cell.warming:
         flood.run(
-            cell.peer.bootstrap, connections=connections, in_flight=1, seconds=120, warmup_s=0, requests=partitions
+            cell.peer.bootstrap,
+            connections=connections,
+            in_flight=1,
+            seconds=180,
+            warmup_s=0,
+            requests=partitions * FIRST_REQUESTS,
         )
     with cell.measure_all() if records > 1 else cell.measure() as usage:
         figures = flood.run(
