@@ -3,7 +3,7 @@
 Timestamps: -1 latest, -2 earliest, -3 (v7) the record with the greatest timestamp, -4 (v8) earliest local, -5 (v9)
 latest tiered, -6 (v11) earliest pending upload; others: the first record at that time or later, exact to the record.
 Every topic answers as one of Kafka without remote storage does: earliest local is earliest; latest tiered and earliest
-pending upload are -1. v2: isolation level. v4: leader epochs. v10: timeout.
+pending upload are -1. v2: isolation level. v4: leader epochs. v10: timeout; 0 or less: none was given.
 All answers are authoritative: NOT_LEADER_OR_FOLLOWER without the right to give them, checked again after a read.
 """
 
@@ -63,7 +63,8 @@ def list_offsets(
         response.topics.append(m.ListOffsetsResponse.ListOffsetsTopicResponse(name=topic.name, partitions=answers))
     if not searches:
         return _for_version(response, context.api_version)
-    timeout_ms = request.timeout_ms if context.api_version >= 10 else TIMEOUT_MS
+    # kafka-python sends no timeout, which reads as 0; Kafka never waits for a local log, so there it does not matter.
+    timeout_ms = request.timeout_ms if context.api_version >= 10 and request.timeout_ms > 0 else TIMEOUT_MS
     return _search_all(context, searches, response, timeout_ms)
 
 
@@ -108,7 +109,7 @@ async def _search_all(
     services = context.services
     unfinished = dict.fromkeys(searches)
     try:
-        async with asyncio.timeout(max(timeout_ms, 0) / 1000):
+        async with asyncio.timeout(timeout_ms / 1000):
             for search in searches:
                 try:
                     await _search(services, search)

@@ -165,6 +165,20 @@ async def test_the_right_is_checked_again_after_a_slow_read(tmp_path: Path) -> N
         assert (part.error_code, part.offset) == (ErrorCode.NOT_LEADER_OR_FOLLOWER, -1)
 
 
+async def test_no_timeout_given(tmp_path: Path) -> None:
+    """kafka-python leaves the timeout at 0: what takes a read or a decompression is answered all the same."""
+    async with HotBroker(tmp_path, tidelog_tail_keep_bytes=0) as broker, RawClient(broker.port) as client:
+        (log,) = broker.create_topic("t")
+        await client.produce("t", batch_of(b"a", b"b", timestamp=T, codec=Codec.GZIP))
+        for where in ("memory", "bucket"):
+            if where == "bucket":
+                await broker.commit([log])
+                broker.forget_tails()
+            for timeout_ms in (0, -1):
+                assert await ask(client, 10, ("t", 0, T + 1), timeout_ms=timeout_ms) == [(0, 1, T + 1, 0)]
+                assert await ask(client, 10, ("t", 0, -3), timeout_ms=timeout_ms) == [(0, 1, T + 1, 0)]
+
+
 async def test_unreadable_records_answer_by_their_batch(tmp_path: Path) -> None:
     async with HotBroker(tmp_path) as broker, RawClient(broker.port) as client:
         broker.create_topic("t")
