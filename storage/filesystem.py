@@ -9,7 +9,6 @@ import asyncio
 import errno
 import fcntl
 import functools
-import hashlib
 import os
 import stat
 import threading
@@ -19,6 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, unquote
+
+from xxhash import xxh3_128
 
 from storage.object_store import (
     BLOCK_BYTES,
@@ -34,6 +35,7 @@ from storage.object_store import (
     body_blocks,
     check_key,
 )
+from storage.wal.files import write_all
 
 T = TypeVar("T")
 
@@ -41,6 +43,9 @@ LOCK_NAME = ".tidelog-lock"
 TEMPORARY_NAME = ".tidelog-tmp"
 LIST_PAGE = 1000
 THREADS = 4
+SYNC_BYTES = 4 * 1024 * 1024
+"""A large body is synced in steps of this size, so that no single sync holds up those of a WAL on the same disk."""
+_PARTS_MAX = 1024  # of one write; Linux takes no more
 
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -50,7 +55,11 @@ class FileSystemStore:
 
     The etag is a hash of the content. Size, mtime and inode would be cheaper but not safe: mtime ticks in milliseconds
     and a freed inode is given out again at once, so the third content of a racing key can look like the first.
+    The hash is no defence against forgery and need not be: who may write here may replace any object.
     A listing tells no etags, because it would have to read every object.
+
+    Large objects leave the page cache as they are written: they are read again late, in part or never, and memory that
+    the cache has to find for them costs several times as much as the write.
     """
 
     def __init__(self, root: str | Path, *, token: Callable[[int], bytes]) -> None:
@@ -171,7 +180,7 @@ class _Files:
     def get(self, key: str) -> StoredObject:
         with self._errors("read", key), open(self._path(key), "rb") as file:
             data = file.read()
-        return StoredObject(data, _etag(hashlib.sha256(data)))
+        return StoredObject(data, xxh3_128(data).hexdigest())
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         data = b""
@@ -299,19 +308,29 @@ class _Temporary:
     def __enter__(self) -> "_Temporary":
         self._descriptor = self._make()
         try:
-            digest = hashlib.sha256()
-            with open(self._descriptor, "wb", buffering=BLOCK_BYTES, closefd=False) as file:
-                for block in body_blocks(self._body):
-                    if self._stop.is_set():
-                        raise OSError(errno.ECANCELED, "cancelled")
-                    digest.update(block)
-                    file.write(block)
-            os.fsync(self._descriptor)
-            self.etag = _etag(digest)
+            self._write()
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def _write(self) -> None:
+        digest = xxh3_128()
+        write = functools.partial(os.pwritev, self._descriptor)
+        position = synced = 0
+        for views, size in _gathered(self._body):
+            if self._stop.is_set():
+                raise OSError(errno.ECANCELED, "cancelled")
+            for view in views:
+                digest.update(view)
+            write_all(write, views, position)
+            position += size
+            if position - synced >= SYNC_BYTES:
+                os.fdatasync(self._descriptor)
+                os.posix_fadvise(self._descriptor, synced, position - synced, os.POSIX_FADV_DONTNEED)
+                synced = position
+        os.fsync(self._descriptor)
+        self.etag = digest.hexdigest()
 
     def __exit__(self, *_: object) -> None:
         self.path.unlink(missing_ok=True)
@@ -352,18 +371,28 @@ def _file_name(segment: str) -> str:
     return "%2E" + name[1:] if name.startswith(".") else name
 
 
-def _etag(digest: "hashlib._Hash") -> str:
-    return digest.hexdigest()[:32]
+def _gathered(body: Body) -> Iterator[tuple[list[memoryview], int]]:
+    """The body in lists of views for one write each, about `BLOCK_BYTES`, with their size. Nothing is copied."""
+    views: list[memoryview] = []
+    size = 0
+    for view in body_blocks(body):
+        views.append(view)
+        size += len(view)
+        if size >= BLOCK_BYTES or len(views) == _PARTS_MAX:
+            yield views, size
+            views, size = [], 0
+    if views:
+        yield views, size
 
 
 def _hash(descriptor: int) -> str:
     """The etag of an open file."""
-    digest = hashlib.sha256()
+    digest = xxh3_128()
     position = 0
     while block := os.pread(descriptor, BLOCK_BYTES, position):
         digest.update(block)
         position += len(block)
-    return _etag(digest)
+    return digest.hexdigest()
 
 
 def _sync_directory(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.filesystem import LOCK_NAME, TEMPORARY_NAME, FileSystemStore
+from storage.filesystem import LOCK_NAME, SYNC_BYTES, TEMPORARY_NAME, FileSystemStore
 from storage.object_store import (
     Denied,
     NotFound,
@@ -143,6 +143,57 @@ async def test_trouble_before_the_name_is_there(
             await store.put_if_absent("key", b"value")
     assert [info.key async for info in store.list("")] == ["warm"]
     await store.put_if_absent("key", b"value")
+    await store.close()
+
+
+async def test_a_large_body_is_synced_in_steps_and_leaves_the_page_cache(
+    store: FileSystemStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step only once it is synced: dirty pages cannot leave. Writes may be short."""
+    steps: list[tuple[str, int]] = []
+    real_datasync, real_advise, real_fsync, real_pwritev = os.fdatasync, os.posix_fadvise, os.fsync, os.pwritev
+
+    def fdatasync(descriptor: int) -> None:
+        steps.append(("sync", os.fstat(descriptor).st_size))
+        real_datasync(descriptor)
+
+    def advise(descriptor: int, start: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_DONTNEED
+        steps.append(("drop", start + length))
+        real_advise(descriptor, start, length, advice)
+
+    def fsync(descriptor: int) -> None:
+        steps.append(("whole", os.fstat(descriptor).st_size))
+        real_fsync(descriptor)
+
+    def short(descriptor: int, buffers: list[memoryview], position: int) -> int:
+        return real_pwritev(descriptor, [buffers[0][:100_001]], position)
+
+    await store.put("warm", b"")
+    body = [secrets.token_bytes(MIB - 7) for _ in range(10)]
+    for name, function in (("fdatasync", fdatasync), ("posix_fadvise", advise), ("fsync", fsync), ("pwritev", short)):
+        monkeypatch.setattr(os, name, function)
+    etag = await store.put_if_absent("key", body)
+    size = 10 * (MIB - 7)
+    first, second = steps[0][1], steps[2][1]
+    assert steps[:5] == [("sync", first), ("drop", first), ("sync", second), ("drop", second), ("whole", size)]
+    assert SYNC_BYTES <= first < SYNC_BYTES + MIB and SYNC_BYTES <= second - first < SYNC_BYTES + MIB
+    assert await store.get("key") == (b"".join(body), etag)
+    await store.close()
+
+
+async def test_trouble_in_the_middle_of_a_large_body_leaves_nothing(
+    store: FileSystemStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        with pytest.raises(Unavailable):
+            await store.put_if_absent("key", [bytes(SYNC_BYTES), b"more"])
+    assert [info async for info in store.list("")] == []
+    assert list((root / TEMPORARY_NAME).iterdir()) == []
     await store.close()
 
 
