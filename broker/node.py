@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from broker import process_metrics
-from broker.background import Tasks
+from broker.background import Tasks, collect_young_garbage
 from broker.clock import SystemClock
 from broker.cold import ColdReads
 from broker.configs import TopicDefaults, TopicRules
@@ -247,6 +247,7 @@ class Broker:
         await self.logs.wait_opened()
         await self.server.serve()
         self._started.set()
+        tasks.spawn(collect_young_garbage(), name="collect young garbage")
         tasks.spawn(self.recovery.remove_settled(), name="remove WAL instances")
 
     def _make_store(self) -> ObjectStore:

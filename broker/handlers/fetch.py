@@ -79,7 +79,8 @@ class Cold:
         self.buffers: list[Buffer] = []
         self.size = 0
         self.aborted: list[tuple[int, int]] = []
-        self.error: KafkaError | None = None
+        self.error: tuple[ErrorCode, str] | None = None
+        """Not the exception itself: through its traceback it would keep this and all that was read alive."""
 
 
 class Poll:
@@ -299,7 +300,7 @@ class Poll:
                 if cold is None or cold.offset != offset:
                     self.unread.append((part, log))
                 elif cold.error is not None:
-                    raise cold.error
+                    raise KafkaError(*cold.error)
                 elif not self.size or cold.size <= self.max_bytes - self.size:
                     records, size = cold.buffers, cold.size
                     if committed:
@@ -381,7 +382,7 @@ class Poll:
                 # Nothing is left between here and the tail: offsets of a declared loss.
                 cold.buffers, cold.size = log.tail.read(log.tail.start, limit_of(log, committed), max(max_bytes, 1))
         except KafkaError as error:
-            cold.error = error
+            cold.error = error.code, error.message
         assert self.cold is not None
         self.cold[part] = cold
 

@@ -212,17 +212,17 @@ class Attempt:
         self.results = results
         checked: list[Checked] = []
         size = 0
-        refused: KafkaError | None = None
+        refused: tuple[ErrorCode, str] | None = None
         if not -1 <= acks <= 1:
-            refused = KafkaError(ErrorCode.INVALID_REQUIRED_ACKS, f"acks {acks} is none of -1, 0 and 1")
+            refused = ErrorCode.INVALID_REQUIRED_ACKS, f"acks {acks} is none of -1, 0 and 1"
         elif transactional_id is not None:
-            refused = KafkaError(ErrorCode.INVALID_TXN_STATE, "transactions are not served")
+            refused = ErrorCode.INVALID_TXN_STATE, "transactions are not served"
         find = services.logs.find
         for index, part in enumerate(parts):
             topic, partition, start, stop = part
             try:
                 if refused is not None:
-                    raise refused
+                    raise KafkaError(*refused)
                 log = find.get((topic, partition))
                 if log is None or log.status is not LogStatus.OPEN:
                     raise services.logs.refusal(topic, partition)
