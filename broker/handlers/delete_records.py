@@ -8,6 +8,7 @@ changes nothing. An offset in the tail is sealed and committed first, so the ans
 import asyncio
 
 from broker.configs import list_value
+from broker.handlers.common import patience_ms
 from broker.log import Log
 from broker.services import RequestContext
 from protocol import messages as m
@@ -46,7 +47,7 @@ async def _delete(
             offset = log.hw
         if not 0 <= offset <= log.hw:
             raise KafkaError(ErrorCode.OFFSET_OUT_OF_RANGE, f"offset {offset} is not between 0 and {log.hw}")
-        async with asyncio.timeout(max(timeout_ms, 1) / 1000):
+        async with asyncio.timeout(patience_ms(timeout_ms) / 1000):
             result.low_watermark = await context.services.sealing.advance_start(log, offset)
     except KafkaError as error:
         result.error_code = error.code

@@ -346,12 +346,12 @@ async def test_delete_records_moves_the_start(client: RawClient, version: int) -
     await create(client, "compacted", cleanup_policy="compact")
     await produce(client, "t", 10)
 
-    async def delete(topic: str, partition: int, offset: int) -> tuple[int, int]:
+    async def delete(topic: str, partition: int, offset: int, timeout_ms: int = 5000) -> tuple[int, int]:
         asked = m.DeleteRecordsRequest.DeleteRecordsTopic(
             name=topic,
             partitions=[m.DeleteRecordsRequest.DeleteRecordsPartition(partition_index=partition, offset=offset)],
         )
-        request = m.DeleteRecordsRequest(topics=[asked], timeout_ms=5000)
+        request = m.DeleteRecordsRequest(topics=[asked], timeout_ms=timeout_ms)
         answer = await client.ask(ApiKey.DELETE_RECORDS, version, request)
         result = answer.topics[0].partitions[0]
         return result.error_code, result.low_watermark
@@ -362,6 +362,7 @@ async def test_delete_records_moves_the_start(client: RawClient, version: int) -
     assert await delete("t", 0, -2) == (ErrorCode.OFFSET_OUT_OF_RANGE, -1)
     assert await delete("t", 1, 1) == (ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, -1)
     assert await delete("compacted", 0, 0) == (ErrorCode.POLICY_VIOLATION, -1)
+    assert await delete("t", 0, 6, timeout_ms=0) == (0, 6)
     assert await delete("t", 0, -1) == (0, 10)
 
 
