@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.compatibility.admin import admin, create_topic
-from tests.compatibility.clients import CLIENTS, poll_until, read
+from tests.compatibility.clients import CLIENTS, read
 from tests.compatibility.clients.base import Client, Out
 from tests.support.broker_process import BrokerProcess
 
@@ -78,6 +78,7 @@ def test_running_clients_go_on(make_broker: Callable[..., BrokerProcess], how: s
     for one in work:
         create_topic(broker, one.topic, 1, retention_ms="987654321")
         one.start()
+    committed = commit_some(broker)
     for one in work:
         assert one.halfway.wait(60)
     with admin(broker) as manager:
@@ -103,30 +104,30 @@ def test_running_clients_go_on(make_broker: Callable[..., BrokerProcess], how: s
                     partition.pop("leader_epoch")
         assert before == after
         assert {one.topic for one in work} <= {group["group_id"] for group in manager.list_groups()}
+    check_resumed(broker, committed)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["clean", "killed"])
-def test_groups_resume_where_they_committed(make_broker: Callable[..., BrokerProcess], how: signal.Signals) -> None:
-    """New consumers of every library after a restart."""
-    broker = make_broker()
-    groups = {client: f"resume-{client.name}" for client in CLIENTS}
-    for number, (client, group) in enumerate(groups.items()):
+def commit_some(broker: BrokerProcess) -> dict[Client, int]:
+    """A group per library that ends after it committed in the middle; where it did."""
+    committed = {client: 10 * number + 5 for number, client in enumerate(CLIENTS)}
+    for client, offset in committed.items():
+        group = f"resume-{client.name}"
         with client.producer(broker.bootstrap) as producer:
             producer.send(group, [Out(b"%d" % i) for i in range(100)])
         with client.consumer(broker.bootstrap, {"group.id": group, "enable.auto.commit": False}) as consumer:
             consumer.assign({(group, 0): "beginning"})
             read(consumer, 100)
-            consumer.commit({(group, 0): 10 * number + 5})
-    if how == signal.SIGTERM:
-        assert broker.stop() == 0
-    else:
-        broker.kill()
-    broker.start()
-    for number, (client, group) in enumerate(groups.items()):
+            consumer.commit({(group, 0): offset})
+    return committed
+
+
+def check_resumed(broker: BrokerProcess, committed: dict[Client, int]) -> None:
+    """New members begin where the group committed."""
+    for client, offset in committed.items():
+        group = f"resume-{client.name}"
         with client.consumer(broker.bootstrap, {"group.id": group}) as consumer:
             consumer.subscribe(group)
-            found = poll_until(consumer, lambda records, first=10 * number + 5: len(records) >= 100 - first)
-            assert [one.offset for one in found] == list(range(10 * number + 5, 100)), client.name
+            assert [one.offset for one in read(consumer, 100 - offset)] == list(range(offset, 100)), client.name
 
 
 def test_default_broker_settings(make_broker: Callable[..., BrokerProcess]) -> None:
