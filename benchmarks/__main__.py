@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, line
 from benchmarks.peers import NAMES
 from benchmarks.plots import draw
 from benchmarks.processes import CACHE, BenchError
@@ -108,7 +108,7 @@ def main() -> int:
     )
     results = Results(describe(CACHE), as_json(options), left_out=left_out)
     Schedule(options, results, raw_client="gcc" not in absent).run(rows, lambda _: write(results, arguments.out))
-    print(f"\n{readme_table(results)}\n\nwritten to {arguments.out}")
+    print(f"\n{line(results.machine)}\n\n{readme_table(results)}\n\nwritten to {arguments.out}")
     return 1 if results.errors else 0
 
 

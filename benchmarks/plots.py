@@ -36,24 +36,22 @@ def draw(results: Results, directory: Path) -> list[Path]:
         return lambda row, peer: medians[row].get(peer, {}).get(key)
 
     plots = {
-        "throughput": ("throughput over kafka-cache's (higher is better)", rate, False),
-        "cpu": ("broker CPU-s per GB (lower is better)", figure("cpu_s_per_gb"), True),
-        "p50": ("p50, ms (lower is better)", figure("p50_ms"), True),
-        "p99": ("p99, ms (lower is better)", figure("p99_ms"), True),
+        "throughput": ("throughput over kafka-cache's (higher is better)", rate),
+        "cpu": ("broker CPU-s per GB (lower is better)", figure("cpu_s_per_gb")),
+        "p50": ("p50, ms (lower is better)", figure("p50_ms")),
+        "p99": ("p99, ms (lower is better)", figure("p99_ms")),
     }
     paths = []
-    for name, (title, value, logarithmic) in plots.items():
+    for name, (title, value) in plots.items():
         rows = [row for row in medians if sum(value(row, peer) is not None for peer in PEERS) > 1]
         if rows:
-            paths.append(_bars(directory / f"{name}.svg", title, rows, value, logarithmic))
+            paths.append(_bars(directory / f"{name}.svg", title, rows, value))
     if "S" in results.runs:
         paths.append(_sustained(directory / "sustained.svg", results))
     return paths
 
 
-def _bars(
-    path: Path, title: str, rows: list[str], value: Callable[[str, str], float | None], logarithmic: bool
-) -> Path:
+def _bars(path: Path, title: str, rows: list[str], value: Callable[[str, str], float | None]) -> Path:
     figure, axes = pyplot.subplots(figsize=(1.5 + 0.8 * len(rows), 3.5), layout="constrained")
     width = GROUP_WIDTH / len(PEERS)
     for number, peer in enumerate(PEERS):
@@ -61,9 +59,8 @@ def _bars(
         places = [at + (number - (len(PEERS) - 1) / 2) * width for at, _ in shown]
         axes.bar(places, [found for _, found in shown], width, label=peer, color=COLOURS[peer])
     axes.set_xticks(range(len(rows)), rows)
-    if logarithmic:
-        axes.set_yscale("log")
-    else:
+    axes.set_yscale("log")
+    if all(value(row, CACHE) == 1 for row in rows):  # ratios
         axes.axhline(1, color="black", linewidth=0.5)
     return _finish(path, title, figure, axes)
 
@@ -81,7 +78,7 @@ def _sustained(path: Path, results: Results) -> Path:
 
 def _finish(path: Path, title: str, figure: Any, axes: Axes) -> Path:
     axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
