@@ -6,13 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.compatibility.health import check
 from tests.support.broker_process import BrokerProcess
-
-
-def check_log(broker: BrokerProcess) -> None:
-    """No client, however it behaves, makes the broker log an error."""
-    log = broker.log_tail(100_000)
-    assert "Traceback" not in log and " ERROR " not in log, log
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +15,9 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
     """One broker for all tests that do not restart it. It has to stop cleanly and to have logged no error."""
     with BrokerProcess(tmp_path_factory.mktemp("broker") / "data") as running:
         yield running
+        check(running)
         assert running.stop() == 0, running.log_tail()
-        check_log(running)
+        check(running)
 
 
 @pytest.fixture
@@ -41,7 +37,10 @@ def make_broker(tmp_path: Path) -> Iterator[Callable[..., BrokerProcess]]:
         return made[-1].start()
 
     yield make
-    for one in made:
-        if one.process is not None:
-            one.kill()
-        check_log(one)
+    try:
+        for one in made:
+            check(one)
+    finally:
+        for one in made:
+            if one.process is not None:
+                one.kill()

@@ -167,6 +167,20 @@ def test_group_sees_new_partitions(broker: BrokerProcess, client: Client, topic:
         members.pop().close()
 
 
+@each_client
+def test_topics_by_pattern(broker: BrokerProcess, client: Client, topic: str) -> None:
+    """Topics that appear later are found by the metadata refresh."""
+    age = "topic.metadata.refresh.interval.ms" if client.name == "confluent-kafka" else "metadata.max.age.ms"
+    options = {**QUICK, "group.id": topic, age: 300}
+    with client.producer(broker.bootstrap) as producer, client.consumer(broker.bootstrap, options) as consumer:
+        producer.send(f"{topic}-1", [Out(b"1")])
+        consumer.subscribe_pattern(topic)
+        seen = [one.topic for one in poll_until(consumer, lambda records: records)]
+        producer.send(f"{topic}-2", [Out(b"2")])
+        seen += [one.topic for one in poll_until(consumer, lambda records: records)]
+        assert seen == [f"{topic}-1", f"{topic}-2"]
+
+
 def test_cooperative_sticky(broker: BrokerProcess, topic: str) -> None:
     """Members keep what stays theirs while partitions move in two steps."""
     create_topic(broker, topic, 6)

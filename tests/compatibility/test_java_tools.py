@@ -9,6 +9,7 @@ import pytest
 from tests.compatibility import versions
 from tests.compatibility.clients import confluent, poll_until, read
 from tests.compatibility.clients.base import Out
+from tests.compatibility.health import metric
 from tests.compatibility.jvm import Tools
 from tests.compatibility.jvm import tools as tools_of
 from tests.support.broker_process import BrokerProcess
@@ -46,14 +47,16 @@ def cells(lines: list[str]) -> list[list[str]]:
     return [line.split() for line in lines]
 
 
-def test_topics(tools: Tools, where: tuple[str, str], topic: str) -> None:
+def test_topics(tools: Tools, where: tuple[str, str], broker: BrokerProcess, topic: str) -> None:
     def command(*arguments: object) -> list[str]:
         return tools.run("TopicCommand", *where, *arguments).lines
 
     create = ("--create", "--topic", topic, "--partitions", 3, "--replication-factor", 1)
     assert f"Created topic {topic}." in command(*create, "--config", "retention.ms=123456")
     assert topic in command("--list")
+    had = metric(broker, "tidelog_requests_total", api="DescribeTopicPartitions")
     first, *rest = command("--describe", "--topic", topic)
+    assert metric(broker, "tidelog_requests_total", api="DescribeTopicPartitions") > had
     assert re.fullmatch(
         rf"Topic: {re.escape(topic)}\tTopicId: [\w-]{{22}}\tPartitionCount: 3\tReplicationFactor: 1\t"
         "Configs: retention.ms=123456",

@@ -1,6 +1,7 @@
 """aiokafka, on an event loop in a thread of its own, so that its background work goes on between calls."""
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
@@ -87,6 +88,12 @@ class Consumer(Closing):
     def subscribe(self, *topics: str) -> None:
         async def work() -> None:
             self._consumer.subscribe(topics)
+
+        run(work())
+
+    def subscribe_pattern(self, start: str) -> None:
+        async def work() -> None:
+            self._consumer.subscribe(pattern=f"^{re.escape(start)}.*")
 
         run(work())
 

@@ -56,6 +56,9 @@ class Consumer(Protocol):
     """A consumer; group work goes on in `poll`, so every member is polled in turn by one thread."""
 
     def subscribe(self, *topics: str) -> None: ...
+    def subscribe_pattern(self, start: str) -> None:
+        """All topics whose names begin so, those of later too."""
+
     def assign(self, where: Mapping[Partition, int | str]) -> None:
         """Read these partitions from an offset, "beginning" or "end"."""
 

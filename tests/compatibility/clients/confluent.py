@@ -1,5 +1,6 @@
 """confluent-kafka, which is librdkafka."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -73,6 +74,9 @@ class Consumer(Closing):
 
     def subscribe(self, *topics: str) -> None:
         self._consumer.subscribe(list(topics))
+
+    def subscribe_pattern(self, start: str) -> None:
+        self._consumer.subscribe([f"^{re.escape(start)}.*"])
 
     def assign(self, where: Mapping[Partition, int | str]) -> None:
         self._consumer.assign(

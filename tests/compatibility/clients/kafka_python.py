@@ -1,5 +1,6 @@
 """kafka-python."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -47,6 +48,9 @@ class Consumer(Closing):
 
     def subscribe(self, *topics: str) -> None:
         self._consumer.subscribe(topics)
+
+    def subscribe_pattern(self, start: str) -> None:
+        self._consumer.subscribe(pattern=f"^{re.escape(start)}.*")
 
     def assign(self, where: Mapping[Partition, int | str]) -> None:
         self._consumer.assign([TopicPartition(*partition) for partition in where])
