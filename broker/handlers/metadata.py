@@ -20,6 +20,7 @@ from protocol import messages as m
 from protocol.errors import ErrorCode, KafkaError
 from protocol.fast.metadata import MetadataBroker, encode_metadata_response, encode_metadata_topic
 
+AskedTopic = m.MetadataRequest.MetadataRequestTopic
 NO_ID = bytes(16)
 NULL_NAME_FROM = 12
 PARTITION_LIMIT_MAX = 2000
@@ -42,12 +43,34 @@ class EncodedMetadata(NamedTuple):
 def metadata(request: m.MetadataRequest, context: RequestContext) -> EncodedMetadata | Awaitable[EncodedMetadata]:
     """Answer at once, or after the missing topics were created."""
     state = context.services.controller.state
+    if request.topics:
+        if context.api_version < NULL_NAME_FROM and any(
+            one.name is None or one.topic_id != NO_ID for one in request.topics
+        ):
+            return _refused(request, context.api_version)
+        request.topics = _distinct(request.topics)
     may_create = request.allow_auto_topic_creation or context.api_version < 4
     if may_create and context.services.settings.auto_create_topics_enable:
         missing = _missing_topics(request, context, state)
         if missing:
             return _create_and_answer(request, context, missing)
     return _answer(request, context, {})
+
+
+def _distinct(topics: Sequence[AskedTopic]) -> list[AskedTopic]:
+    """Each topic once, and only those asked for by id if there are any, as in Kafka."""
+    by_id = {topic.topic_id: topic for topic in topics if topic.topic_id != NO_ID}
+    return list(by_id.values()) if by_id else list({topic.name: topic for topic in topics}.values())
+
+
+def _refused(request: m.MetadataRequest, version: int) -> EncodedMetadata:
+    """v10 and v11 have ids and null names in their requests and no meaning for them."""
+    code = ErrorCode.INVALID_REQUEST
+    topics = [
+        encode_metadata_topic(version, topic.name or "", topic.topic_id, (), error_code=code)
+        for topic in request.topics or ()
+    ]
+    return EncodedMetadata(encode_metadata_response(version, 0, (), None, -1, topics))
 
 
 def _wants_all(request: m.MetadataRequest, version: int) -> bool:
@@ -125,7 +148,7 @@ def brokers_of(state: ClusterState, listener: str) -> list[tuple[int, str, int, 
 
 def _asked_topic(
     context: RequestContext,
-    asked: m.MetadataRequest.MetadataRequestTopic,
+    asked: AskedTopic,
     errors: dict[str, ErrorCode],
     operations: int,
 ) -> bytes:
@@ -137,8 +160,6 @@ def _asked_topic(
         return services.metadata_cache.topic(version, topic, operations)
     if name is not None:
         code = errors.get(name, code)
-    elif version < NULL_NAME_FROM:
-        name = ""
     return encode_metadata_topic(version, name, asked.topic_id, (), error_code=code)
 
 

@@ -143,6 +143,16 @@ async def test_metadata_by_topic_id(client: RawClient) -> None:
             assert (unknown.error_code, unknown.name) == (ErrorCode.UNKNOWN_TOPIC_ID, None)
     everything = await client.ask(ApiKey.METADATA, 12, m.MetadataRequest(topics=None))
     assert [topic.name for topic in everything.topics] == ["t"]
+    mixed = m.MetadataRequest(topics=[wanted(name="t"), wanted(name=None, topic_id=b"x" * 16)])
+    answer = await client.ask(ApiKey.METADATA, 12, mixed)
+    assert [topic.error_code for topic in answer.topics] == [ErrorCode.UNKNOWN_TOPIC_ID]
+    twice = m.MetadataRequest(topics=[wanted(name="t"), wanted(name="t")])
+    assert len((await client.ask(ApiKey.METADATA, 12, twice)).topics) == 1
+    for version in (10, 11):
+        request = m.MetadataRequest(topics=[wanted(name=None, topic_id=topic_id), wanted(name="t")])
+        answer = await client.ask(ApiKey.METADATA, version, request)
+        assert [topic.error_code for topic in answer.topics] == [ErrorCode.INVALID_REQUEST] * 2
+        assert (answer.brokers, answer.controller_id) == ([], -1)
 
 
 async def test_describe_topic_partitions_pages(client: RawClient) -> None:
