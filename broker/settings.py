@@ -77,7 +77,11 @@ class Settings:
 
     # Connections and requests
     socket_request_max_bytes: int = setting(100 * MIB, "The largest request a client may send.", at_least=1)
-    socket_listen_backlog_size: int = setting(50, "Connections waiting to be accepted.", at_least=1)
+    socket_listen_backlog_size: int = setting(
+        1024,
+        "Connections waiting to be accepted. Kafka's default is 50: too few when a thousand clients reconnect.",
+        at_least=1,
+    )
     queued_max_request_bytes: int = setting(
         256 * MIB,
         "Bytes of requests read and not yet answered, all connections together; reading pauses beyond it. "
