@@ -197,30 +197,43 @@ def count_in_log(broker: BrokerProcess, text: str) -> int:
     return broker.log_tail(1_000_000).count(text)
 
 
-def check_waits(broker: BrokerProcess) -> None:
+def check_waits(broker: BrokerProcess, told: int) -> None:
     """A process that starts without its store: alive, not ready, patient, and it said so once."""
     wait_until(lambda: http_status(broker, "/livez") == 200, what="/livez")
-    wait_until(lambda: count_in_log(broker, WAITING), 60, "a word about waiting")
+    wait_until(lambda: count_in_log(broker, WAITING) == told, 60, "a word about waiting")
     for _ in range(3):
         threading.Event().wait(0.5)  # several attempts: it says so once
         assert broker.process is not None and broker.process.poll() is None, broker.log_tail()
         assert (http_status(broker, "/livez"), http_status(broker, "/readyz")) == (200, 503)
-        assert count_in_log(broker, WAITING) == 1
+        assert count_in_log(broker, WAITING) == told
 
 
-def run_kill_while_away(server: S3Server, data_dir: Path, fault: str, ready_s: float) -> None:
-    """Killed during the outage, started and killed and stopped without the store; then it returns."""
+def run_stop_and_start_while_away(server: S3Server, data_dir: Path, fault: str, ready_s: float, kills: int) -> None:
+    """Stopped and killed during the outage, started and stopped and killed without the store; then it returns."""
+    timeout_ms = 2_000
     figures: dict[str, float] = {}
-    with StoreUnderFaults(server) as store, outage_broker(store, data_dir, ROOMY) as broker:
+    overrides = {"tidelog_shutdown_timeout_ms": timeout_ms}
+    with StoreUnderFaults(server) as store, outage_broker(store, data_dir, ROOMY, **overrides) as broker:
         create_topic(broker.bootstrap, PARTITIONS)
         group = CommittingGroup(broker.bootstrap).start()
         load = IdempotentLoad(broker.bootstrap, PARTITIONS, records_per_s=5_000).start()
         load.wait_for(5_000)
+        for _ in range(kills):
+            store.away(fault)
+            load.wait_for(load.acknowledged + 5_000)
+            broker.kill()
+            store.back()
+            broker.start()
         store.away(fault)
         load.wait_for(load.acknowledged + 5_000)
-        broker.kill()
+        with timed(figures, "a clean stop gives up after s"):
+            assert broker.stop() == 1
+        assert figures["a clean stop gives up after s"] < timeout_ms / 1000 + 2
+        assert "tidelog.shutdown.timeout.ms" in broker.log_tail()
+        assert list((data_dir / "wal").glob("*/*.wal"))
+        said = count_in_log(broker, WAITING)
         broker.spawn()
-        check_waits(broker)
+        check_waits(broker, said + 1)
         with timed(figures, "stopped while starting after s"):
             assert broker.stop() == 1
         for _ in range(2):
@@ -237,58 +250,21 @@ def run_kill_while_away(server: S3Server, data_dir: Path, fault: str, ready_s: f
         group.finish()
         check_all(broker.bootstrap, sent)
         assert broker.stop() == 0
-    print(f"killed while the store {fault}: {json.dumps(figures)}")
+        assert not list((data_dir / "wal").glob("*/*.wal"))
+    print(f"stopped, killed and started while the store {fault}: {json.dumps(figures)}")
     assert figures["ready after s"] < ready_s
 
 
 @pytest.mark.timeout(180)
-def test_killed_while_the_store_is_away(moto_server: S3Server, tmp_path: Path) -> None:
-    run_kill_while_away(moto_server, tmp_path / "data", REFUSE, 15)
+def test_stops_and_starts_without_the_store(moto_server: S3Server, tmp_path: Path) -> None:
+    run_stop_and_start_while_away(moto_server, tmp_path / "data", REFUSE, ready_s=15, kills=0)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("fault", [BURST, HANG, DROP])
-def test_killed_while_the_store_fails(moto_server: S3Server, tmp_path: Path, fault: str) -> None:
-    run_kill_while_away(moto_server, tmp_path / "data", fault, 45)
-
-
-def run_stop_while_away(server: S3Server, data_dir: Path, fault: str) -> None:
-    """A clean stop that cannot finish: exit code 1 in time, the WAL stays, the next start has everything."""
-    timeout_ms = 3_000
-    figures: dict[str, float] = {}
-    overrides = {"tidelog_shutdown_timeout_ms": timeout_ms}
-    with StoreUnderFaults(server) as store, outage_broker(store, data_dir, ROOMY, **overrides) as broker:
-        create_topic(broker.bootstrap, PARTITIONS)
-        load = IdempotentLoad(broker.bootstrap, PARTITIONS, records_per_s=5_000).start()
-        load.wait_for(2_000)
-        store.away(fault)
-        load.wait_for(load.acknowledged + 10_000)
-        with timed(figures, "stopped after s"):
-            assert broker.stop() == 1
-        assert figures["stopped after s"] < timeout_ms / 1000 + 2
-        assert "the WAL in" in broker.log_tail() and "stays" in broker.log_tail()
-        assert list((data_dir / "wal").glob("*/*.wal"))
-        acknowledged = load.acknowledged
-        store.back()
-        broker.start()
-        load.wait_for(acknowledged + 1_000)
-        check_all(broker.bootstrap, load.finish())
-        assert broker.stop() == 0
-        assert not list((data_dir / "wal").glob("*/*.wal"))
-    print(f"stopped while the store {fault}: {json.dumps(figures)}")
-
-
-@pytest.mark.timeout(120)
-def test_a_clean_stop_without_the_store(moto_server: S3Server, tmp_path: Path) -> None:
-    run_stop_while_away(moto_server, tmp_path / "data", REFUSE)
-
-
-@pytest.mark.chaos
-@pytest.mark.timeout(200)
-@pytest.mark.parametrize("fault", [BURST, HANG, DROP])
-def test_a_clean_stop_while_the_store_fails(moto_server: S3Server, tmp_path: Path, fault: str) -> None:
-    run_stop_while_away(moto_server, tmp_path / "data", fault)
+@pytest.mark.parametrize("fault", [REFUSE, BURST, HANG, DROP])
+def test_stops_and_starts_while_the_store_fails(moto_server: S3Server, tmp_path: Path, fault: str) -> None:
+    run_stop_and_start_while_away(moto_server, tmp_path / "data", fault, ready_s=45, kills=2)
 
 
 @pytest.mark.chaos
