@@ -479,18 +479,33 @@ class Broker:
             (NewWal(self.wal_id, self.wal.kind),),
             tuple(instance.wal_id for instance in locked if instance.same_boot()),
         )
-        waiting = False
+        told_why = False
+
+        def tell(why: str) -> None:
+            nonlocal told_why
+            if not told_why:
+                log.warning("waiting to register: %s", why)
+                told_why = True
+
+        def tell_of_controller() -> None:
+            if not self.controller.leads:
+                node = self.controller.state.controller_node
+                tell(f"node {node} controls the cluster; this version has one broker per cluster")
+
+        await self.controller.wait_ready()
         self._registering = True
-        while True:
-            try:
-                return (await self.controller.ask(command)).recoveries
-            except KafkaError as error:
-                if error.code is not ErrorCode.DUPLICATE_BROKER_REGISTRATION and error.code not in RETRIABLE:
-                    raise CannotStart(f"the controller refuses this broker: {error.message}") from None
-                if not waiting:
-                    log.warning("waiting to register: %s", error.message)
-                    waiting = True
-                await asyncio.sleep(RETRY_S)
+        telling = asyncio.get_running_loop().call_later(TELL_S, tell_of_controller)
+        try:
+            while True:
+                try:
+                    return (await self.controller.ask(command)).recoveries
+                except KafkaError as error:
+                    if error.code is not ErrorCode.DUPLICATE_BROKER_REGISTRATION and error.code not in RETRIABLE:
+                        raise CannotStart(f"the controller refuses this broker: {error.message}") from None
+                    tell(error.message)
+                    await asyncio.sleep(RETRY_S)
+        finally:
+            telling.cancel()
 
     # While it runs
 
