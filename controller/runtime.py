@@ -83,7 +83,7 @@ class Runtime:
         self._lease_due = 0
         self._stopping = False
         self._away = False
-        self._answered_ms: int | None = None
+        self._answered_ms: int | None = None  # when that was asked to which the last answer came
         self._upkeep = Upkeep(self, store, clock, token)
         self.replica.subscribe(self._facts_applied)
 
@@ -97,7 +97,11 @@ class Runtime:
 
     @property
     def reachable(self) -> bool:
-        """Whether the metadata log answered within the lease: one that hangs is away long before a call gives up."""
+        """Whether the metadata log has answered something that was asked less than a lease ago.
+
+        One that hangs is away long before a call gives up. Leases count from the same moment, so that nobody is
+        without both: what a broker may do while it cannot know of newer facts begins where its session ends.
+        """
         if self._away or self._answered_ms is None:
             return False
         return self._clock.boottime_ms() < self._answered_ms + self.settings.lease_ms
@@ -186,8 +190,10 @@ class Runtime:
     async def _follow(self) -> None:
         self.queue.wake.clear()
         first = not self.ready.is_set() and self._election.last_seen == 0
+        asked = self._clock.boottime_ms()
         applied = await self.replica.catch_up()
         self._set_away(None)
+        self._answered_ms = asked
         now = self._clock.boottime_ms()
         if applied or first:
             self._election.observed(now)
@@ -323,6 +329,7 @@ class Runtime:
     async def _append_until_known(self, position: int, data: bytes) -> bytes:
         retry_ms = RETRY_MS
         while True:
+            asked = self._clock.boottime_ms()
             try:
                 held = await self.replica.log.append(position, data)
             except StoreError as error:
@@ -333,6 +340,7 @@ class Runtime:
                 retry_ms = min(2 * retry_ms, RETRY_MS_MAX)
             else:
                 self._set_away(None)
+                self._answered_ms = asked
                 return held
 
     def _facts_applied(self, facts: Sequence[f.Fact]) -> None:
@@ -354,8 +362,6 @@ class Runtime:
             _log.info("the metadata log can be reached again")
             self._election.observed(self._clock.boottime_ms())  # a controller that was cut off too gets its lease again
         self._away = error is not None
-        if error is None:
-            self._answered_ms = self._clock.boottime_ms()
 
     async def _pause(self, wait_ms: int) -> None:
         """Until a command comes or the time is over."""

@@ -224,6 +224,11 @@ async def test_a_store_that_hangs_is_away_after_a_lease(group: asyncio.TaskGroup
     process.store.before = lambda method, key: None
     await asyncio.sleep(130)
     assert process.client.reachable
+    process.store.before = lambda method, key: SETTINGS.lease_ms * 0.6 / 1000
+    await asyncio.sleep(2 * SETTINGS.lease_ms / 1000)
+    for _ in range(60):
+        await asyncio.sleep(0.5)
+        assert not process.client.reachable, "what is answered is older than a lease: look and append take longer"
 
 
 @virtual
