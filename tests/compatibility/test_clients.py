@@ -48,7 +48,7 @@ def test_null_header_values(broker: BrokerProcess, topic: str) -> None:
         producer.send(topic, [Out(b"v", headers=(("nothing", None), ("something", b"x")))])
     for client in CLIENTS:
         with client.consumer(broker.bootstrap) as consumer:
-            consumer.assign({(topic, 0): "beginning"})
+            consumer.assign({(topic, 0): 0})
             assert read(consumer, 1)[0].headers == (("nothing", None), ("something", b"x"))
 
 
@@ -64,7 +64,7 @@ def test_acks(broker: BrokerProcess, client: Client, topic: str) -> None:
             sent = producer.send(topic, (Out(value, partition=partition) for value in values))
         assert acks == 0 or [one.offset for one in sent] == list(range(100))
     with client.consumer(broker.bootstrap) as consumer:
-        consumer.assign({(topic, partition): "beginning" for partition in range(3)})
+        consumer.assign({(topic, partition): 0 for partition in range(3)})
         found = read(consumer, 300)
     for partition in range(3):
         assert [one.value for one in found if one.partition == partition] == values
@@ -81,7 +81,7 @@ def test_compression(broker: BrokerProcess, topic: str, codec: str) -> None:
             producer.send(topic, (Out(value, partition=partition) for value in values))
     for client in CLIENTS:
         with client.consumer(broker.bootstrap) as consumer:
-            consumer.assign({(topic, partition): "beginning" for partition in range(len(CLIENTS))})
+            consumer.assign({(topic, partition): 0 for partition in range(len(CLIENTS))})
             found = read(consumer, 1000 * len(CLIENTS))
         for partition in range(len(CLIENTS)):
             assert [one.value for one in found if one.partition == partition] == values
@@ -98,7 +98,7 @@ def test_idempotent_producer_in_order(broker: BrokerProcess, client: Client, top
         sent = producer.send(topic, records)
     assert [one.offset for one in sent] == [i // 3 for i in range(count)]
     with client.consumer(broker.bootstrap) as consumer:
-        consumer.assign({(topic, partition): "beginning" for partition in range(3)})
+        consumer.assign({(topic, partition): 0 for partition in range(3)})
         found = read(consumer, count)
     for partition in range(3):
         mine = [one for one in found if one.partition == partition]
@@ -164,7 +164,7 @@ def test_large_messages(broker: BrokerProcess, client: Client, topic: str) -> No
     with client.producer(broker.bootstrap) as producer:
         producer.send(topic, [Out(value) for value in values])
     with client.consumer(broker.bootstrap) as consumer:
-        consumer.assign({(topic, 0): "beginning"})
+        consumer.assign({(topic, 0): 0})
         assert [one.value for one in read(consumer, 4)] == values
     larger = "message.max.bytes" if client.name == "confluent-kafka" else "max.request.size"
     with (
@@ -182,7 +182,7 @@ def test_reads_committed(broker: BrokerProcess, client: Client, topic: str) -> N
         for level in ("read_committed", "read_uncommitted"):
             with client.consumer(broker.bootstrap, {"isolation.level": level}) as consumer:
                 assert consumer.bounds((topic, 0)) == (0, 50)
-                consumer.assign({(topic, 0): "beginning"})
+                consumer.assign({(topic, 0): 0})
                 assert len(read(consumer, 50)) == 50
 
 
@@ -195,7 +195,7 @@ def test_many_partitions_in_one_session(broker: BrokerProcess, client: Client, t
     wanted: dict[int, list[bytes]] = {partition: [] for partition in range(partitions)}
     numbers = itertools.count()
     with client.producer(broker.bootstrap) as producer, client.consumer(broker.bootstrap) as consumer:
-        consumer.assign({(topic, partition): "beginning" for partition in range(partitions)})
+        consumer.assign({(topic, partition): 0 for partition in range(partitions)})
         found: dict[int, list[bytes | None]] = {partition: [] for partition in range(partitions)}
         for _ in range(12):
             records = [
@@ -219,7 +219,7 @@ def test_topic_recreated_under_clients(broker: BrokerProcess, client: Client, to
         client.consumer(broker.bootstrap, {**FROM_START, age: 300}) as consumer,
     ):
         producer.send(topic, [Out(b"old")])
-        consumer.assign({(topic, 0): "beginning"})
+        consumer.assign({(topic, 0): 0})
         read(consumer, 1)
         with admin(broker) as manager:
             manager.delete_topics([topic])
@@ -230,7 +230,7 @@ def test_topic_recreated_under_clients(broker: BrokerProcess, client: Client, to
         # Whether it begins at the old position or anew is the library's affair.
         assert found[-1].value == b"4"
     with client.consumer(broker.bootstrap) as consumer:
-        consumer.assign({(topic, 0): "beginning"})
+        consumer.assign({(topic, 0): 0})
         assert [one.value for one in read(consumer, 5)] == [b"%d" % i for i in range(5)]
 
 
@@ -243,7 +243,7 @@ def test_append_time(broker: BrokerProcess, client: Client, topic: str) -> None:
         producer.send(topic, [Out(b"%d" % i, timestamp_ms=1_000_000 + i) for i in range(20)])
     with client.consumer(broker.bootstrap) as consumer:
         assert consumer.offset_for_time((topic, 0), now - 60_000) == 0
-        consumer.assign({(topic, 0): "beginning"})
+        consumer.assign({(topic, 0): 0})
         assert all(abs(one.timestamp_ms - now) < 60_000 for one in read(consumer, 20))
 
 
@@ -259,7 +259,7 @@ def test_small_fetches(broker: BrokerProcess, client: Client, topic: str) -> Non
     if client.name == "confluent-kafka":
         limits = {"max.partition.fetch.bytes": 1000, "fetch.max.bytes": 2000, "message.max.bytes": 2000}
     with client.consumer(broker.bootstrap, limits) as consumer:
-        consumer.assign({(topic, 0): "beginning"})
+        consumer.assign({(topic, 0): 0})
         assert [len(one.value or b"") for one in read(consumer, len(sizes))] == sizes
 
 

@@ -35,7 +35,7 @@ def cold(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
 @each_client
 def test_all_codecs(cold: BrokerProcess, client: Client) -> None:
     with client.consumer(cold.bootstrap) as consumer:
-        consumer.assign({(codec, 0): "beginning" for codec in CODECS})
+        consumer.assign({(codec, 0): 0 for codec in CODECS})
         found = read(consumer, COUNT * len(CODECS))
     for codec in CODECS:
         mine = [one for one in found if one.topic == codec]
@@ -67,7 +67,7 @@ def test_from_the_bucket_into_memory(make_broker: Callable[..., BrokerProcess]) 
     consumers = [client.consumer(broker.bootstrap) for client in CLIENTS]
     with confluent.producer(broker.bootstrap) as producer:
         for consumer in consumers:
-            consumer.assign({("t", 0): "beginning"})
+            consumer.assign({("t", 0): 0})
         seen: dict[int, list[int]] = {number: [] for number in range(len(consumers))}
         for first in range(2000, 4000, 50):
             producer.send("t", [Out(b"%d" % i) for i in range(first, first + 50)])

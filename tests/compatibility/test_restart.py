@@ -115,7 +115,7 @@ def commit_some(broker: BrokerProcess) -> dict[Client, int]:
         with client.producer(broker.bootstrap) as producer:
             producer.send(group, [Out(b"%d" % i) for i in range(100)])
         with client.consumer(broker.bootstrap, {"group.id": group, "enable.auto.commit": False}) as consumer:
-            consumer.assign({(group, 0): "beginning"})
+            consumer.assign({(group, 0): 0})
             read(consumer, 100)
             consumer.commit({(group, 0): offset})
     return committed

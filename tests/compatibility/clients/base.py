@@ -60,7 +60,7 @@ class Consumer(Protocol):
         """All topics whose names begin so, those of later too."""
 
     def assign(self, where: Mapping[Partition, int | str]) -> None:
-        """Read these partitions from an offset, "beginning" or "end"."""
+        """Read these partitions from an offset, "beginning" or "end" (librdkafka takes 0.5 s to ask where that is)."""
 
     def poll(self, seconds: float = 0.1) -> list[In]: ...
     def assignment(self) -> set[Partition]: ...
