@@ -9,6 +9,7 @@ import asyncio
 import errno
 import fcntl
 import functools
+import mmap
 import os
 import stat
 import threading
@@ -43,9 +44,8 @@ LOCK_NAME = ".tidelog-lock"
 TEMPORARY_NAME = ".tidelog-tmp"
 LIST_PAGE = 1000
 THREADS = 4
-SYNC_BYTES = 4 * 1024 * 1024
-"""A large body is synced in steps of this size, so that no single sync holds up those of a WAL on the same disk."""
-_PARTS_MAX = 1024  # of one write; Linux takes no more
+WRITE_BYTES = 1024 * 1024
+"""A body is written in pieces of this size, whole ones past the page cache."""
 
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -58,8 +58,9 @@ class FileSystemStore:
     The hash is no defence against forgery and need not be: who may write here may replace any object.
     A listing tells no etags, because it would have to read every object.
 
-    Large objects leave the page cache as they are written: they are read again late, in part or never, and memory that
-    the cache has to find for them costs several times as much as the write.
+    Large objects are written past the page cache: they are read again late, in part or never, memory that the cache has
+    to find for them costs several times as much as the write, and writing all of it back in one sync holds up those of
+    a WAL on the same disk.
     """
 
     def __init__(self, root: str | Path, *, token: Callable[[int], bytes]) -> None:
@@ -302,6 +303,7 @@ class _Temporary:
         self._token = token
         self._body = body
         self._stop = stop
+        self._may_be_direct = True
         self.path = Path()
         self.etag = ""
 
@@ -316,21 +318,30 @@ class _Temporary:
 
     def _write(self) -> None:
         digest = xxh3_128()
-        write = functools.partial(os.pwritev, self._descriptor)
-        position = synced = 0
-        for views, size in _gathered(self._body):
-            if self._stop.is_set():
-                raise OSError(errno.ECANCELED, "cancelled")
-            for view in views:
-                digest.update(view)
-            write_all(write, views, position)
-            position += size
-            if position - synced >= SYNC_BYTES:
-                os.fdatasync(self._descriptor)
-                os.posix_fadvise(self._descriptor, synced, position - synced, os.POSIX_FADV_DONTNEED)
-                synced = position
+        position = 0
+        # Direct writes need aligned memory; copied there, the bytes are hashed while the CPU's cache holds them.
+        with mmap.mmap(-1, WRITE_BYTES) as memory, memoryview(memory) as room:
+            for filled in _fill(room, self._body):
+                if self._stop.is_set():
+                    raise OSError(errno.ECANCELED, "cancelled")
+                with room[:filled] as piece:
+                    digest.update(piece)
+                    self._write_piece(piece, position)
+                position += filled
         os.fsync(self._descriptor)
         self.etag = digest.hexdigest()
+
+    def _write_piece(self, piece: memoryview, position: int) -> None:
+        direct = self._may_be_direct and len(piece) == WRITE_BYTES
+        try:
+            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, os.O_DIRECT if direct else 0)
+            write_all(functools.partial(os.pwritev, self._descriptor), [piece], position)
+        except OSError as error:
+            # The file system does not take direct writes, or one was short and its rest is not aligned.
+            if not direct or error.errno != errno.EINVAL:
+                raise
+            self._may_be_direct = False
+            self._write_piece(piece, position)
 
     def __exit__(self, *_: object) -> None:
         self.path.unlink(missing_ok=True)
@@ -371,18 +382,19 @@ def _file_name(segment: str) -> str:
     return "%2E" + name[1:] if name.startswith(".") else name
 
 
-def _gathered(body: Body) -> Iterator[tuple[list[memoryview], int]]:
-    """The body in lists of views for one write each, about `BLOCK_BYTES`, with their size. Nothing is copied."""
-    views: list[memoryview] = []
-    size = 0
+def _fill(room: memoryview, body: Body) -> Iterator[int]:
+    """Fills `room` with the body, again and again from its start; how many bytes it holds each time."""
+    filled = 0
     for view in body_blocks(body):
-        views.append(view)
-        size += len(view)
-        if size >= BLOCK_BYTES or len(views) == _PARTS_MAX:
-            yield views, size
-            views, size = [], 0
-    if views:
-        yield views, size
+        while view:
+            part, view = view[: len(room) - filled], view[len(room) - filled :]
+            room[filled : filled + len(part)] = part
+            filled += len(part)
+            if filled == len(room):
+                yield filled
+                filled = 0
+    if filled:
+        yield filled
 
 
 def _hash(descriptor: int) -> str:
