@@ -23,19 +23,38 @@ from typing import Any, Self, TypeVar
 from protocol import messages as m
 from protocol.apis import ApiKey
 from protocol.errors import RETRIABLE, ErrorCode
+from tests.chaos.load import seeded
 from tests.support.broker_process import BrokerProcess
-from tests.support.faulty_proxy import Answer, Drop, FaultyProxy, Hang, Plan
+from tests.support.faulty_proxy import Answer, Cut, Delay, Drop, Fault, FaultyProxy, Hang, Plan, Repeat
 from tests.support.raw_client import RawClient, batch_of
 from tests.support.s3_servers import S3Server
 
 T = TypeVar("T")
 
 REFUSE, BURST, HANG, DROP = "refuses connections", "answers 503", "never answers", "drops replies after applying"
+DENY, SLOW, FLAKY = "says that the credentials expired", "takes longer than a lease", "does all of that by turns"
 PLANS: dict[str, Plan] = {
     BURST: lambda _: Answer(503, "SlowDown"),
     HANG: lambda _: Hang(),
     DROP: lambda _: Drop(applied=True),
+    DENY: lambda _: Answer(403, "ExpiredToken"),
+    SLOW: lambda _: Delay(before_s=2),
 }
+FLAKY_FAULTS: list[Fault | None] = [
+    None,
+    None,
+    None,
+    Answer(503, "SlowDown"),
+    Answer(500, "InternalError"),
+    Drop(applied=True),
+    Drop(applied=False),
+    Delay(before_s=0.5),
+    Delay(after_s=2),
+    Delay(before_s=5),
+    Repeat(after_s=1),
+    Cut(body_bytes=3),
+    Hang(),
+]
 ANSWER_TIMEOUT_S = 60
 """No question may stay without an answer for longer: a request that waits has a limit of at most 30 s."""
 PAUSE_S = 0.2
@@ -110,6 +129,9 @@ class StoreUnderFaults:
         if fault == REFUSE:
             self._background.call(self.proxy.go_down())
             self._listens = False
+        elif fault == FLAKY:
+            dice = seeded()
+            self.proxy.plan = lambda _: dice.choice(FLAKY_FAULTS)
         else:
             self.proxy.plan = PLANS[fault]
 

@@ -15,9 +15,12 @@ from confluent_kafka.admin import AdminClient
 from tests.chaos.load import CommittingGroup, IdempotentLoad, check_all, create_topic
 from tests.chaos.outage import (
     BURST,
+    DENY,
     DROP,
+    FLAKY,
     HANG,
     REFUSE,
+    SLOW,
     Probes,
     StoreUnderFaults,
     Watch,
@@ -87,7 +90,7 @@ def run_outage(server: S3Server, data_dir: Path, fault: str, seconds: float, bou
                 probes.phase = "away"
                 store.away(fault)
                 began = monotonic()
-                go_through(load, group, watch, bounds, began, seconds)
+                go_through(load, group, watch, fault, bounds, began, seconds)
                 probes.phase = "returning"
                 uploaded, acknowledged = watch.last["objects_put_total"], load.acknowledged
                 store.back()
@@ -109,6 +112,7 @@ def run_outage(server: S3Server, data_dir: Path, fault: str, seconds: float, bou
         check_all(broker.bootstrap, sent)
         check_created(broker, probes.created)
         assert broker.stop() == 0
+    figures["peak tails MiB"] = round(watch.peak["tail_bytes"] / MIB)
     figures["acknowledged"] = sum(sent.values())
     figures["peak RSS MiB"] = round(watch.rss / MIB)
     figures["RSS MiB before"] = round(watch.rss_before / MIB)
@@ -119,7 +123,7 @@ def run_outage(server: S3Server, data_dir: Path, fault: str, seconds: float, bou
 
 
 def go_through(
-    load: IdempotentLoad, group: CommittingGroup, watch: Watch, bounds: Bounds, began: float, seconds: float
+    load: IdempotentLoad, group: CommittingGroup, watch: Watch, fault: str, bounds: Bounds, began: float, seconds: float
 ) -> None:
     """The outage itself. The session and the lease lapse in it: the broker goes on as an island."""
     if bounds.full:
@@ -134,8 +138,9 @@ def go_through(
             wait_for_commit(group, sum(group.committed.values()))
         threading.Event().wait(0.5)
         watch.check()
-    wait_until(lambda: not watch.last["metadata_reachable"], what="word of the metadata log being away")
-    assert watch.last["store_away"] == 1
+    if fault not in (SLOW, FLAKY):
+        wait_until(lambda: not watch.last["metadata_reachable"], what="word of the metadata log being away")
+        assert watch.last["store_away"] == 1
 
 
 def wait_for_commit(group: CommittingGroup, committed: int) -> None:
@@ -180,6 +185,15 @@ def test_the_store_refuses_connections_until_full(moto_server: S3Server, tmp_pat
 )
 def test_two_minutes_without_the_store(moto_server: S3Server, tmp_path: Path, fault: str, bounds: Bounds) -> None:
     run_outage(moto_server, tmp_path / "data", fault, 120, bounds)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("fault", "bounds"), [(DENY, SMALL_TAIL), (SLOW, ROOMY), (FLAKY, ROOMY)], ids=["denies", "slow", "flaky"]
+)
+def test_a_store_that_is_there_and_no_good(moto_server: S3Server, tmp_path: Path, fault: str, bounds: Bounds) -> None:
+    run_outage(moto_server, tmp_path / "data", fault, 40, bounds)
 
 
 @pytest.mark.chaos
