@@ -11,6 +11,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 TOPIC = "load"
 PAUSES_PER_S = 50
+CONSUME_S = 0.1
 RETRIABLE_FATAL_NEVER = "a client met an error that is not retriable"
 
 
@@ -132,8 +133,8 @@ def check_all(bootstrap: str, sent: dict[int, int], topic: str = TOPIC, timeout_
         last_offset = dict.fromkeys(sent, -1)
         idle = 0.0
         while any(next_number[partition] < count for partition, count in sent.items()):
-            messages = consumer.consume(5000, timeout=1)
-            idle = 0.0 if messages else idle + 1
+            messages = consumer.consume(5000, timeout=CONSUME_S)
+            idle = 0.0 if messages else idle + CONSUME_S
             assert idle < timeout_s, f"nothing more comes: have {next_number}, want {sent}"
             for message in messages:
                 assert message.error() is None, message.error()

@@ -13,7 +13,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from time import monotonic  # noqa: TID251
@@ -259,7 +259,8 @@ class Probes:
     Only success and retriable errors are right. `seen[phase, kind, error]` counts; a phase is what the test says it is.
     """
 
-    def __init__(self, broker: BrokerProcess, topic: str, *, pause_s: float = PAUSE_S) -> None:
+    def __init__(self, broker: BrokerProcess, topic: str, *, without: Collection[str] = ()) -> None:
+        """`without`: kinds that are not asked."""
         self.phase = "before"
         self.seen: Counter[tuple[str, str, str]] = Counter()
         self.slowest_s: dict[tuple[str, str], float] = {}
@@ -272,7 +273,7 @@ class Probes:
         """Reads from the bucket begin below this offset."""
         self._port = broker.port
         self._topic = topic
-        self._pause_s = pause_s
+        self._without = without
         self._names = itertools.count(1)
         self._background = Background("probes")
 
@@ -321,12 +322,12 @@ class Probes:
                         self.seen[phase, kind, ErrorCode(code).name] += 1
                         if code and code not in RETRIABLE:
                             self.problems.append(f"{phase}: {kind} answered {ErrorCode(code).name}")
-                    await asyncio.sleep(self._pause_s)
+                    await asyncio.sleep(PAUSE_S)
         except Exception as error:  # what ends a probe is a problem, whatever it is
             self.problems.append(f"{self.phase}: {kind}: {error!r}")
 
     def _kinds(self) -> dict[str, Ask]:
-        return {
+        kinds: dict[str, Ask] = {
             "Produce": self._produce,
             "Fetch at the end": self._fetch_end,
             "Fetch from the bucket": self._fetch_cold,
@@ -340,6 +341,7 @@ class Probes:
             "InitProducerId": self._producer_id,
             "IncrementalAlterConfigs": self._alter,
         }
+        return {kind: ask for kind, ask in kinds.items() if kind not in self._without}
 
     async def _produce(self, client: RawClient) -> list[int]:
         answer = await client.ask(

@@ -40,10 +40,10 @@ SMALL: dict[str, object] = {
 }
 
 
-def load_of(broker: BrokerProcess, records_per_s: int = 20_000) -> IdempotentLoad:
+def load_of(broker: BrokerProcess, records_per_s: int = 20_000, value_bytes: int = 100) -> IdempotentLoad:
     """A load on a new topic."""
     create_topic(broker.bootstrap, PARTITIONS)
-    return IdempotentLoad(broker.bootstrap, PARTITIONS, records_per_s=records_per_s).start()
+    return IdempotentLoad(broker.bootstrap, PARTITIONS, value_bytes, records_per_s=records_per_s).start()
 
 
 # Full disks
@@ -57,9 +57,10 @@ def test_a_disk_full_of_wal_and_bucket(tmp_path: Path) -> None:
         broker._stderr = tmp_path / "broker.log"
         with broker, Watch(broker) as watch:
             create_topic(broker.bootstrap, 1, "probe")
-            load = load_of(broker)
-            load.wait_for(10_000)
-            with Probes(broker, "load") as probes:
+            load = load_of(broker, value_bytes=400)
+            load.wait_for(2_000)
+            # Commands of admins wait longer than this test has time for.
+            with Probes(broker, "load", without=["CreateTopics", "IncrementalAlterConfigs"]) as probes:
                 probes.wait_all_answered()
                 probes.phase = "full"
                 filler = fill(disk)
@@ -125,6 +126,7 @@ def test_restart_on_a_full_wal_disk(moto_server: S3Server, tmp_path: Path) -> No
 # Processes stopped and killed at bad moments
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(120)
 def test_a_process_that_slept_longer_than_its_session(tmp_path: Path) -> None:
     with broker_over(None, tmp_path / "data", **SMALL) as broker:
