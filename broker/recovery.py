@@ -34,7 +34,7 @@ from storage.seal import Recovery, SealedLog, Verdict
 from storage.tail import BATCH_OVERHEAD_BYTES
 from storage.uploader import Uploader
 from storage.wal.instances import LockedInstance
-from storage.wal.port import WalError
+from storage.wal.port import Damaged, WalError
 from storage.wal.recovery import Damage, ScanReport
 
 log = logging.getLogger(__name__)
@@ -383,8 +383,14 @@ class WalRecovery:
                 raise RecoveryStopped(f"{scan.stale}. {_advice(instance)}")
             plans = await self._report(instance.wal_id, named, scan, complete=scan.usable)
             if scan.damage is not None:
-                raise RecoveryStopped(f"{scan.damage}; {_missing(scan.damage)}. {_advice(instance)}")
-            recovered = await self._replay_all(instance, named, plans)
+                raise RecoveryStopped(f"{_told(scan.damage)}. {_advice(instance)}")
+            try:
+                recovered = await self._replay_all(instance, named, plans)
+            except Damaged:  # of a batch that the scan had no reason to look at; looking at all tells what is missing
+                scan = await self._scan(instance, accept_loss=True)
+                if scan.damage is None:
+                    raise
+                raise RecoveryStopped(f"{_told(scan.damage)}. {_advice(instance)}") from None
         except (WalError, OSError) as error:
             raise RecoveryStopped(f"{error}. {_advice(instance)}") from error
         if recovered.gaps:
@@ -507,10 +513,10 @@ def _advice(instance: LockedInstance) -> str:
     )
 
 
-def _missing(damage: Damage) -> str:
-    """Which acknowledged offsets may be gone, as far as headers that can still be read say."""
+def _told(damage: Damage) -> str:
+    """The damage, and which acknowledged offsets may be gone, as far as headers that can still be read say."""
     ranges = ", ".join(
         f"log {part.log_id} from offset {part.base}{'' if part.end is None else f' up to {part.end}'}"
         for part in damage.missing
     )
-    return f"may be missing: {ranges}" if ranges else "what is missing cannot be told"
+    return f"{damage}; " + (f"may be missing: {ranges}" if ranges else "what is missing cannot be told")

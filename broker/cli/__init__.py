@@ -5,6 +5,7 @@ any Kafka. `inspect` reads bytes and never modifies them; `wal` is for the opera
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -40,15 +41,15 @@ def parser(command: str | None) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 failed, 2 unusable arguments, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = parser(arguments[0] if arguments else None).parse_args(arguments)
     try:
+        options = parser(arguments[0] if arguments else None).parse_args(arguments)
         code: int = options.run(options)
     except CommandError as error:
         print(f"tidelog {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # whoever reads our output has enough; what is still buffered must go somewhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code

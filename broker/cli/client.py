@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from kafka import KafkaAdminClient
-from kafka.errors import KafkaConnectionError, KafkaError
+from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, for_code
 
 from broker.cli.output import CommandError
 
 DEFAULT_BOOTSTRAP = "127.0.0.1:9092"
+BOOTSTRAP_TIMEOUT_MS = 10_000
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +38,7 @@ def config(options: argparse.Namespace, **defaults: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "bootstrap_servers": options.bootstrap_server.split(","),
         "client_id": "tidelog-cli",
+        "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
         **defaults,
     }
     for pair in options.client_config:
@@ -63,12 +65,19 @@ def client_errors(options: argparse.Namespace) -> Iterator[None]:
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     try:
         yield
-    except KafkaConnectionError:
-        raise CommandError(f"no broker answers at {options.bootstrap_server}; is it running?") from None
     except KafkaError as error:
+        unreachable = isinstance(error, KafkaTimeoutError) and "bootstrap" in str(error)
+        if unreachable or isinstance(error, KafkaConnectionError):
+            raise CommandError(f"no broker answers at {options.bootstrap_server}; is it running?") from None
         raise CommandError(str(error)) from None
-    except (TypeError, AssertionError, ValueError) as error:  # how the library refuses unknown or unusable settings
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:  # how the library refuses unusable settings
         raise CommandError(f"{error}") from None
+
+
+def check(what: str, error_code: int, message: str | None) -> None:
+    """CommandError when a broker's answer about `what` is a refusal."""
+    if error_code:
+        raise CommandError(f"{what}: {message or for_code(error_code).__name__}")
 
 
 @contextmanager

@@ -9,10 +9,12 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 
 from broker.cli.client import add_connection, client_errors, config
-from broker.cli.output import CommandError
+from broker.cli.output import CommandError, positive
 from broker.cli.progress import Progress
 
 POLL_MS = 500
+IDLE_POLLS_MAX = 60
+"""`--exit-at-end` gives up after so many polls without a record: the rest of the topic may be an explicit hole."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "-o", "--offset", default=None, help="earliest, latest or an offset (default: earliest; groups: committed)"
     )
     parser.add_argument("-p", "--partition", type=int, default=None, help="this partition only")
-    parser.add_argument("-n", "--max-records", type=int, default=None, help="stop after so many")
+    parser.add_argument("-n", "--max-records", type=positive, default=None, help="stop after so many")
     parser.add_argument("-e", "--exit-at-end", action="store_true", help="stop at the end the topic has now")
     parser.add_argument(
         "--format", choices=("value", "keyed", "json", "none"), default="value", help="none: only count"
@@ -75,9 +77,12 @@ def run(options: argparse.Namespace) -> int:
         try:
             _position(consumer, options)
             _print_records(consumer, options, progress)
+        except KeyboardInterrupt:
+            progress.done()
+            raise
         finally:
             consumer.close()
-            progress.done()
+        progress.done()
     return 0
 
 
@@ -113,8 +118,11 @@ def _print_records(consumer: Any, options: argparse.Namespace, progress: Progres
         numbers = consumer.partitions_for_topic(options.topic) or ()
         ends = consumer.end_offsets([TopicPartition(options.topic, number) for number in numbers])
     out = sys.stdout.buffer
+    idle = 0
     while True:
-        for records in consumer.poll(timeout_ms=POLL_MS).values():
+        polled = consumer.poll(timeout_ms=POLL_MS)
+        idle = 0 if polled else idle + 1
+        for records in polled.values():
             for record in records:
                 if options.format != "none":
                     out.write(render(record, options.format))
@@ -126,3 +134,5 @@ def _print_records(consumer: Any, options: argparse.Namespace, progress: Progres
         assigned = consumer.assignment()
         if options.exit_at_end and assigned and all(consumer.position(p) >= ends.get(p, 0) for p in assigned):
             return
+        if options.exit_at_end and idle >= IDLE_POLLS_MAX:
+            raise CommandError(f"no record came for {idle * POLL_MS // 1000} s and the end is not reached")

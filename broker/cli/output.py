@@ -15,6 +15,14 @@ def add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("table", "json"), default="table", help="how to print (default: table)")
 
 
+def positive(text: str) -> int:
+    """The type of options that count something."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
 def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], style: str) -> None:
     """Print rows; a table shows `columns`, JSON shows everything."""
     if style == "json":

@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from collections import Counter
+from pathlib import Path
 from typing import BinaryIO
 
 from kafka import KafkaProducer
@@ -15,7 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add_connection(parser)
     parser.add_argument("topic")
-    parser.add_argument("-f", "--file", type=argparse.FileType("rb"), default=None, help="instead of standard input")
+    parser.add_argument("-f", "--file", type=Path, default=None, help="instead of standard input")
     parser.add_argument(
         "-k", "--key-separator", help="text between key and value of a line; default: lines have no key"
     )
@@ -26,10 +28,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Send every line; exit 1 when any was not acknowledged."""
-    source: BinaryIO = options.file or sys.stdin.buffer
+    if options.file is None:
+        return send(options, sys.stdin.buffer)
+    try:
+        with open(options.file, "rb") as source:
+            return send(options, source)
+    except OSError as error:
+        raise CommandError(f"cannot read {options.file}: {error.strerror}") from None
+
+
+def send(options: argparse.Namespace, source: BinaryIO) -> int:
+    """Send what `source` holds."""
     separator = options.key_separator.encode() if options.key_separator else None
     progress = Progress("acknowledged", options.quiet)
-    failures: list[BaseException] = []
+    failures: Counter[str] = Counter()
+
+    def failed(error: BaseException) -> None:
+        failures[str(error)] += 1
+
     with client_errors(options):
         producer = KafkaProducer(**config(options, linger_ms=5, acks="all"))
         try:
@@ -43,11 +59,12 @@ def run(options: argparse.Namespace) -> int:
                 sent = producer.send(options.topic, key=key, value=value, partition=options.partition)
                 size = len(value) + len(key or b"")
                 sent.add_callback(lambda _metadata, size=size: progress.add(size))
-                sent.add_errback(failures.append)
+                sent.add_errback(failed)
             producer.flush()
         finally:
             producer.close()
             progress.done()
     if failures:
-        raise CommandError(f"{len(failures)} records were not acknowledged: {failures[0]}")
+        ((error, _),) = failures.most_common(1)
+        raise CommandError(f"{failures.total()} records were not acknowledged: {error}")
     return 0

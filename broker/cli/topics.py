@@ -6,7 +6,7 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from broker.cli.client import add_connection, admin, config
+from broker.cli.client import add_connection, admin, check, config
 from broker.cli.output import CommandError, add_format, show
 
 
@@ -69,7 +69,8 @@ def create(options: argparse.Namespace) -> int:
         "configs": pairs(options.config),
     }
     with admin(options) as client:
-        client.create_topics({options.topic: request})
+        answer = client.create_topics({options.topic: request}, raise_errors=False)
+        check(f"topic {options.topic}", answer["topics"][0]["error_code"], answer["topics"][0]["error_message"])
         partitions = len(client.describe_topics([options.topic])[0]["partitions"])
     show([{"topic": options.topic, "partitions": partitions}], ("topic", "partitions"), options.format)
     return 0
@@ -122,7 +123,8 @@ def alter(options: argparse.Namespace) -> int:
         raise CommandError("nothing to do: give --partitions, --config or --remove")
     with admin(options) as client:
         if options.partitions >= 0:
-            client.create_partitions({options.topic: options.partitions})
+            grown = client.create_partitions({options.topic: options.partitions}, raise_errors=False).results[0]
+            check(f"topic {options.topic}", grown.error_code, grown.error_message)
         if changes:
             resource = ConfigResource(ConfigResourceType.TOPIC, options.topic, configs=changes)
             for by_name in client.alter_configs([resource], raise_on_unknown=False).values():
@@ -135,5 +137,7 @@ def alter(options: argparse.Namespace) -> int:
 def delete(options: argparse.Namespace) -> int:
     """Delete topics."""
     with admin(options) as client:
-        client.delete_topics(options.topic)
+        answer = client.delete_topics(options.topic, raise_errors=False)
+        for result in answer["topics"]:
+            check(f"topic {result['name']}", result["error_code"], result["error_message"])
     return 0

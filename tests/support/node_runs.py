@@ -39,13 +39,14 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 class NodeRuns:
     """`async with NodeRuns(path) as runs: await runs.start()`. What still runs at the end is killed.
 
-    `wrap` stands between every run and the store, `memory`. Nothing is sealed by age unless the overrides say so.
+    `wrap` stands between every run and the store, `memory`; None: the store is that of the setting. Nothing is sealed
+    by age unless the overrides say so.
     """
 
     def __init__(self, path: Path, **overrides: object) -> None:
         self.path = path
         self.memory = MemoryStore()
-        self.wrap: Callable[[MemoryStore], ObjectStore] = lambda memory: memory
+        self.wrap: Callable[[MemoryStore], ObjectStore] | None = lambda memory: memory
         self.overrides: dict[str, object] = {
             "listeners": "PLAINTEXT://127.0.0.1:0",
             "tidelog.http.listener": "",
@@ -81,9 +82,9 @@ class NodeRuns:
         """Begin a run; the task tells whether it came to serve."""
         assert self._running is None or self._running.done()
         settings = build({key: str(value) for key, value in self.overrides.items()})
-        self._broker = Broker(
-            settings, clock=SystemClock(), token=os.urandom, open_store=lambda _: self.wrap(self.memory)
-        )
+        wrap = self.wrap
+        opener = None if wrap is None else lambda _: wrap(self.memory)
+        self._broker = Broker(settings, clock=SystemClock(), token=os.urandom, open_store=opener)
         self._stop = asyncio.Event()
         ready = asyncio.Event()
         self._running = asyncio.ensure_future(  # noqa: TID251
