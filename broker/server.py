@@ -40,7 +40,8 @@ class ServerHub(Hub):
         idle_ms = settings.connections_max_idle_ms
         self.tick_ms = TICK_MS if idle_ms < 0 else max(TICK_MS_MIN, min(TICK_MS, idle_ms // 4))
         self._idle_ticks = 0 if idle_ms < 0 else max(1, -(-idle_ms // self.tick_ms))
-        self._wheel: dict[int, list[Connection]] = {}
+        self._wheel: dict[int, dict[Connection, None]] = {}
+        self._due: dict[Connection, int] = {}  # where in the wheel it is: a closed one leaves at once
 
     def accept(self, connection: Connection) -> bool:
         """Count the connection; False: it is one too many and is closed at once."""
@@ -53,13 +54,18 @@ class ServerHub(Hub):
         self.counters.connections_opened += 1
         self._per_ip[address] = self._per_ip.get(address, 0) + 1
         if self._idle_ticks:
-            self._wheel.setdefault(self.tick + self._idle_ticks, []).append(connection)
+            self._look_at(connection, self.tick + self._idle_ticks)
         return True
+
+    def _look_at(self, connection: Connection, tick: int) -> None:
+        self._due[connection] = tick
+        self._wheel.setdefault(tick, {})[connection] = None
 
     def forget(self, connection: Connection) -> None:
         """The connection is gone."""
         if self.connections.pop(connection, self) is self:
             return
+        self._wheel.get(self._due.pop(connection, -1), {}).pop(connection, None)
         self.counters.connections_closed += 1
         left = self._per_ip[connection.client_address] - 1
         if left:
@@ -77,7 +83,7 @@ class ServerHub(Hub):
             due = connection.active_tick + self._idle_ticks
             stuck = connection.is_stuck()
             if due > self.tick or (connection.pending and not stuck):
-                self._wheel.setdefault(max(due, self.tick + 1), []).append(connection)
+                self._look_at(connection, max(due, self.tick + 1))
             elif stuck:
                 self._close_slow(connection)
             else:

@@ -1,6 +1,8 @@
 """Listeners, ApiVersions, limits on connections, graceful stop."""
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,19 @@ async def test_idle_connections_are_closed_and_busy_ones_are_not(tmp_path: Path)
             assert not busy.reader.at_eof()
             await polling.receive(ApiKey.FETCH, 12)
         assert broker.services.counters.connections_idle_closed >= 1
+
+
+async def test_connections_that_come_and_go_leave_nothing_behind(tmp_path: Path) -> None:
+    async with HotBroker(tmp_path) as broker:
+        hub = broker.server.hub
+        accepted: list[weakref.ref[object]] = []
+        for _ in range(10):
+            async with RawClient(broker.port) as client:
+                await client.ask(ApiKey.API_VERSIONS, 0, m.ApiVersionsRequest())
+                accepted += [weakref.ref(connection) for connection in hub.connections]
+            await until(lambda: not hub.connections)
+        gc.collect()
+        assert accepted and not any(connection() for connection in accepted), "not before their idle time is over"
 
 
 async def test_drain_answers_what_is_appended_and_what_waits(tmp_path: Path) -> None:
