@@ -6,10 +6,11 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from broker import process_metrics
 from broker.background import Tasks, collect_young_garbage
+from broker.bucket import TELL_S, Bucket, CannotStart
 from broker.clock import SystemClock
 from broker.cold import ColdReads
 from broker.configs import TopicDefaults, TopicRules
@@ -32,7 +33,6 @@ from broker.validation import FileFence, SessionFence, Validation
 from broker.wheel import Wheel
 from controller import facts as f
 from controller.client import LocalController, Session
-from controller.cluster_file import ClusterFile, ClusterFileError, open_cluster, read_cluster
 from controller.commands import CleanStop, NewWal, RegisterBroker
 from controller.decide import Limits
 from controller.election import Identity
@@ -40,9 +40,8 @@ from controller.entries import CorruptMetadata, NewerFormat
 from controller.object_log import ObjectLog
 from controller.runtime import ControllerSettings, Runtime
 from protocol.errors import RETRIABLE, ErrorCode, KafkaError
-from storage.object_store import Denied, NotFound, ObjectStore, OutcomeUnknown, StoreError, Unavailable
+from storage.object_store import ObjectStore, StoreError
 from storage.object_store import open_store as open_store_of
-from storage.probe import probe
 from storage.reader import Reader
 from storage.seal import CorruptSegment, Recovery, Writer
 from storage.uploader import Uploader, UploaderStopped
@@ -55,11 +54,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
-
 DONE, FAILED = 0, 1
 RETRY_S = 0.5
-TELL_S = 3
+WATCH_S = 1
 HTTP_LATER_S = 2
 """How long a start may take before the HTTP port answers: importing its library takes as long as all the rest."""
 DRAIN_MS = 5_000
@@ -77,10 +74,6 @@ EXPECTED = (
     UploaderStopped,
 )
 """What may end the process without being a bug: the message says all there is to say."""
-
-
-class CannotStart(Exception):
-    """The broker cannot start with what it was given; the message says what to do."""
 
 
 class Broker:
@@ -113,7 +106,6 @@ class Broker:
         self._operator: WalRecovery | None = None
         self._registering = False
         self._stopped = False
-        self._told_away = False
         self._fatal: asyncio.Future[str] | None = None
         self._releases: list[Callable[[], Awaitable[None]]] = []
         process_metrics.register_process(self)
@@ -227,9 +219,11 @@ class Broker:
                 await http.stop()
 
     async def _start(self, tasks: Tasks) -> None:
-        self.store = self._make_store()
-        probing = tasks.spawn(self._patiently(lambda: probe(self.store, self.token)), name="probe the store")
-        self.cluster_id = (await self._find_cluster(probing)).cluster_id
+        bucket = Bucket(self.settings.storage_uri, self._open_store, self.token)
+        self.store = bucket.store
+        self._releases.append(self.store.close)
+        probing = tasks.spawn(bucket.probe(), name="probe the store")
+        self.cluster_id = (await bucket.find_cluster(probing)).cluster_id
         locked = await asyncio.to_thread(self._lock_instances)
         self._releases.append(lambda: self._release_locks(locked))
         await self._create_wal()
@@ -242,6 +236,7 @@ class Broker:
         self._operator = self.recovery
         tasks.spawn(self._heartbeats(), name="heartbeats")
         tasks.spawn(self.sealing.run(), name="sealing")
+        tasks.spawn(self._watch_space(), name="watch space")
         await self.recovery.recover_all(locked, registered)
         await self._wait_for_file(may_begin_full=bool(locked))
         await self.logs.wait_opened()
@@ -249,52 +244,6 @@ class Broker:
         self._started.set()
         tasks.spawn(collect_young_garbage(), name="collect young garbage")
         tasks.spawn(self.recovery.remove_settled(), name="remove WAL instances")
-
-    def _make_store(self) -> ObjectStore:
-        try:
-            store = self._open_store(self.settings.storage_uri)
-        except ValueError as error:
-            raise CannotStart(f"tidelog.storage: {error}") from None
-        self._releases.append(store.close)
-        return store
-
-    async def _find_cluster(self, probing: Awaitable[None]) -> ClusterFile:
-        """Which cluster the bucket holds; an empty one gets its own once the probe has passed."""
-
-        async def look() -> ClusterFile | None:
-            try:
-                return await read_cluster(self.store)
-            except NotFound:
-                return None
-
-        known = await self._patiently(look)
-        if known is None:
-            await probing
-            known = await self._patiently(lambda: open_cluster(self.store, self.token))
-        return known
-
-    async def _patiently(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Repeat `work` while the store is away; say so once, soon: a store that hangs fails no call for a while."""
-
-        def tell(why: object) -> None:
-            if not self._told_away:
-                log.warning("waiting for the object store %s: %s", self.settings.storage_uri, why)
-                self._told_away = True
-
-        telling = asyncio.get_running_loop().call_later(TELL_S, tell, f"no success within {TELL_S} s")
-        try:
-            while True:
-                try:
-                    return await work()
-                except (Unavailable, OutcomeUnknown) as error:
-                    tell(error)
-                    await asyncio.sleep(RETRY_S)
-        except Denied as error:
-            raise CannotStart(f"the object store refuses: {error}; check credentials and permissions") from None
-        except (StoreError, ClusterFileError) as error:
-            raise CannotStart(f"{self.settings.storage_uri} cannot be used: {error}") from None
-        finally:
-            telling.cancel()
 
     def _lock_instances(self) -> list[LockedInstance]:
         try:
@@ -526,6 +475,23 @@ class Broker:
                 self.validation.recheck()
                 next_ms = grant.next_ms
             await asyncio.sleep(max(0, sent_ms + next_ms - self.clock.boottime_ms()) / 1000)
+
+    async def _watch_space(self) -> None:
+        """Say when producers wait for space and why, and when they go on: nothing else tells the operator."""
+        full, error = False, ""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = str(self.wal.file_error or "")
+            if now and not error:
+                log.warning("no further WAL file can be prepared in %s, trying on: %s", self.settings.wal_dir, now)
+            elif error and not now:
+                log.info("WAL files can be prepared again")
+            error = now
+            if len(self.logs.space) and not full:
+                log.warning("the WAL or the memory for tails is full: producers wait")
+            elif full and not len(self.logs.space):
+                log.info("there is space again: producers go on")
+            full = bool(len(self.logs.space))
 
     def _on_facts(self, facts: Sequence[f.Fact]) -> None:
         for fact in facts:

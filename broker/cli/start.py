@@ -15,9 +15,10 @@ from pathlib import Path
 
 import uvloop
 
+from broker.bucket import CannotStart
 from broker.cli.output import CommandError
 from broker.clock import SystemClock
-from broker.node import FAILED, Broker, CannotStart
+from broker.node import FAILED, Broker
 from broker.settings import SettingError
 from broker.settings_sources import Loaded, load, parse_overrides
 

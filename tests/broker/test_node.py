@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 import broker.node
+from broker.bucket import CannotStart
 from broker.log import LogStatus
-from broker.node import CannotStart, leaves
+from broker.node import leaves
 from controller.commands import EndSession
 from protocol import messages as m
 from protocol.apis import ApiKey
@@ -346,6 +347,26 @@ async def test_a_seal_that_cannot_be_committed_ends_the_process(
     runs.wrap = lambda memory: memory
     await runs.start()
     assert await runs.offsets("t") == (0, 1)
+
+
+async def test_producers_that_wait_for_space_are_told_of_once(
+    runs: NodeRuns, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker.node, "WATCH_S", 0.001)
+    caplog.set_level(logging.INFO)
+    run = await runs.start()
+    full = OSError(28, "No space left on device")
+    for _ in range(2):
+        caplog.clear()
+        run.wal._ring.error = full
+        run.logs.space.wait(1 << 40, 1, 5, lambda: None, lambda: None)
+        await until(lambda: "producers wait" in caplog.text)
+        await asyncio.sleep(0.02)
+        assert caplog.text.count("the WAL or the memory for tails is full: producers wait") == 1
+        assert caplog.text.count("no further WAL file can be prepared in") == 1 and str(full) in caplog.text
+        run.wal._ring.error = None
+        run.logs.space.expire_all()
+        await until(lambda: "producers go on" in caplog.text and "can be prepared again" in caplog.text)
 
 
 def test_leaves_of_nested_groups() -> None:

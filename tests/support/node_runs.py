@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import pytest
 
+import broker.bucket
 import broker.node
 import broker.recovery
 import controller.runtime
@@ -28,6 +29,7 @@ NEVER_MS = 10_000_000
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits between attempts that a test does not want to sit through."""
+    monkeypatch.setattr(broker.bucket, "RETRY_S", 0.005)
     monkeypatch.setattr(broker.node, "RETRY_S", 0.005)
     monkeypatch.setattr(broker.recovery, "RETRY_S", 0.005)
     monkeypatch.setattr(controller.runtime, "RETRY_MS", 2)

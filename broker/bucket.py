@@ -1,0 +1,78 @@
+"""The bucket when a broker starts: opened, probed, its cluster found (DESIGN 7.9, step 2). A store that is away is
+waited for; one that cannot be used is `CannotStart`."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from controller.cluster_file import ClusterFile, ClusterFileError, open_cluster, read_cluster
+from storage.object_store import Denied, NotFound, ObjectStore, OutcomeUnknown, StoreError, Unavailable
+from storage.probe import probe
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.5
+TELL_S = 3
+"""A store that hangs fails no call for a while: this long it may take before somebody is told."""
+
+_T = TypeVar("_T")
+
+
+class CannotStart(Exception):
+    """The broker cannot start with what it was given; the message says what to do."""
+
+
+class Bucket:
+    """`store` is open; nothing was read or written yet."""
+
+    def __init__(self, uri: str, open_store: Callable[[str], ObjectStore], token: Callable[[int], bytes]) -> None:
+        self._uri = uri
+        self._token = token
+        self._told = False
+        try:
+            self.store = open_store(uri)
+        except ValueError as error:
+            raise CannotStart(f"tidelog.storage: {error}") from None
+
+    async def probe(self) -> None:
+        """Returns when the store was found to keep its word."""
+        await self._patiently(lambda: probe(self.store, self._token))
+
+    async def find_cluster(self, probed: Awaitable[None]) -> ClusterFile:
+        """Which cluster the bucket holds. An empty one gets its own, once `probed` returns."""
+
+        async def look() -> ClusterFile | None:
+            try:
+                return await read_cluster(self.store)
+            except NotFound:
+                return None
+
+        known = await self._patiently(look)
+        if known is None:
+            await probed
+            known = await self._patiently(lambda: open_cluster(self.store, self._token))
+        return known
+
+    async def _patiently(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Repeat `work` while the store is away; say so once."""
+
+        def tell(why: object) -> None:
+            if not self._told:
+                log.warning("waiting for the object store %s: %s", self._uri, why)
+                self._told = True
+
+        telling = asyncio.get_running_loop().call_later(TELL_S, tell, f"no success within {TELL_S} s")
+        try:
+            while True:
+                try:
+                    return await work()
+                except (Unavailable, OutcomeUnknown) as error:
+                    tell(error)
+                    await asyncio.sleep(RETRY_S)
+        except Denied as error:
+            raise CannotStart(f"the object store refuses: {error}; check credentials and permissions") from None
+        except (StoreError, ClusterFileError) as error:
+            raise CannotStart(f"{self._uri} cannot be used: {error}") from None
+        finally:
+            telling.cancel()
