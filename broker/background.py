@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 COLLECT_EVERY_S = 1.0
+CANCEL_AGAIN_S = 1.0
 
 
 async def collect_young_garbage() -> None:
@@ -33,7 +34,7 @@ class Tasks:
     def __init__(self) -> None:
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._closing = False
+        self._again: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
@@ -42,10 +43,19 @@ class Tasks:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._closing = True
+        self._cancel_all()
+        try:
+            await self._group.__aexit__(kind, error, traceback)
+        finally:
+            if self._again is not None:
+                self._again.cancel()
+
+    def _cancel_all(self) -> None:
+        """Cancel what still runs, again and again: a TaskGroup that meets an error at the moment of its cancellation
+        raises the error alone, so whoever waits for an error to pass would never hear that it has to end."""
         for task in self._tasks:
             task.cancel()
-        await self._group.__aexit__(kind, error, traceback)
+        self._again = asyncio.get_running_loop().call_later(CANCEL_AGAIN_S, self._cancel_all)
 
     def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
         """Start `work`; it is cancelled when the owner leaves its block."""

@@ -1,6 +1,7 @@
 """The composition root: builds one broker from its settings, starts it (DESIGN 7.9), stops it cleanly (7.4)."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -224,8 +225,9 @@ class Broker:
         self._releases.append(self.store.close)
         probing = tasks.spawn(bucket.probe(), name="probe the store")
         self.cluster_id = (await bucket.find_cluster(probing)).cluster_id
-        locked = await asyncio.to_thread(self._lock_instances)
-        self._releases.append(lambda: self._release_locks(locked))
+        locking = asyncio.get_running_loop().run_in_executor(None, self._lock_instances)
+        self._releases.append(lambda: self._release_locks(locking))
+        locked = await asyncio.shield(locking)
         await self._create_wal()
         await probing  # a store that was not found to keep its word gets no data
         self.controller = self._make_controller(locked)
@@ -564,9 +566,10 @@ class Broker:
         else:  # nobody ever heard of it
             await self.wal.remove()
 
-    async def _release_locks(self, locked: list[LockedInstance]) -> None:
-        for instance in locked:
-            instance.close()
+    async def _release_locks(self, locking: "asyncio.Future[list[LockedInstance]]") -> None:
+        with contextlib.suppress(CannotStart):
+            for instance in await locking:
+                instance.close()
 
 
 def _import_http() -> "type[HttpServer]":

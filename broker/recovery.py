@@ -249,8 +249,12 @@ class WalRecovery:
         """Delete the files of instances whose end is a fact. Nobody waits for this."""
         while self._settled:
             instance = self._settled.pop()
+            removing = asyncio.get_running_loop().run_in_executor(None, instance.remove)
             try:
-                await asyncio.to_thread(instance.remove)
+                await asyncio.shield(removing)
+            except asyncio.CancelledError:
+                await asyncio.wait([removing])  # whoever cancels us closes the instance
+                raise
             except OSError as error:
                 log.warning("%s is not needed any more and cannot be deleted: %s", instance.path, error)
 
