@@ -1,11 +1,13 @@
-"""Who owns tasks: leaving the block ends them all, also those that a cancellation got lost in."""
+"""Who owns tasks: leaving the block ends them all, also those that a cancellation got lost in. Garbage of cycles."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
 import broker.background
-from broker.background import Tasks
+from broker.background import Tasks, collect_young_garbage
 
 
 async def test_leaving_the_block_cancels_what_runs() -> None:
@@ -60,3 +62,32 @@ async def test_a_lost_cancellation_is_repeated(monkeypatch: pytest.MonkeyPatch) 
         tasks.spawn(patient(), name="patient")
         await asyncio.sleep(0.01)
     assert len(lost) == 1
+
+
+async def test_what_cycles_hold_goes_without_a_full_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Body(bytearray):
+        """Can be watched."""
+
+    def refuse(body: Body) -> None:
+        refused = ValueError("kept in a local variable of its own traceback")
+        raise refused
+
+    monkeypatch.setattr(broker.background, "COLLECT_EVERY_S", 0.01)
+    before = gc.get_threshold()
+    gc.set_threshold(1_000_000)
+    try:
+        async with Tasks() as tasks:
+            tasks.spawn(collect_young_garbage(), name="collect")
+            body = Body(b"x")
+            alive = weakref.ref(body)
+            try:
+                refuse(body)
+            except ValueError:
+                pass
+            del body
+            assert alive() is not None
+            async with asyncio.timeout(5):
+                while alive() is not None:
+                    await asyncio.sleep(0.001)
+    finally:
+        gc.set_threshold(*before)
