@@ -34,6 +34,19 @@ from tests.support.waiting import until
 
 Run = Callable[..., tuple[int, str, str]]
 
+# The client library forgets the socket of a refused connection.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def dropped_sockets() -> Iterator[None]:
+    """They are found here and not in the middle of another module's test."""
+    yield
+    gc.collect()
+
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
@@ -140,7 +153,6 @@ def test_what_cannot_be_done_with_topics(tidelog: Run, words: tuple[str, ...], m
 # Connecting
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the library's socket
 def test_no_broker(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         address = "{}:{}".format(*unused.getsockname())
@@ -150,7 +162,6 @@ def test_no_broker(run: Run) -> None:
         )
         assert (code, out) == (1, "")
         assert err == f"tidelog {words[0]}: no broker answers at {address}; is it running?\n"
-    gc.collect()
 
 
 def test_settings_of_the_client(tidelog: Run) -> None:
