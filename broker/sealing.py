@@ -18,7 +18,7 @@ from broker.settings import Settings
 from broker.validation import Validation
 from controller.client import ControllerClient
 from controller.commands import AdvanceLogStart
-from controller.facts import Fact, LogStart, SealCommitted, StateReloaded
+from controller.facts import Fact, LogStart, LogStartAdvanced, SealCommitted, StateReloaded
 from protocol.errors import ErrorCode, KafkaError
 from storage.clock import Clock
 from storage.seal import CommittedThrough, SealedLog, Verdict
@@ -37,6 +37,10 @@ AGE_SHARE = 0.5
 """When one log is due by age, logs of this share of their own age go along: fewer, larger objects."""
 TAIL_SHARE = 4
 """Unsealed batches of all logs together start a seal at this part of the memory for tails, if not before."""
+RANGES_SPARE = 32
+"""Ranges (at most a quarter of the bound) that a full log still gets: for what it took before it was full."""
+THAW_SHARE = 0.9
+"""Of the bound: a full log takes records again once retention brought its ranges below."""
 LOGS_PER_STEP = 256
 """A seal of many logs gives way to the event loop after so many."""
 
@@ -105,6 +109,9 @@ class Sealing:
         """The highest group that a seal said may go."""
         self._closed_at = 0
         """Append sequence at the last time a log was closed: what the WAL holds of it up to there is settled."""
+        self._full: dict[Log, None] = {}
+        """Logs that take no records because of their number of ranges."""
+        self._draining = False
         self._wake = asyncio.Event()
         self.seals = self.sealed_bytes = self.refused_ranges = 0
 
@@ -155,16 +162,42 @@ class Sealing:
                 continue
             sequence = grew.tail.first_sequence_from(grew.sealed_end)
             assert sequence is not None, f"{grew!r} has validated batches that its tail does not hold"
+            self._freeze_if_full(grew)
             interval = seal_interval_ms(self._settings.tidelog_seal_ms, self._pressure(grew))
             noted = self._unsealed[grew] = _Unsealed(now + interval, now + int(interval * AGE_SHARE), sequence)
             if self._due_ms is None or noted.due_ms < self._due_ms:
                 self._due_ms = noted.due_ms
 
+    def _range_count(self, of: Log) -> int:
+        known = self._controller.state.logs.get(of.log_id)
+        return 0 if known is None else known.range_count
+
     def _pressure(self, of: Log) -> float:
-        state = self._controller.state
-        known = state.logs.get(of.log_id)
-        own = 0.0 if known is None else known.range_count / self._settings.tidelog_log_ranges_max
-        return max(own, state.range_pressure(of.log_id))
+        own = self._range_count(of) / self._settings.tidelog_log_ranges_max
+        return max(own, self._controller.state.range_pressure(of.log_id))
+
+    def _freeze_if_full(self, of: Log) -> None:
+        """A log at its bound stops by itself: the controller refuses a whole seal for it, and so would stop all."""
+        most, count = self._settings.tidelog_log_ranges_max, self._range_count(of)
+        if count >= most - min(RANGES_SPARE, most // 4) and of.status is LogStatus.OPEN:
+            of.freeze()
+            self._full[of] = None
+            log.error(
+                "%s-%d takes no records until retention frees ranges: it has %d of tidelog.log.ranges.max=%d",
+                of.topic,
+                of.partition,
+                count,
+                most,
+            )
+
+    def _thaw(self) -> None:
+        below = int(self._settings.tidelog_log_ranges_max * THAW_SHARE)
+        below -= min(RANGES_SPARE, self._settings.tidelog_log_ranges_max // 4)
+        for each in [each for each in self._full if self._range_count(each) < below]:
+            del self._full[each]
+            if each.status is LogStatus.FROZEN and not self._draining:
+                each.status = LogStatus.OPEN
+                log.info("%s-%d takes records again", each.topic, each.partition)
 
     def _choose(self, now: int) -> list[Log]:
         """The logs to seal now."""
@@ -266,6 +299,8 @@ class Sealing:
                 self._on_commit(fact)
             elif isinstance(fact, StateReloaded):
                 self._on_reload()
+            if self._full and isinstance(fact, LogStartAdvanced | StateReloaded):
+                self._thaw()
 
     def _on_commit(self, fact: SealCommitted) -> None:
         taken = self._flights.get(fact.seal, ())
@@ -297,6 +332,7 @@ class Sealing:
         """Given to `LogTable.on_close`: the log is not ours any more, nothing of it is sealed and nobody waits."""
         self._unsealed.pop(closed, None)
         self._wanted.pop(closed, None)
+        self._full.pop(closed, None)
         self._closed_at = self._wal.appended
         self._wake_waiting(closed)
 
@@ -341,6 +377,7 @@ class Sealing:
 
     async def drain(self) -> None:
         """Commit everything of all logs, which are frozen: the last step before a clean stop."""
+        self._draining = True
         validated = asyncio.Event()
         self._validation.when_validated(self._wal.appended, validated.set)
         await validated.wait()

@@ -78,7 +78,7 @@ def test_seals_by_age_slow_down_with_the_pressure_on_ranges() -> None:
 
 
 async def test_a_log_under_pressure_neither_seals_early_nor_goes_along() -> None:
-    bench = Bench(tidelog_log_ranges_max=16)
+    bench = Bench(tidelog_log_ranges_max=32)
     full, other = bench.create(2)
     for _ in range(12):
         bench.append(full)
@@ -93,7 +93,7 @@ async def test_a_log_under_pressure_neither_seals_early_nor_goes_along() -> None
     await bench.tick()
     await bench.tick(1000)
     assert held(bench.uploader.submitted[-1]) == {other.log_id: (0, 1)}
-    interval = seal_interval_ms(1000, 12 / 16)
+    interval = seal_interval_ms(1000, 12 / 32)
     await bench.tick(interval - 1001)
     assert len(bench.uploader.flights) == 1
     await bench.tick(1)
@@ -107,6 +107,48 @@ async def test_a_log_under_pressure_neither_seals_early_nor_goes_along() -> None
     await bench.tick()
     await bench.tick(1000)
     assert held(bench.uploader.submitted[-1]) == {other.log_id: (1, 2), full.log_id: (13, 14)}, "half of its own age"
+
+
+async def test_a_log_at_its_bound_stops_alone_until_its_start_moves(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    bench = Bench(tidelog_log_ranges_max=16)
+    full, other = bench.create(2)
+    for _ in range(13):
+        bench.append(full)
+        bench.write()
+        await bench.tick()
+        await bench.tick(64_000)
+        await bench.commit()
+    with pytest.raises(KafkaError) as refused:
+        bench.append(full)
+    assert refused.value.code is ErrorCode.NOT_LEADER_OR_FOLLOWER and full.status is LogStatus.FROZEN
+    assert caplog.text.count("it has 12 of tidelog.log.ranges.max=16") == 1
+    assert full.committed_end == full.hw == 13, "what it took before is in the bucket"
+    bench.append(other)
+    bench.write()
+    await bench.tick()
+    await bench.tick(1000)
+    await bench.commit()
+    assert other.committed_end == 1
+    assert await bench.sealing.advance_start(full, 2) == 2
+    assert full.status is LogStatus.FROZEN, "a little is not enough"
+    assert await bench.sealing.advance_start(full, 4) == 4
+    assert full.status is LogStatus.OPEN and "t0-0 takes records again" in caplog.text
+    bench.append(full)
+
+
+async def test_a_full_log_is_not_thawed_while_stopping() -> None:
+    bench = Bench(tidelog_log_ranges_max=16)
+    (full,) = bench.create()
+    for _ in range(13):
+        bench.append(full)
+        bench.write()
+        await bench.tick()
+        await bench.tick(64_000)
+        await bench.commit()
+    await bench.sealing.drain()
+    await bench.sealing.advance_start(full, 13)
+    assert full.status is LogStatus.FROZEN
 
 
 async def test_many_bytes_start_a_seal_of_the_largest_logs() -> None:
