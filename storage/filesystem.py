@@ -319,15 +319,16 @@ class _Temporary:
     def _write(self) -> None:
         digest = xxh3_128()
         position = 0
-        # Direct writes need aligned memory; copied there, the bytes are hashed while the CPU's cache holds them.
-        with mmap.mmap(-1, WRITE_BYTES) as memory, memoryview(memory) as room:
-            for filled in _fill(room, self._body):
-                if self._stop.is_set():
-                    raise OSError(errno.ECANCELED, "cancelled")
-                with room[:filled] as piece:
-                    digest.update(piece)
-                    self._write_piece(piece, position)
-                position += filled
+        # Direct writes need aligned memory; copied there, the bytes are hashed while the CPU's cache holds them. It is
+        # not closed but let go: the trace of an error may hold a view of it still, and then it cannot be closed.
+        room = memoryview(mmap.mmap(-1, WRITE_BYTES))
+        for filled in _fill(room, self._body):
+            if self._stop.is_set():
+                raise OSError(errno.ECANCELED, "cancelled")
+            piece = room[:filled]
+            digest.update(piece)
+            self._write_piece(piece, position)
+            position += filled
         os.fsync(self._descriptor)
         self.etag = digest.hexdigest()
 

@@ -184,15 +184,17 @@ async def test_a_large_body_goes_past_the_page_cache_where_that_works(
     await store.close()
 
 
+@pytest.mark.parametrize("first_write", [WRITE_BYTES, 200 * 512])
 async def test_trouble_in_the_middle_of_a_large_body_leaves_nothing(
-    store: FileSystemStore, root: Path, monkeypatch: pytest.MonkeyPatch
+    store: FileSystemStore, root: Path, monkeypatch: pytest.MonkeyPatch, first_write: int
 ) -> None:
+    """Also after a write that was cut short, whose rest the error still holds."""
     real_pwritev = os.pwritev
 
     def full(descriptor: int, buffers: list[memoryview], position: int) -> int:
         if position:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real_pwritev(descriptor, buffers, position)
+        return real_pwritev(descriptor, [buffers[0][:first_write]], position)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwritev", full)
