@@ -470,12 +470,12 @@ class Connection(asyncio.BufferedProtocol):
         while pending and not pending[0].waits:
             reply = pending.popleft()
             payload = reply.payload
-            if type(payload) is list:
+            if isinstance(payload, bytes):
+                parts.append(payload)
+                size += len(payload)
+            else:
                 parts += payload
                 size += sum(map(len, payload))
-            else:
-                parts.append(payload)  # type: ignore[arg-type]
-                size += len(payload)
             reply.latency[(now_us - reply.started_us).bit_length()] += 1
             if reply.held:
                 hub.budget.give(reply.held)

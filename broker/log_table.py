@@ -318,7 +318,7 @@ class LogTable:
     def has_room_in(self, log: Log, n_bytes: int) -> bool:
         """`has_room` for one client's batch in one log, nobody waiting before it: what the usual request asks."""
         return (
-            not len(self.space)
+            not self.space.queue
             and self.memory.bytes + n_bytes + BATCH_OVERHEAD_BYTES <= self._client_bytes_max
             and log.wal.has_room(n_bytes, internal=False)
         )

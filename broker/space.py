@@ -33,10 +33,10 @@ class SpaceQueue:
     def __init__(self, has_room: Callable[[int, int], bool], counters: Counters) -> None:
         self._has_room = has_room
         self._counters = counters
-        self._queue: deque[Waiting] = deque()
+        self.queue: deque[Waiting] = deque()
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self.queue)
 
     def wait(
         self, n_bytes: int, n_batches: int, timeout_s: float, retry: Callable[[], None], expire: Callable[[], None]
@@ -46,11 +46,11 @@ class SpaceQueue:
         waiting = Waiting(n_bytes, n_batches, retry, expire)
         seconds = max(0.0, min(timeout_s, WAIT_SECONDS_MAX))
         waiting.timer = asyncio.get_running_loop().call_later(seconds, self._expire, waiting)
-        self._queue.append(waiting)
+        self.queue.append(waiting)
 
     def serve(self) -> None:
         """Room may have come back."""
-        queue = self._queue
+        queue = self.queue
         while queue:
             first = queue[0]
             if first.over:
@@ -65,16 +65,16 @@ class SpaceQueue:
 
     def expire_all(self) -> None:
         """Nobody waits any longer: the broker stops."""
-        for waiting in list(self._queue):
+        for waiting in list(self.queue):
             if not waiting.over:
                 assert waiting.timer is not None
                 waiting.timer.cancel()
                 self._expire(waiting)
-        self._queue.clear()
+        self.queue.clear()
 
     def _expire(self, waiting: Waiting) -> None:
         waiting.over = True
         self._counters.full_timeouts += 1
-        if self._queue and self._queue[0] is waiting:
-            self._queue.popleft()
+        if self.queue and self.queue[0] is waiting:
+            self.queue.popleft()
         waiting.expire()

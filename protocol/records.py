@@ -61,6 +61,8 @@ _CODEC = 0x07
 _CODEC_MAX = int(Codec.ZSTD)
 _NOT_FROM_PRODUCERS = ~(TRANSACTIONAL | CONTROL | _CODEC)
 
+SMALL_BYTES = 4096
+"""Up to here copying the bytes of a batch costs less than a view of them does."""
 _LENGTH_POSITION = 8
 _EPOCH_POSITION = 12
 _CRC_POSITION = 17
@@ -71,6 +73,8 @@ _RECORD_SIZE_MIN = 6  # attributes, timestamp, offset, key length, value length,
 
 _HEADER = Struct(">qiibIhiqqqhii")
 _unpack_header = _HEADER.unpack_from
+_START = Struct(">qiibI")  # what the CRC does not cover
+_pack_start = _START.pack
 _tuple = tuple.__new__  # several times cheaper than `_make`
 _INT16 = Struct(">h")
 _INT32 = Struct(">i")
@@ -193,7 +197,9 @@ def check_batch(buf: Buffer, pos: int, end: int) -> BatchHeader:
         raise BatchError(
             ErrorCode.INVALID_RECORD, f"record count {count} does not fit the last offset delta {last_delta}"
         )
-    if crc32c(memoryview(buf)[pos + _ATTRIBUTES_POSITION : end]) != crc:
+    covered = pos + _ATTRIBUTES_POSITION
+    # A small copy is cheaper than a view.
+    if crc32c(buf[covered:end] if end - pos <= SMALL_BYTES else memoryview(buf)[covered:end]) != crc:
         raise BatchError(ErrorCode.CORRUPT_MESSAGE, "CRC-32C of the record batch does not match")
     # The usual batch has a codec, perhaps a transaction, nothing else.
     if attributes & _NOT_FROM_PRODUCERS or attributes & _CODEC > _CODEC_MAX:
@@ -232,6 +238,14 @@ def check_crc(buf: Buffer, pos: int, size: int) -> bool:
 def batch_crc(buf: Buffer, pos: int, size: int) -> int:
     """CRC-32C from the attributes to the end of the batch `buf[pos:pos + size]`. Nothing is copied."""
     return crc32c(memoryview(buf)[pos + _ATTRIBUTES_POSITION : pos + size])
+
+
+def copy_with_offset_and_epoch(
+    header: BatchHeader, buf: bytes | bytearray, pos: int, end: int, base_offset: int, leader_epoch: int
+) -> bytes:
+    """A copy of the checked batch `buf[pos:end]` with what a leader assigns; `header` is the one it came with."""
+    start = _pack_start(base_offset, header[1], leader_epoch, MAGIC, header[4])
+    return start + buf[pos + _ATTRIBUTES_POSITION : end]
 
 
 def patch_offset_and_epoch(buf: bytearray | memoryview, pos: int, base_offset: int, leader_epoch: int) -> None:

@@ -95,8 +95,12 @@ class Tail:
         self._batches.append(batch)
         self._sequences.append(sequence)
         self._timestamps.append(max_timestamp)
-        self._ends.append(self._ends[-1] + len(batch))
-        self._memory.keep(batch)
+        size = len(batch)
+        self._ends.append(self._ends[-1] + size)
+        if type(batch) is bytes:
+            self._memory.bytes += BATCH_OVERHEAD_BYTES + size
+        else:
+            self._memory.keep(batch)
         self.end = end_offset
 
     def read(

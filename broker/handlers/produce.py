@@ -22,18 +22,22 @@ from broker.log_table import LeaderHint
 from protocol.apis import ApiKey
 from protocol.errors import ErrorCode, KafkaError, ProtocolError
 from protocol.fast import (
+    OnePart,
     ProducePart,
     ProduceRequest,
     ProduceResult,
     encode_produce_response,
     parse_produce,
+    parse_usual_produce,
     success_encoder,
 )
 from protocol.framing import response_frame
 from protocol.records import (
+    SMALL_BYTES,
     BatchError,
     BatchHeader,
     check_batch,
+    copy_with_offset_and_epoch,
     patch_offset_and_epoch,
     records,
     stamp_log_append_time,
@@ -45,8 +49,6 @@ if TYPE_CHECKING:
     from broker.validation import Validation
     from protocol import Buffer
 
-COPY_BYTES_MAX = 4096
-"""A batch up to this size gets bytes of its own even if its frame is ours: a view costs more than the copy."""
 COMPACTED_BYTES_MAX = 16 * 1024 * 1024
 """Decompressed size of a batch for a compacted topic: its records are looked at on the loop."""
 
@@ -87,15 +89,10 @@ def produce(
     owned: bool,
 ) -> None:
     """Handle the request whose body is `buf[pos:end]`; ProtocolError if it is none."""
-    request = parse_produce(buf, pos, end, version)
-    transactional_id, acks, _, parts = request
-    if (
-        len(parts) == 1
-        and transactional_id is None
-        and acks in _ACKS
-        and _append_usual(services, connection, buf, parts[0], version, correlation_id, owned)
-    ):
+    usual = parse_usual_produce(buf, pos, end, version)
+    if usual is not None and _append_usual(services, connection, buf, usual, version, correlation_id, owned):
         return
+    request = parse_produce(buf, pos, end, version)
     Attempt(services, connection, buf, pos, end, version, correlation_id, owned).run(request, first=True)
 
 
@@ -103,16 +100,16 @@ def _append_usual(
     services: Services,
     connection: Connection,
     buf: bytearray,
-    part: ProducePart,
+    usual: OnePart,
     version: int,
     correlation_id: int,
     owned: bool,
 ) -> bool:
     """The usual request in one go: one partition, nothing special. False: nothing happened, take the long way."""
-    topic, partition, start, stop = part
+    acks, topic, partition, start, stop = usual
     logs = services.logs
     log = logs.find.get((topic, partition))
-    if log is None or log.status is not LogStatus.OPEN:
+    if log is None or log.status is not LogStatus.OPEN or acks not in _ACKS:
         return False
     try:
         header = check_batch(buf, start, stop)
@@ -129,12 +126,12 @@ def _append_usual(
         except KafkaError:
             return False
     base = log.end
-    patch_offset_and_epoch(buf, start, base, log.epoch)
     batch: Buffer
-    if owned and size > COPY_BYTES_MAX:
-        batch = memoryview(buf)[start:stop]
+    if size <= SMALL_BYTES:
+        batch = copy_with_offset_and_epoch(header, buf, start, stop, base, log.epoch)
     else:
-        batch = bytes(memoryview(buf)[start:stop])
+        patch_offset_and_epoch(buf, start, base, log.epoch)
+        batch = memoryview(buf)[start:stop] if owned else bytes(memoryview(buf)[start:stop])
     sequence = log.append(header, batch, header[8], now_ms)
     counters = services.counters
     counters.batches_in += 1
@@ -296,7 +293,7 @@ class Attempt:
                 stamp_log_append_time(self.buf, start, stop - start, now_ms)
             patch_offset_and_epoch(self.buf, start, base, log.epoch)
             batch: Buffer
-            if self.owned and stop - start > COPY_BYTES_MAX:
+            if self.owned and stop - start > SMALL_BYTES:
                 batch = memoryview(self.buf)[start:stop]
             else:
                 batch = bytes(memoryview(self.buf)[start:stop])

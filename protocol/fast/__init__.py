@@ -25,11 +25,13 @@ from protocol.fast.metadata import (
     parse_metadata,
 )
 from protocol.fast.produce import (
+    OnePart,
     ProducePart,
     ProduceRequest,
     ProduceResult,
     encode_produce_response,
     parse_produce,
+    parse_usual_produce,
     success_encoder,
 )
 from protocol.fast.wire import NodeEndpoint, Topic
@@ -42,6 +44,7 @@ __all__ = [
     "MetadataPartition",
     "MetadataRequest",
     "NodeEndpoint",
+    "OnePart",
     "ProducePart",
     "ProduceRequest",
     "ProduceResult",
@@ -54,5 +57,6 @@ __all__ = [
     "parse_fetch",
     "parse_metadata",
     "parse_produce",
+    "parse_usual_produce",
     "success_encoder",
 ]

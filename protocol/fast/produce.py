@@ -53,6 +53,10 @@ class ProduceRequest(NamedTuple):
     parts: list[ProducePart]
 
 
+#: acks, topic, partition, start, stop of a request without a transaction that has one part.
+OnePart: TypeAlias = tuple[int, Topic, int, int, int]
+
+
 class ProduceResult(NamedTuple):
     """The answer for one partition. `record_errors`: (index of the record in its batch, message or None)."""
 
@@ -77,30 +81,35 @@ def parse_produce(buf: Buffer, pos: int, end: int, version: int) -> ProduceReque
     try:
         if version < _FLEXIBLE_FROM:
             return _parse_plain(buf, pos, end)
-        by_id = version >= _IDS_FROM
-        return _parse_usual(buf, pos, end, by_id) or _parse_flexible(buf, pos, end, by_id)
+        return _parse_flexible(buf, pos, end, version >= _IDS_FROM)
     except (IndexError, StructError):
         raise ProtocolError(f"Produce v{version} is cut off after {end - pos} bytes") from None
     except UnicodeDecodeError:
         raise ProtocolError(f"Produce v{version} has a string that is not UTF-8") from None
 
 
-def _parse_usual(buf: Buffer, pos: int, end: int, by_id: bool) -> ProduceRequest | None:
-    """The request of a producer without transactions that sends one batch; None if it is another one, or damaged."""
-    if end - pos < 33:
+def parse_usual_produce(buf: Buffer, pos: int, end: int, version: int) -> OnePart | None:
+    """`parse_produce` for what most producers send from v9 on: one part, no transaction. None: another one, or damaged.
+
+    Every bound is checked against `end`, which is the caller's to know within `buf`.
+    """
+    if end - pos < 33 or version < _FLEXIBLE_FROM:
         return None
     topic: Topic
-    if by_id:
-        transactional, acks, timeout_ms, topics, topic, partitions, partition, size = _unpack_usual_id(buf, pos)
+    if version >= _IDS_FROM:
+        transactional, acks, _, topics, topic, partitions, partition, size = _unpack_usual_id(buf, pos)
         if transactional or topics != 2:
             return None
         pos += 30
     else:
-        transactional, acks, timeout_ms, topics, name_size = _unpack_usual_name(buf, pos)
+        transactional, acks, _, topics, name_size = _unpack_usual_name(buf, pos)
         stop = pos + 8 + name_size
-        if transactional or topics != 2 or not 0 < name_size < 128 or stop + 6 > end:
+        if transactional or topics != 2 or not 0 < name_size < 128 or stop + 6 >= end:
             return None
-        topic = str(buf[pos + 9 : stop], "utf-8")
+        try:
+            topic = str(buf[pos + 9 : stop], "utf-8")
+        except UnicodeDecodeError:
+            return None
         partitions, partition, size = _unpack_one_part(buf, stop)
         pos = stop + 6
     if partitions != 2 or not size:
@@ -116,7 +125,7 @@ def _parse_usual(buf: Buffer, pos: int, end: int, by_id: bool) -> ProduceRequest
     # Nothing after the records but three empty sections of tagged fields.
     if stop + 3 != end or buf[stop] or buf[stop + 1] or buf[stop + 2]:
         return None
-    return _tuple(ProduceRequest, (None, acks, timeout_ms, [(topic, partition, pos, stop)]))
+    return acks, topic, partition, pos, stop
 
 
 def _parse_flexible(buf: Buffer, pos: int, end: int, by_id: bool) -> ProduceRequest:

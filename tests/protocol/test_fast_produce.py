@@ -50,11 +50,43 @@ def outcome(body: bytes, version: int) -> tuple[Any, ...] | None:
 
 
 def outcome_fast(body: bytes, version: int) -> tuple[Any, ...] | None:
-    buf = bytearray(b"\xff\1" + body + b"\0\1\2\xff")  # in a buffer shared with others
+    """`parse_produce` in a buffer shared with others; `parse_usual_produce` must say the same, or nothing."""
+    buf = bytearray(b"\xff\1" + body + b"\0\1\2\xff")
     try:
-        return flat_fast(buf, fast.parse_produce(buf, 2, 2 + len(body), version), version)
+        usual = fast.parse_usual_produce(buf, 2, 2 + len(body), version)
     except ProtocolError:
+        usual = None
+    try:
+        request = fast.parse_produce(buf, 2, 2 + len(body), version)
+    except ProtocolError:
+        assert usual is None
         return None
+    if usual is not None:
+        assert usual == (request.acks, *request.parts[0])
+        assert (len(request.parts), request.transactional_id) == (1, None)
+    return flat_fast(buf, request, version)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_usual_request_is_known_as_such(version: int) -> None:
+    for size in (61, 126, 127, 200, 16382, 16383, 40000, 3_000_000):
+        body = usual_request(version, size)
+        usual = fast.parse_usual_produce(bytearray(body), 0, len(body), version)
+        assert (usual is not None) == (version >= 9)
+        assert outcome_fast(body, version) == outcome(body, version)
+    body = usual_request(version, 200)
+    for end in range(len(body)):
+        assert outcome_fast(body[:end], version) is None
+    if version < 13:
+        assert outcome_fast(body.replace(b"\xc3\xbc", b"\xc3\xc3"), version) is None
+
+
+def usual_request(version: int, size: int) -> bytes:
+    fields = {"topic_id": b"#" * 16} if version >= 13 else {"name": "orders ü"}
+    part = m.ProduceRequest.PartitionProduceData(index=3, records=bytes(size))
+    topic = m.ProduceRequest.TopicProduceData(partition_data=[part], **fields)
+    encoded: bytes = m.ProduceRequest(acks=-1, timeout_ms=30_000, topic_data=[topic]).encode(version)
+    return encoded
 
 
 @given(version=versions, rng=st.randoms(use_true_random=False))

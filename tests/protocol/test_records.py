@@ -143,7 +143,9 @@ def test_offset_and_epoch_are_patched_outside_the_crc(offset: int, epoch: int, c
     batch = sample(codec)
     before = r.parse_header(batch)
     frame = bytearray(b"12345") + batch + b"67"
+    copy = r.copy_with_offset_and_epoch(before, bytes(frame), 5, 5 + len(batch), offset, epoch)
     r.patch_offset_and_epoch(frame, 5, offset, epoch)
+    assert copy == frame[5:-2] and copy == r.copy_with_offset_and_epoch(before, frame, 5, 5 + len(batch), offset, epoch)
     assert r.check_crc(frame, 5, len(batch))
     assert r.parse_header(frame, 5) == before._replace(base_offset=offset, leader_epoch=epoch)
     assert frame[:5] + frame[-2:] == b"1234567"
