@@ -1,0 +1,525 @@
+"""Hosts and operating-system processes of a simulated world.
+
+A process has an event loop of its own: everything that would wait waits for an event of the `Scheduler`, and every turn
+of the loop is one event. What a thread would do is an event of the same process beside the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random  # noqa: TID251
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from contextvars import Context
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any
+
+from tests.simulation.scheduler import MS, US, Event, Scheduler
+
+if TYPE_CHECKING:
+    from storage.wal.disk import Disk
+    from tests.simulation.network import Network
+
+EPOCH_MS = 1_700_000_000_000
+TURN_NS = (5 * US, 40 * US)
+"""What one turn of a loop takes."""
+THREAD_NS = (20 * US, 400 * US)
+"""How long a thread takes to begin, and its loop to hear that it is done."""
+
+
+class Killed(BaseException):
+    """The process is gone in the middle of a call: what a handle of a dead process may raise."""
+
+
+class Host:
+    """A machine: its processes, its clocks and its disk. `on_crash` callbacks lose what is not durable."""
+
+    def __init__(self, scheduler: Scheduler, network: Network, name: str, *, rate: float = 1.0) -> None:
+        """`rate`: how fast its clocks go, 1.0 is right."""
+        self.scheduler = scheduler
+        self.network = network
+        self.name = name
+        self.rate = rate
+        self.rng = scheduler.stream(f"host {name}")
+        self.up = True
+        self.suspended = False
+        self.boots = 0
+        self.boot_id = ""
+        self.disk: Disk | None = None
+        self.processes: list[Process] = []
+        self.on_crash: list[Callable[[], None]] = []
+        self.on_resume: list[Callable[[], None]] = []
+        self.wall_offset_ms = self.rng.randint(-200, 200)
+        self._booted_ns = 0
+        self._uptime_ns = 0
+        self._slept_ns = 0
+        self._suspended_ns = 0
+        self._boot(self.rng.randint(0, 5_000) * MS)
+        network.hosts[name] = self
+
+    def _boot(self, uptime_ns: int) -> None:
+        self.boots += 1
+        self.boot_id = f"{self.name}-boot-{self.boots}"
+        self._booted_ns = self.scheduler.now_ns
+        self._uptime_ns = uptime_ns
+        self._slept_ns = 0
+
+    def boottime_ns(self) -> int:
+        """CLOCK_BOOTTIME: suspended time counts."""
+        return self._uptime_ns + int((self.scheduler.now_ns - self._booted_ns) * self.rate)
+
+    def monotonic_ns(self) -> int:
+        """CLOCK_MONOTONIC: suspended time does not count."""
+        asleep_ns = self._slept_ns + (self.scheduler.now_ns - self._suspended_ns if self.suspended else 0)
+        return self._uptime_ns + int((self.scheduler.now_ns - self._booted_ns - asleep_ns) * self.rate)
+
+    def until_ns(self, monotonic_ns: int) -> int:
+        """When, in virtual time, this host's monotonic clock will show a value, if it is not suspended."""
+        return self.scheduler.now_ns + max(0, int((monotonic_ns - self.monotonic_ns()) / self.rate) + 1)
+
+    def now_ms(self) -> int:
+        """Wall time, Unix milliseconds."""
+        return EPOCH_MS + self.wall_offset_ms + int(self.scheduler.now_ns * self.rate) // MS
+
+    def crash(self) -> None:
+        """Power is gone: every process is dead, memory is empty, un-synced pages are lost or not."""
+        assert self.up
+        if self.suspended:
+            self.resume()
+        self.up = False
+        for process in list(self.processes):
+            process.kill()
+        self.network.host_crashed(self)
+        for callback in self.on_crash:
+            callback()
+
+    def boot(self) -> None:
+        """Power is back; nothing runs yet."""
+        assert not self.up
+        self.up = True
+        self._boot(self.rng.randint(0, 2_000) * MS)
+
+    def suspend(self) -> None:
+        """Nothing of this host runs; CLOCK_BOOTTIME goes on, CLOCK_MONOTONIC does not."""
+        assert self.up and not self.suspended
+        self.suspended = True
+        self._suspended_ns = self.scheduler.now_ns
+
+    def resume(self) -> None:
+        """Go on after `suspend`."""
+        assert self.suspended
+        self._slept_ns += self.scheduler.now_ns - self._suspended_ns
+        self.suspended = False
+        for callback in self.on_resume:
+            callback()
+        for process in self.processes:
+            process.release()
+
+
+class SimulatedClock:
+    """The product's `SystemClock` on a host's clocks."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def now_ms(self) -> int:
+        return self._host.now_ms()
+
+    def boottime_ms(self) -> int:
+        return self._host.boottime_ns() // MS
+
+    def ticks_us(self) -> int:
+        return self._host.monotonic_ns() // US
+
+
+class Failure:
+    """What nobody handled in a process: a finding of the run."""
+
+    def __init__(self, process: Process, message: str, error: BaseException | None) -> None:
+        self.at_ns = process.scheduler.now_ns
+        self.process = process.name
+        self.message = message
+        self.error = error
+
+    def __str__(self) -> str:
+        return f"{self.process}: {self.message}" + (f": {self.error!r}" if self.error is not None else "")
+
+
+class Process:
+    """One run of a program. `failures` lists what nobody handled; `on_end(process)` is called once when it is over.
+
+    `on_death` callbacks are for handles (locks, sockets) that the kernel closes, in the order in which they were added.
+    """
+
+    def __init__(self, host: Host, name: str, on_end: Callable[[Process], None] | None = None) -> None:
+        assert host.up
+        self.host = host
+        self.name = name
+        self.scheduler = host.scheduler
+        self.network = host.network
+        self.rng = self.scheduler.stream(f"process {name}")
+        """For its schedule; what the program itself draws comes from `token`."""
+        self.clock = SimulatedClock(host)
+        self.alive = True
+        self.paused = False
+        self.killed = False
+        self.result: Any = None
+        """What the main coroutine returned."""
+        self.error: BaseException | None = None
+        """What it raised."""
+        self.failures: list[Failure] = []
+        self.on_death: list[Callable[[], None]] = []
+        self._on_end = on_end
+        self._tokens = self.scheduler.stream(f"token {name}")
+        self._parked: list[Event] = []
+        self.loop = ProcessLoop(self)  # type: ignore[abstract]
+        host.processes.append(self)
+
+    def token(self, n: int) -> bytes:
+        """`n` bytes that no other process gets."""
+        return self._tokens.randbytes(n)
+
+    def random(self, name: str) -> random.Random:
+        """A source of choices for the program."""
+        return self.scheduler.stream(f"{self.name} {name}")
+
+    def spawn(self, main: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        """Start `main`; when it returns or raises, the process is over."""
+
+        def start() -> None:
+            self.loop.create_task(main()).add_done_callback(self._main_done)
+
+        self.call(start)
+
+    def call(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call something on the loop of this process, as from outside: nothing happens when it is dead."""
+        self.loop.call_soon(callback, *args)
+
+    def _main_done(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            self.error = asyncio.CancelledError()
+        else:
+            self.error = task.exception()
+        if self.error is None:
+            self.result = task.result()
+        self._end()
+
+    def kill(self) -> None:
+        """SIGKILL: no code of it runs from now on. What it left open is closed by the kernel."""
+        if self.alive:
+            self.killed = True
+            self._end()
+
+    def _end(self) -> None:
+        self.alive = False
+        self.host.processes.remove(self)
+        self.network.process_died(self)
+        for callback in self.on_death:
+            callback()
+        if self._on_end is not None:
+            self._on_end(self)
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """SIGCONT: what became due meanwhile happens now."""
+        self.paused = False
+        self.release()
+
+    @property
+    def stopped(self) -> bool:
+        """Alive, and not running."""
+        return self.paused or self.host.suspended
+
+    def takes(self, event: Event) -> bool:
+        """Whether an event of this process may run now; one that has to wait is kept."""
+        if not self.alive:
+            return False
+        if self.paused or self.host.suspended:
+            self._parked.append(event)
+            return False
+        return True
+
+    def release(self) -> None:
+        """Queue what waited, unless the process is still stopped."""
+        if self.alive and not self.stopped:
+            parked, self._parked = self._parked, []
+            for event in parked:
+                self.scheduler.requeue(event)
+
+    def failed(self, message: str, error: BaseException | None) -> None:
+        """Nobody handled this."""
+        failure = Failure(self, message, error)
+        self.failures.append(failure)
+        self.scheduler.history.record("process.failure", process=self.name, message=message, error=type(error).__name__)
+
+    @contextmanager
+    def running(self, loop: asyncio.AbstractEventLoop | None) -> Iterator[None]:
+        """Code of this process runs; `loop` None: in a thread beside the loop."""
+        scheduler = self.scheduler
+        current, scheduler.current = scheduler.current, self
+        outer = asyncio._get_running_loop()
+        hooks = sys.get_asyncgen_hooks()
+        asyncio._set_running_loop(loop)
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=self.loop.finalize_generator)
+        try:
+            yield
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+            asyncio._set_running_loop(outer)
+            scheduler.current = current
+
+    def bury(self) -> None:
+        """The world is over: let go of every coroutine that was left in the middle, silently and without effects."""
+        assert not self.alive
+        logging.disable()
+        try:
+            with self.running(self.loop):
+                self.loop.bury()
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+class NumberedTask(asyncio.Task[Any]):
+    """A task whose hash is its number, so that sets of tasks have one order in every run."""
+
+    def __init__(self, *args: Any, number: int, **kwargs: Any) -> None:
+        self._number = number
+        super().__init__(*args, **kwargs)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class NumberedFuture(asyncio.Future[Any]):
+    """As `NumberedTask`."""
+
+    def __init__(self, *, number: int, loop: asyncio.AbstractEventLoop) -> None:
+        self._number = number
+        super().__init__(loop=loop)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class ProcessLoop(asyncio.AbstractEventLoop):
+    """The event loop of one process. Times are the host's CLOCK_MONOTONIC, seconds."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self._scheduler = process.scheduler
+        self._ready: deque[asyncio.Handle] = deque()
+        self._timers: list[tuple[int, int, asyncio.TimerHandle]] = []
+        self._turn_event: Event | None = None
+        self._free_ns = 0
+        self._in_turn = False
+        self._number = 0
+        self._tasks: list[NumberedTask] = []
+        self._tasks_kept = 64
+        self._graveyard: list[object] = []
+
+    # Turns
+
+    def _arm(self) -> None:
+        """Make sure that a turn comes when there is something to do."""
+        if self._in_turn or not self.process.alive:
+            return
+        if self._ready:
+            when_ns = max(self._free_ns, self._scheduler.now_ns)
+        elif self._timers:
+            when_ns = max(self._free_ns, self.process.host.until_ns(self._timers[0][0]))
+        else:
+            return
+        if self._turn_event is not None:
+            if self._turn_event.when_ns <= when_ns:
+                return
+            self._turn_event.cancel()
+        self._turn_event = self._scheduler.call_at_ns(when_ns, self._turn, owner=self.process)
+
+    def _turn(self) -> None:
+        self._turn_event = None
+        process = self.process
+        ready, timers = self._ready, self._timers
+        now_ns = process.host.monotonic_ns()
+        while timers and (timers[0][0] <= now_ns or timers[0][2].cancelled()):
+            handle = heappop(timers)[2]
+            if not handle.cancelled():
+                ready.append(handle)
+        self._in_turn = True
+        try:
+            with process.running(self):
+                for _ in range(len(ready)):
+                    one = ready.popleft()
+                    if not one.cancelled():
+                        one._run()
+                        if not process.alive:
+                            self._graveyard.append(one)
+                            return
+        finally:
+            self._in_turn = False
+        self._free_ns = self._scheduler.now_ns + process.rng.randint(*TURN_NS)
+        self._arm()
+
+    def time(self) -> float:
+        return self.process.host.monotonic_ns() / 1e9
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        if self._turn_event is None or len(self._ready) == 1:
+            self._arm()
+        return handle
+
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self.time() + delay, callback, *args, context=context)
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        self._number += 1
+        heappush(self._timers, (round(when * 1e9), self._number, handle))
+        self._arm()
+        return handle
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        pass  # its turn finds it cancelled
+
+    # Tasks and futures
+
+    def create_future(self) -> asyncio.Future[Any]:
+        self._number += 1
+        return NumberedFuture(number=self._number, loop=self)
+
+    def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None) -> asyncio.Task[Any]:
+        self._number += 1
+        task = NumberedTask(coro, number=self._number, loop=self, name=name, context=context)
+        self._tasks.append(task)
+        if len(self._tasks) > self._tasks_kept:
+            self._tasks = [one for one in self._tasks if not one.done()]
+            self._tasks_kept = 64 + 2 * len(self._tasks)
+        return task
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: object, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        """The call is a later event of the process, whole at one moment; the loop hears of its end later still."""
+        future = self.create_future()
+        self._later(self._in_thread, future, func, args)
+        return future
+
+    def _later(self, callback: Callable[..., object], *args: Any) -> None:
+        delay_ns = self.process.rng.randint(*THREAD_NS)
+        self._scheduler.call_later_ns(delay_ns, callback, *args, owner=self.process)
+
+    def _in_thread(self, future: asyncio.Future[Any], func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        result: Any = None
+        error: BaseException | None = None
+        with self.process.running(None):
+            try:
+                result = func(*args)
+            except Killed:
+                return
+            except StopIteration as stopped:
+                error = RuntimeError(f"a thread raised {stopped!r}")
+            except BaseException as raised:
+                error = raised
+        self._later(self.call_soon, self._thread_done, future, result, error)
+
+    def _thread_done(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    # Network
+
+    async def create_server(  # type: ignore[override]
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        host: str | None = None,
+        port: int = 0,
+        *,
+        backlog: int = 100,
+        start_serving: bool = True,
+        **others: Any,
+    ) -> Any:
+        """As asyncio's. `host` is None or the name of this process's host; port 0 takes a free one."""
+        assert not others, f"not simulated: {others}"
+        return self.process.network.listen(self.process, protocol_factory, host, port, start_serving=start_serving)
+
+    async def create_connection(  # type: ignore[override]
+        self, protocol_factory: Callable[[], asyncio.BaseProtocol], host: str, port: int, **others: Any
+    ) -> Any:
+        """As asyncio's: (transport, protocol). OSError when nobody answers there."""
+        assert not others, f"not simulated: {others}"
+        return await self.process.network.connect(self.process, protocol_factory, host, port)
+
+    # The rest of what asyncio and the product ask a loop
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return self._in_turn
+
+    def is_closed(self) -> bool:
+        return False
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        if self.process.alive:
+            self.process.failed(context.get("message", "unhandled"), context.get("exception"))
+
+    default_exception_handler = call_exception_handler
+
+    def get_exception_handler(self) -> None:
+        return None
+
+    def set_exception_handler(self, handler: object) -> None:
+        raise NotImplementedError("what nobody handles is a finding")
+
+    async def shutdown_asyncgens(self) -> None:
+        pass
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        pass
+
+    # The end
+
+    def finalize_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
+        """Somebody let go of an asynchronous generator in the middle."""
+        if self.process.alive:
+            self.call_soon(lambda: self.create_task(generator.aclose()))
+        else:
+            self._graveyard.append(generator)
+
+    def bury(self) -> None:
+        """Close every coroutine that was left in the middle."""
+        while self._tasks:
+            task = self._tasks.pop()
+            if task.done():
+                continue
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            coroutine = task.get_coro()
+            for _ in range(100):
+                try:
+                    coroutine.close()
+                except BaseException:
+                    continue  # it waits for something in a `finally`
+                break
+        self._ready.clear()
+        self._timers.clear()
+        self._graveyard.clear()

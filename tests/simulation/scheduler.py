@@ -1,0 +1,108 @@
+"""Virtual time: a heap of events, one seeded source of choices. Nothing here waits, and nothing reads a real clock."""
+
+from __future__ import annotations
+
+import random  # noqa: TID251
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any
+
+from tests.simulation.history import History
+
+if TYPE_CHECKING:
+    from tests.simulation.process import Process
+
+US = 1_000
+MS = 1_000_000
+S = 1_000_000_000
+
+EVENTS_MAX = 5_000_000
+"""More events than any honest run has: something goes round in circles."""
+
+
+class Runaway(AssertionError):
+    """The run does not come forward."""
+
+
+class Event:
+    """Something that happens at a virtual time, unless it is cancelled before."""
+
+    __slots__ = ("args", "callback", "cancelled", "owner", "when_ns")
+
+    def __init__(
+        self, when_ns: int, callback: Callable[..., object], args: tuple[Any, ...], owner: Process | None
+    ) -> None:
+        self.when_ns = when_ns
+        self.callback = callback
+        self.args = args
+        self.owner = owner
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """It will not happen."""
+        self.cancelled = True
+
+
+class Scheduler:
+    """Runs events in the order of their time; events of one time in the order in which they were made.
+
+    An event with an `owner` is code of that process: it never runs once the process is dead, and waits while the
+    process is stopped or its host is suspended.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.now_ns = 0
+        self.rng = random.Random(f"{seed}/schedule")
+        """For choices of the schedule itself; parts with choices of their own take a `stream`."""
+        self.history = History(lambda: self.now_ns)
+        self.current: Process | None = None
+        """Whose code runs at this moment."""
+        self.events_run = 0
+        self._heap: list[tuple[int, int, Event]] = []
+        self._made = 0
+
+    def stream(self, name: str) -> random.Random:
+        """A source of choices of its own: what one part draws does not move what another part draws."""
+        return random.Random(f"{self.seed}/{name}")
+
+    def call_at_ns(
+        self, when_ns: int, callback: Callable[..., object], *args: Any, owner: Process | None = None
+    ) -> Event:
+        """Call at a virtual time, now at the earliest."""
+        event = Event(max(when_ns, self.now_ns), callback, args, owner)
+        self._push(event)
+        return event
+
+    def call_later_ns(
+        self, delay_ns: int, callback: Callable[..., object], *args: Any, owner: Process | None = None
+    ) -> Event:
+        """Call after a delay."""
+        return self.call_at_ns(self.now_ns + delay_ns, callback, *args, owner=owner)
+
+    def requeue(self, event: Event) -> None:
+        """An event that a stopped process kept happens now."""
+        event.when_ns = self.now_ns
+        self._push(event)
+
+    def _push(self, event: Event) -> None:
+        self._made += 1
+        heappush(self._heap, (event.when_ns, self._made, event))
+
+    def run_until(self, when_ns: int, stop: Callable[[], bool] | None = None) -> bool:
+        """Run every event up to this time; with `stop`, no further than when it says so. Whether it said so."""
+        heap = self._heap
+        while heap and heap[0][0] <= when_ns:
+            at_ns, _, event = heappop(heap)
+            self.now_ns = at_ns
+            owner = event.owner
+            if event.cancelled or (owner is not None and not owner.takes(event)):
+                continue
+            self.events_run += 1
+            if self.events_run > EVENTS_MAX:
+                raise Runaway(f"{EVENTS_MAX} events in {self.now_ns / S:.3f} s")
+            event.callback(*event.args)
+            if stop is not None and stop():
+                return True
+        self.now_ns = max(self.now_ns, when_ns)
+        return False
