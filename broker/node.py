@@ -3,10 +3,8 @@
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from broker import process_metrics
@@ -46,9 +44,11 @@ from storage.object_store import open_store as open_store_of
 from storage.reader import Reader
 from storage.seal import CorruptSegment, Recovery, Writer
 from storage.uploader import Uploader, UploaderStopped
+from storage.wal.disk import Disk, LinuxDisk
 from storage.wal.instances import LockedInstance, lock_instances
 from storage.wal.port import WalError
 from storage.wal.volume import VolumeWal
+from storage.wal.worker import StartWorker, ThreadWorker
 
 if TYPE_CHECKING:
     from broker.http.server import HttpServer
@@ -87,8 +87,14 @@ class Broker:
         clock: SystemClock,
         token: Callable[[int], bytes],
         open_store: Callable[[str], ObjectStore] | None = None,
+        disk: Disk | None = None,
+        start_worker: StartWorker = ThreadWorker,
+        fence_kind: str | None = None,
     ) -> None:
-        """`open_store(uri)` None: by the scheme of the URI; ValueError for one that cannot be used."""
+        """`open_store(uri)` None: by the scheme of the URI; ValueError for one that cannot be used.
+
+        `disk` None: this machine's. `fence_kind` None: by the mount of `tidelog.wal.dir` (DESIGN 4.2).
+        """
         self.settings = settings
         self.clock = clock
         self.token = token
@@ -103,6 +109,9 @@ class Broker:
         self.http_address: tuple[str, int] | None = None
         self.cluster_id = ""
         self._open_store = open_store or (lambda uri: open_store_of(uri, token=token))
+        self._disk = disk or LinuxDisk()
+        self._start_worker = start_worker
+        self._fence_kind = fence_kind
         self._started = asyncio.Event()
         self._operator: WalRecovery | None = None
         self._registering = False
@@ -249,8 +258,8 @@ class Broker:
 
     def _lock_instances(self) -> list[LockedInstance]:
         try:
-            os.makedirs(self.settings.wal_dir, exist_ok=True)
-            return lock_instances(self.settings.wal_dir, self.cluster_id, self.settings.node_id)
+            self._disk.make_directory(self.settings.wal_dir)
+            return lock_instances(self.settings.wal_dir, self.cluster_id, self.settings.node_id, disk=self._disk)
         except (WalError, OSError) as error:
             raise CannotStart(str(error)) from None
 
@@ -270,6 +279,9 @@ class Broker:
                 message_bytes_max=settings.message_max_bytes,
                 file_bytes=settings.tidelog_wal_file_bytes,
                 wait=False,
+                fence_kind=self._fence_kind,
+                disk=self._disk,
+                start_worker=self._start_worker,
             )
         except (WalError, OSError) as error:
             raise CannotStart(f"tidelog.wal.dir {settings.wal_dir}: {error}") from None
@@ -424,7 +436,7 @@ class Broker:
             self.token(16),
             self.settings.node_id,
             self.incarnation,
-            boot_id(),
+            self._disk.boot_id(),
             self.settings.broker_rack,
             tuple(f.Listener(one.name, one.security_protocol, one.host or every, one.port) for one in told),
             (NewWal(self.wal_id, self.wal.kind),),
@@ -585,11 +597,6 @@ def leaves(errors: BaseExceptionGroup) -> Iterator[BaseException]:
             yield from leaves(error)
         else:
             yield error
-
-
-def boot_id() -> str:
-    """Which run of the kernel this is."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def local_host() -> str:
