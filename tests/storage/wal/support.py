@@ -10,7 +10,8 @@ from typing import Any
 from crc32c import crc32c
 
 from storage.wal.volume import VolumeWal
-from tests.storage.wal.simulated import LoopWorker, SimulatedDisk
+from tests.simulation.disk import SimulatedDisk
+from tests.simulation.worker import LoopWorker
 
 CLUSTER = "test-cluster-000000000"
 FILE_BYTES = 64 << 10

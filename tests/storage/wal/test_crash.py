@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from storage.wal.instances import LockedInstance, lock_instances
 from storage.wal.recovery import ScanReport
-from tests.storage.wal.simulated import SimulatedDisk
+from tests.simulation.disk import SimulatedDisk
 from tests.storage.wal.support import CLUSTER, FILE_BYTES, Opened, make_batch, open_wal
 
 ROOT = "/wal"

@@ -19,7 +19,7 @@ from storage.wal.instances import (
     open_instance,
 )
 from storage.wal.port import Damaged, ForeignCluster, InstanceLocked, UnknownFormat
-from tests.storage.wal.simulated import Crash, SimulatedDisk
+from tests.simulation.disk import Dead, SimulatedDisk
 from tests.storage.wal.support import CLUSTER, WAL_ID, open_wal
 
 OTHER = bytes(range(16, 32))
@@ -156,7 +156,7 @@ def test_a_crash_anywhere_in_creation_leaves_a_whole_instance_or_none(seed: int)
         disk.crash_at = step
         try:
             create_instance(disk, "/wal", superblock())
-        except Crash:
+        except Dead:
             disk.crash(1000 * seed + step)
         else:
             break
@@ -180,7 +180,7 @@ def test_a_crash_anywhere_in_removal_leaves_a_whole_instance_or_none(seed: int) 
         disk.crash_at = step
         try:
             instance.remove()
-        except Crash:
+        except Dead:
             disk.crash(1000 * seed + step)
         else:
             break
