@@ -1,18 +1,75 @@
-"""A simulated network: streams between hosts as asyncio shows them, with delays, resets, partitions and dead hosts."""
+"""A simulated network: streams between hosts as asyncio shows them, with delays, resets, partitions and dead hosts.
+
+A `Socket` is the kernel's end of a connection and outlives its process; a `SimulatedTransport` is what the loop makes
+of it. Packets of one direction of a connection arrive in order, whatever their delays. What a partition or a dead or
+suspended host stops is sent again when it is over, as TCP does.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import errno
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
 
-from tests.simulation.scheduler import Scheduler
+from tests.simulation.scheduler import MS, US, Scheduler
 
 if TYPE_CHECKING:
     from tests.simulation.process import Host, Process
 
 Address = tuple[str, int]
 """(host name, port)."""
+
+WINDOW_BYTES = 128 * 1024
+"""Bytes of one direction that kernels hold: sent and not yet read."""
+SEGMENT_BYTES = 64 * 1024
+READ_BYTES = 256 * 1024
+DELAY_NS = (30 * US, 400 * US)
+SPIKE_CHANCE = 0.01
+SPIKE_NS = 40 * MS
+RETRANSMIT_NS = 400 * MS
+CUT_CHANCE = 0.15
+"""How often a write arrives in two pieces."""
+FIRST_PORT = 20_000
+HIGH_BYTES = 64 * 1024
+
+
+class _End:
+    """In a stream of bytes: nothing follows."""
+
+    def __init__(self, error: OSError | None) -> None:
+        self.error = error
+
+
+class Socket:
+    """One end of a connection, as the kernel of its host knows it."""
+
+    def __init__(self, process: Process, local: Address, remote: Address) -> None:
+        self.process = process
+        self.local = local
+        self.remote = remote
+        self.peer: Socket | None = None
+        self.transport: SimulatedTransport | None = None
+        self.incoming: deque[bytes | _End] = deque()
+        self.closed = False
+        """The process or its kernel let go of it: whatever still arrives is answered with a reset."""
+        self.broken = False
+        """A reset arrived."""
+        self.ended = False
+        """Nothing more is sent."""
+        self.in_flight = 0
+        """Bytes sent that the other side did not read yet."""
+        self.last_arrival_ns = 0
+        """When the last packet sent arrives."""
+
+    @property
+    def host(self) -> Host:
+        return self.process.host
+
+
+class _Callee(Protocol):
+    def __call__(self, *args: Any) -> None: ...
 
 
 class Network:
@@ -21,32 +78,152 @@ class Network:
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.hosts: dict[str, Host] = {}
+        self.rng = scheduler.stream("network")
+        self.resets = 0
+        self._blocked: dict[tuple[str, str], None] = {}
+        self._slow: dict[tuple[str, str], int] = {}
+        self._waiting: list[tuple[str, str, _Callee, tuple[Any, ...]]] = []
+        self._listeners: dict[Address, SimulatedServer] = {}
+        self._sockets: dict[Socket, None] = {}
+        self._next_port = FIRST_PORT
 
     # Faults
 
     def block(self, source: str, target: str) -> None:
         """Nothing gets from one host to another; the other way is open."""
-        raise NotImplementedError
+        self._blocked[source, target] = None
 
     def partition(self, one: str, other: str) -> None:
         """Nothing gets through between two hosts."""
-        raise NotImplementedError
+        self.block(one, other)
+        self.block(other, one)
 
     def cut_off(self, name: str) -> None:
         """Nothing gets to or from a host."""
-        raise NotImplementedError
+        for other in self.hosts:
+            if other != name:
+                self.partition(name, other)
 
     def slow(self, source: str, target: str, delay_ns: int) -> None:
         """Everything takes so much longer from one host to another."""
-        raise NotImplementedError
+        self._slow[source, target] = delay_ns
 
     def reset(self, one: str, other: str) -> None:
-        """Every connection between two hosts is reset."""
-        raise NotImplementedError
+        """Every connection between two hosts is reset, by something between them; what is under way is lost."""
+        for socket in list(self._sockets):
+            if {socket.host.name, socket.remote[0]} == {one, other} and not socket.closed:
+                self.resets += 1
+                self._break(socket)
 
-    def heal(self) -> None:
-        """No fault is left; what waited arrives."""
-        raise NotImplementedError
+    def heal(self, *links: tuple[str, str]) -> None:
+        """These links work again, without arguments all of them; what waited arrives."""
+        if links:
+            for link in links:
+                self._blocked.pop(link, None)
+                self._slow.pop(link, None)
+        else:
+            self._blocked.clear()
+            self._slow.clear()
+        self._send_again()
+
+    # Packets
+
+    def _delay_ns(self, source: str, target: str) -> int:
+        delay = self.rng.randint(*DELAY_NS) + self._slow.get((source, target), 0)
+        if self.rng.random() < SPIKE_CHANCE:
+            delay += self.rng.randint(0, SPIKE_NS)
+        return delay
+
+    def _send(self, source: str, target: str, callback: _Callee, *args: Any) -> None:
+        """A packet on its way: `callback` when it arrives."""
+        self.scheduler.call_later_ns(self._delay_ns(source, target), self._arrive, source, target, callback, args)
+
+    def _arrive(self, source: str, target: str, callback: _Callee, args: tuple[Any, ...]) -> None:
+        host = self.hosts[target]
+        if (source, target) in self._blocked or not host.up or host.suspended:
+            self._waiting.append((source, target, callback, args))
+        else:
+            callback(*args)
+
+    def _send_again(self) -> None:
+        """Something is back: of every pair of hosts the packets that waited arrive after one delay, in order."""
+        waiting, self._waiting = self._waiting, []
+        delays: dict[tuple[str, str], int] = {}
+        for source, target, callback, args in waiting:
+            delay = delays.setdefault((source, target), self.rng.randint(0, RETRANSMIT_NS))
+            self.scheduler.call_later_ns(delay, self._arrive, source, target, callback, args)
+
+    def _send_in_order(self, socket: Socket, piece: bytes | _End) -> None:
+        """The next piece of a connection's stream."""
+        source, target = socket.host.name, socket.remote[0]
+        arrival = self.scheduler.now_ns + self._delay_ns(source, target)
+        socket.last_arrival_ns = max(arrival, socket.last_arrival_ns)
+        self.scheduler.call_at_ns(socket.last_arrival_ns, self._arrive, source, target, self._receive, (socket, piece))
+
+    def _receive(self, sender: Socket, piece: bytes | _End) -> None:
+        socket = sender.peer
+        if socket is None or socket.closed:
+            if not (isinstance(piece, _End) and piece.error is not None):
+                self._send(sender.remote[0], sender.local[0], self._break, sender)
+            return
+        socket.incoming.append(piece)
+        if isinstance(piece, _End) and piece.error is not None:
+            socket.broken = True
+        if socket.transport is not None:
+            socket.transport.readable()
+
+    def _break(self, socket: Socket) -> None:
+        """A reset arrives: nothing that was not read yet can be read any more."""
+        if socket.closed:
+            return
+        socket.broken = True
+        socket.incoming.clear()
+        socket.incoming.append(_End(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")))
+        if socket.transport is not None:
+            socket.transport.readable()
+
+    def send(self, socket: Socket, data: bytes) -> None:
+        """Take bytes out of a transport's buffer; the window was looked at."""
+        socket.in_flight += len(data)
+        pieces = [data[start : start + SEGMENT_BYTES] for start in range(0, len(data), SEGMENT_BYTES)]
+        if len(data) > 1 and self.rng.random() < CUT_CHANCE:
+            at = self.rng.randint(1, min(len(pieces[0]), 64) - 1) if len(pieces[0]) > 1 else 0
+            pieces[:1] = [piece for piece in (pieces[0][:at], pieces[0][at:]) if piece]
+        for piece in pieces:
+            self._send_in_order(socket, piece)
+
+    def end(self, socket: Socket) -> None:
+        """FIN: nothing follows."""
+        if not socket.ended:
+            socket.ended = True
+            self._send_in_order(socket, _End(None))
+
+    def consumed(self, socket: Socket, n_bytes: int) -> None:
+        """The process read so much: the sender may send on."""
+        sender = socket.peer
+        assert sender is not None
+        if sender.transport is not None and sender.transport.wants_window:
+            self._send(socket.local[0], sender.local[0], self._acknowledge, sender, n_bytes)
+        else:
+            sender.in_flight -= n_bytes
+
+    def _acknowledge(self, sender: Socket, n_bytes: int) -> None:
+        sender.in_flight -= n_bytes
+        if sender.transport is not None:
+            sender.transport.writable()
+
+    def close(self, socket: Socket, *, abort: bool) -> None:
+        """The process closed it, or is dead. Unread bytes make it a reset, as in Linux."""
+        if socket.closed:
+            return
+        socket.closed = True
+        del self._sockets[socket]
+        if socket.broken:
+            return
+        if abort or any(not isinstance(piece, _End) for piece in socket.incoming):
+            self._send_in_order(socket, _End(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")))
+        else:
+            self.end(socket)
 
     # What processes and hosts use
 
@@ -58,20 +235,360 @@ class Network:
         port: int,
         *,
         start_serving: bool,
-    ) -> Any:
+    ) -> SimulatedServer:
         """A server as asyncio's `create_server` returns it. OSError: the port is taken."""
-        raise NotImplementedError
+        name = process.host.name
+        if host not in (None, "", name):
+            raise OSError(errno.EADDRNOTAVAIL, f"{host} is no address of {name}")
+        address = (name, port or self._free_port())
+        if address in self._listeners:
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+        server = self._listeners[address] = SimulatedServer(self, process, factory, address)
+        server.serving = start_serving
+        return server
+
+    def _free_port(self) -> int:
+        self._next_port += 1
+        return self._next_port
+
+    def forget(self, server: SimulatedServer) -> None:
+        """It does not listen any more."""
+        self._listeners.pop(server.address, None)
 
     async def connect(
         self, process: Process, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int
     ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
-        """As asyncio's `create_connection`. ConnectionRefusedError, ConnectionResetError, TimeoutError."""
-        raise NotImplementedError
+        """As asyncio's `create_connection`. OSError when the host is unknown or nobody listens there."""
+        if host not in self.hosts:
+            raise OSError(errno.EHOSTUNREACH, f"no host {host}")
+        loop = process.loop
+        socket = Socket(process, (process.host.name, self._free_port()), (host, port))
+        self._sockets[socket] = None
+        established: asyncio.Future[None] = loop.create_future()
+        self._send(process.host.name, host, self._syn, socket, established)
+        try:
+            await established
+        except BaseException:
+            self.close(socket, abort=True)
+            raise
+        protocol = factory()
+        transport = SimulatedTransport(self, socket, protocol)
+        made = loop.create_future()
+        loop.call_soon(transport.begin, made)
+        await made
+        return transport, protocol
+
+    def _syn(self, socket: Socket, established: asyncio.Future[None]) -> None:
+        """At the server's host: its kernel accepts, whatever the process is doing."""
+        server = self._listeners.get(socket.remote)
+        name = socket.remote[0]
+        if server is None or not server.serving:
+            self._send(name, socket.local[0], self._answered, socket, established, False)
+            return
+        if socket.closed:
+            return
+        accepted = Socket(server.process, socket.remote, socket.local)
+        accepted.peer, socket.peer = socket, accepted
+        self._sockets[accepted] = None
+        server.process.call(server.accept, accepted)
+        self._send(name, socket.local[0], self._answered, socket, established, True)
+
+    def _answered(self, socket: Socket, established: asyncio.Future[None], accepted: bool) -> None:
+        def tell() -> None:
+            if established.done():
+                return
+            if not accepted:
+                established.set_exception(ConnectionRefusedError(errno.ECONNREFUSED, f"nobody at {socket.remote}"))
+            elif socket.broken:
+                established.set_exception(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))
+            else:
+                established.set_result(None)
+
+        socket.process.call(tell)
 
     def process_died(self, process: Process) -> None:
-        """The kernel closes what the process had open."""
-        raise NotImplementedError
+        """Its kernel closes what the process had open: what it had taken still arrives, then the end or a reset.
 
-    def host_crashed(self, host: Host) -> None:
-        """Its connections are forgotten on its side; nobody tells the others."""
-        raise NotImplementedError
+        On a host that has crashed connections are only forgotten.
+        """
+        for server in [one for one in self._listeners.values() if one.process is process]:
+            self.forget(server)
+        for socket in [one for one in self._sockets if one.process is process]:
+            if process.host.up:
+                self.close(socket, abort=socket.transport is None or self.rng.random() < 0.5)
+            else:  # nobody is left to tell the other side
+                socket.closed = True
+                del self._sockets[socket]
+
+    def host_back(self) -> None:
+        """A host is up again, or awake: what waited for it arrives."""
+        self._send_again()
+
+
+class _BoundSocket:
+    """What a server tells of its socket."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+
+    def getsockname(self) -> Address:
+        return self._address
+
+
+class SimulatedServer:
+    """What `create_server` returns."""
+
+    def __init__(
+        self, network: Network, process: Process, factory: Callable[[], asyncio.BaseProtocol], address: Address
+    ) -> None:
+        self.process = process
+        self.address = address
+        self.serving = False
+        self.sockets: tuple[_BoundSocket, ...] = (_BoundSocket(address),)
+        self._network = network
+        self._factory = factory
+
+    async def start_serving(self) -> None:
+        self.serving = True
+
+    def is_serving(self) -> bool:
+        return self.serving
+
+    def close(self) -> None:
+        if self.sockets:
+            self.serving = False
+            self.sockets = ()
+            self._network.forget(self)
+
+    async def wait_closed(self) -> None:
+        await asyncio.sleep(0)
+
+    def accept(self, socket: Socket) -> None:
+        """On the loop of the server: a connection was made."""
+        if not self.sockets:
+            self._network.close(socket, abort=True)
+            return
+        transport = SimulatedTransport(self._network, socket, self._factory())
+        self.process.loop.call_soon(transport.begin)
+
+
+class SimulatedTransport(asyncio.Transport):
+    """One connection as uvloop shows it: what a turn of the loop writes leaves after the turn."""
+
+    def __init__(self, network: Network, socket: Socket, protocol: asyncio.BaseProtocol) -> None:
+        super().__init__()
+        self._network = network
+        self._socket = socket
+        self._loop = socket.process.loop
+        self._protocol = protocol
+        self._begun = False
+        self._paused = False
+        self._closing = False
+        self._lost = False
+        self._read_due = False
+        self._flush_due = False
+        self._unsent: deque[memoryview] = deque()
+        self._unsent_bytes = 0
+        self._end_due = False
+        self._high, self._low = HIGH_BYTES, HIGH_BYTES // 4
+        self._protocol_paused = False
+
+    # Life
+
+    def begin(self, made: asyncio.Future[None] | None = None) -> None:
+        """Tell the protocol, then read."""
+        self._socket.transport = self
+        self._protocol.connection_made(self)
+        self._begun = True
+        if made is not None and not made.done():
+            made.set_result(None)
+        self.readable()
+
+    def is_closing(self) -> bool:
+        return self._closing or not self._socket.process.alive
+
+    def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            if not self._unsent:
+                self._lose(None)
+            else:
+                self._flush_soon()
+
+    def abort(self) -> None:
+        self._closing = True
+        self._lose(None, abort=True)
+
+    def _lose(self, error: OSError | None, *, abort: bool = False) -> None:
+        if self._lost:
+            return
+        self._lost = self._closing = True
+        self._unsent.clear()
+        self._unsent_bytes = 0
+        self._loop.call_soon(self._connection_lost, error, abort)
+
+    def _connection_lost(self, error: OSError | None, abort: bool) -> None:
+        try:
+            self._protocol.connection_lost(error)
+        finally:
+            self._network.close(self._socket, abort=abort)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return {"peername": self._socket.remote, "sockname": self._socket.local}.get(name, default)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
+
+    # Reading
+
+    def is_reading(self) -> bool:
+        return not self._closing and not self._paused
+
+    def pause_reading(self) -> None:
+        self._paused = True
+
+    def resume_reading(self) -> None:
+        self._paused = False
+        self.readable()
+
+    def readable(self) -> None:
+        """Something arrived, or somebody wants to read again."""
+        if self._begun and self._socket.incoming and not (self._paused or self._closing or self._read_due):
+            self._read_due = True
+            self._loop.call_soon(self._read)
+
+    def _read(self) -> None:
+        self._read_due = False
+        incoming = self._socket.incoming
+        if self._paused or self._closing or not incoming:
+            return
+        piece = incoming[0]
+        if isinstance(piece, _End):
+            self._ended(piece)
+            return
+        if isinstance(self._protocol, asyncio.BufferedProtocol):
+            buffer = memoryview(self._protocol.get_buffer(-1))
+            data = self._take(len(buffer))
+            buffer[: len(data)] = data
+            self._protocol.buffer_updated(len(data))
+        else:
+            assert isinstance(self._protocol, asyncio.Protocol)
+            self._protocol.data_received(self._take(READ_BYTES))
+        self.readable()
+
+    def _take(self, length: int) -> bytes:
+        """What the kernel has, at most `length` bytes."""
+        incoming = self._socket.incoming
+        data = b""
+        while incoming and len(data) < length:
+            piece = incoming[0]
+            if isinstance(piece, _End):
+                break
+            part = piece[: length - len(data)]
+            data = data + part if data else part
+            if len(part) == len(piece):
+                incoming.popleft()
+            else:
+                incoming[0] = piece[len(part) :]
+        self._network.consumed(self._socket, len(data))
+        return data
+
+    def _ended(self, end: _End) -> None:
+        self._socket.incoming.clear()
+        if end.error is not None:
+            self._lose(end.error)
+            return
+        assert isinstance(self._protocol, asyncio.Protocol | asyncio.BufferedProtocol)
+        if not self._protocol.eof_received():
+            self.close()
+
+    # Writing
+
+    @property
+    def wants_window(self) -> bool:
+        """Whether bytes wait for the other side to read."""
+        return bool(self._unsent)
+
+    def write(self, data: Any) -> None:
+        self.writelines([data])
+
+    def writelines(self, list_of_data: Iterable[Any]) -> None:
+        if self._closing:
+            return
+        assert not self._end_due
+        for data in list_of_data:
+            view = memoryview(data).cast("B")
+            if view.nbytes:
+                self._unsent.append(view)
+                self._unsent_bytes += view.nbytes
+        if self._unsent_bytes > self._high and not self._protocol_paused:
+            self._flush()
+        else:
+            self._flush_soon()
+        if self._unsent_bytes > self._high and not self._protocol_paused and not self._lost:
+            self._protocol_paused = True
+            self._protocol.pause_writing()
+
+    def _flush_soon(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flush_due = False
+        self._flush()
+
+    def writable(self) -> None:
+        """The other side read something."""
+        if self._unsent:
+            self._flush_soon()
+
+    def _flush(self) -> None:
+        if self._lost:
+            return
+        socket = self._socket
+        if socket.broken:
+            self._lose(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))
+            return
+        room = WINDOW_BYTES - socket.in_flight
+        parts = []
+        while self._unsent and room > 0:
+            view = self._unsent[0]
+            if view.nbytes <= room:
+                parts.append(self._unsent.popleft())
+            else:
+                parts.append(view[:room])
+                self._unsent[0] = view[room:]
+            room -= parts[-1].nbytes
+        if parts:
+            data = b"".join(parts)
+            self._unsent_bytes -= len(data)
+            self._network.send(socket, data)
+        if self._protocol_paused and self._unsent_bytes <= self._low:
+            self._protocol_paused = False
+            self._protocol.resume_writing()
+        if not self._unsent and not self._lost:
+            if self._closing:
+                self._lose(None)
+            elif self._end_due:
+                self._network.end(socket)
+
+    def get_write_buffer_size(self) -> int:
+        return self._unsent_bytes
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._low, self._high
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._high = HIGH_BYTES if high is None else high
+        self._low = self._high // 4 if low is None else low
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self._end_due = True
+        self._flush_soon()

@@ -30,10 +30,6 @@ THREAD_NS = (20 * US, 400 * US)
 """How long a thread takes to begin, and its loop to hear that it is done."""
 
 
-class Killed(BaseException):
-    """The process is gone in the middle of a call: what a handle of a dead process may raise."""
-
-
 class Host:
     """A machine: its processes, its clocks and its disk. `on_crash` callbacks lose what is not durable."""
 
@@ -51,7 +47,6 @@ class Host:
         self.disk: Disk | None = None
         self.processes: list[Process] = []
         self.on_crash: list[Callable[[], None]] = []
-        self.on_resume: list[Callable[[], None]] = []
         self.wall_offset_ms = self.rng.randint(-200, 200)
         self._booted_ns = 0
         self._uptime_ns = 0
@@ -87,12 +82,10 @@ class Host:
     def crash(self) -> None:
         """Power is gone: every process is dead, memory is empty, un-synced pages are lost or not."""
         assert self.up
-        if self.suspended:
-            self.resume()
         self.up = False
+        self.suspended = False
         for process in list(self.processes):
             process.kill()
-        self.network.host_crashed(self)
         for callback in self.on_crash:
             callback()
 
@@ -101,6 +94,7 @@ class Host:
         assert not self.up
         self.up = True
         self._boot(self.rng.randint(0, 2_000) * MS)
+        self.network.host_back()
 
     def suspend(self) -> None:
         """Nothing of this host runs; CLOCK_BOOTTIME goes on, CLOCK_MONOTONIC does not."""
@@ -113,8 +107,7 @@ class Host:
         assert self.suspended
         self._slept_ns += self.scheduler.now_ns - self._suspended_ns
         self.suspended = False
-        for callback in self.on_resume:
-            callback()
+        self.network.host_back()
         for process in self.processes:
             process.release()
 
@@ -151,7 +144,7 @@ class Failure:
 class Process:
     """One run of a program. `failures` lists what nobody handled; `on_end(process)` is called once when it is over.
 
-    `on_death` callbacks are for handles (locks, sockets) that the kernel closes, in the order in which they were added.
+    `on_death` callbacks are what the kernel does about handles (locks, files), before the process counts as dead.
     """
 
     def __init__(self, host: Host, name: str, on_end: Callable[[Process], None] | None = None) -> None:
@@ -175,6 +168,7 @@ class Process:
         self._on_end = on_end
         self._tokens = self.scheduler.stream(f"token {name}")
         self._parked: list[Event] = []
+        self._ending = False
         self.loop = ProcessLoop(self)  # type: ignore[abstract]
         host.processes.append(self)
 
@@ -214,11 +208,14 @@ class Process:
             self._end()
 
     def _end(self) -> None:
+        if self._ending:
+            return
+        self._ending = True
+        for callback in self.on_death:
+            callback()
         self.alive = False
         self.host.processes.remove(self)
         self.network.process_died(self)
-        for callback in self.on_death:
-            callback()
         if self._on_end is not None:
             self._on_end(self)
 
@@ -429,12 +426,12 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         with self.process.running(None):
             try:
                 result = func(*args)
-            except Killed:
-                return
             except StopIteration as stopped:
                 error = RuntimeError(f"a thread raised {stopped!r}")
             except BaseException as raised:
                 error = raised
+        if not self.process.alive:
+            return
         self._later(self.call_soon, self._thread_done, future, result, error)
 
     def _thread_done(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
