@@ -17,6 +17,7 @@ from storage.wal.volume import VolumeWal
 from storage.wal.writer import GROUP_BYTES_MAX
 from tests.simulation.disk import SimulatedDisk
 from tests.storage.wal.support import CLUSTER, FILE_BYTES, WAL_ID, make_batch, open_wal
+from tests.support.waiting import until
 
 ROOT = "/wal"
 
@@ -290,7 +291,7 @@ async def test_a_disk_that_is_full_makes_a_full_wal_and_recovers() -> None:
     assert "preparing" not in disk.names(opened.wal.path), "the space is given back"
     assert opened.failures == [] and opened.wal.queue_depth == 0
     opened.rooms = 0
-    disk.fault = None
+    disk.fault = lambda operation, path: None
     await opened.until(lambda: opened.rooms)
     assert opened.wal.has_room(10_000, internal=False) and opened.wal.file_error is None
     await opened.wal.close()
@@ -339,7 +340,7 @@ async def test_a_failed_group_ends_everything(operation: str) -> None:
     opened.append()
     opened.append()
     await opened.settle()
-    disk.fault = None
+    disk.fault = lambda operation, path: None
     opened.append()
     await opened.settle()
     assert opened.durable == [(1, 1)]
@@ -431,7 +432,7 @@ async def test_a_deleted_directory_ends_it(tmp_path: Path) -> None:
     opened = await open_wal(tmp_path)
     opened.append()
     await opened.durable_through(1)
-    opened.wal._ring.stopping = True  # else it may make a file between the two steps of deleting
+    await until(lambda: opened.wal._ring.ready)  # else a file is made between the two steps of deleting
     for path in Path(opened.wal.path).iterdir():
         path.unlink()
     Path(opened.wal.path).rmdir()
@@ -493,7 +494,7 @@ async def test_a_disk_that_older_instances_fill_counts_as_full_until_they_are_go
         await opened.wal.ready()
     assert opened.wal.file_error is not None and opened.wal.free_bytes == 0
     assert not opened.wal.has_room(1, internal=True)
-    disk.fault = None
+    disk.fault = lambda operation, path: None
     opened.wal.look_for_space()
     await opened.settle()
     assert opened.rooms and opened.wal.file_error is None
