@@ -449,7 +449,7 @@ class SimulatedDisk(ProcessDisk):
         self.stalled_until_ns = 0
         self.gone = False
         self.unreadable: dict[str, set[int]] = {}
-        self.fault: Callable[[str, str], None] | None = None
+        self.fault: Callable[[str, str], None] = lambda operation, path: None
         self.shorten: Callable[[int], int] | None = None
         self.crash_at = -1
         self.operations: list[tuple[str, str]] = []  # only without a timeline
@@ -494,8 +494,7 @@ class SimulatedDisk(ProcessDisk):
             self.operations.append((operation, path))
         if self.gone:
             raise OSError(errno.EIO, "the volume is gone", path)
-        if self.fault is not None:
-            self.fault(operation, path)
+        self.fault(operation, path)
 
     def admit(self, inode: Inode, position: int, length: int) -> int:
         """How much of a write the disk takes; ENOSPC or EIO."""
