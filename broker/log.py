@@ -12,6 +12,7 @@ from protocol.errors import ErrorCode, KafkaError
 from protocol.records import BatchHeader, parse_header, patch_offset_and_epoch
 
 if TYPE_CHECKING:
+    from broker.connection import Reply
     from broker.log_table import LogTable
     from broker.validation import Validation
     from storage.producers import ProducerStates
@@ -141,10 +142,13 @@ class Log:
         """Whether reads are answered."""
         return self.status is LogStatus.OPEN or self.status is LogStatus.FROZEN
 
-    def append(self, header: BatchHeader, batch: Buffer, max_timestamp: int, now_ms: int) -> int:
+    def append(
+        self, header: BatchHeader, batch: Buffer, max_timestamp: int, now_ms: int, reply: Reply | None = None
+    ) -> int:
         """Append a checked batch whose bytes already carry `end` as base offset and `epoch`; its append sequence.
 
-        The caller asked `LogTable.has_room` and the producer state; nothing can fail from here on.
+        The caller asked `LogTable.has_room` and the producer state; nothing can fail from here on. One of the waits of
+        `reply` is over when the batch is validated.
         """
         base = self.end
         end = base + header.last_offset_delta + 1
@@ -156,7 +160,7 @@ class Log:
             self.producers.append(header, base, sequence, now_ms, self.hw)
         self.end = end
         self.last_sequence = sequence
-        self.validation.in_flight.append((self, end))
+        self.validation.in_flight.append((self, end, reply))
         return sequence
 
     def append_own(self, batch: bytearray) -> int:

@@ -84,7 +84,8 @@ class LogTable:
         self._kept: deque[tuple[Log, int]] = deque()
         self._kept_bytes = 0
         self._trimming = False
-        self._client_bytes_max = settings.tidelog_tail_bytes_max - settings.tidelog_tail_bytes_max // INTERNAL_SHARE
+        self.client_bytes_max = settings.tidelog_tail_bytes_max - settings.tidelog_tail_bytes_max // INTERNAL_SHARE
+        """What clients may fill of the memory for tails; the rest is for internal logs."""
 
     def __len__(self) -> int:
         return len(self.by_log_id)
@@ -308,20 +309,12 @@ class LogTable:
 
     def has_room(self, n_bytes: int, n_batches: int, *, internal: bool) -> bool:
         """Whether WAL and tails take so much more; asked before an offset is assigned."""
-        limit = self._settings.tidelog_tail_bytes_max if internal else self._client_bytes_max
+        limit = self._settings.tidelog_tail_bytes_max if internal else self.client_bytes_max
         excess = self.memory.bytes + n_bytes + n_batches * BATCH_OVERHEAD_BYTES - limit
         # A request larger than all of it is taken when nothing else is there: else it could never be served.
         if excess > 0 and not self._free_kept(excess) and self.memory.bytes > 0:
             return False
         return all(wal.has_room(n_bytes, internal=internal, batches=n_batches) for wal, _ in self._wals.values())
-
-    def has_room_in(self, log: Log, n_bytes: int) -> bool:
-        """`has_room` for one client's batch in one log, nobody waiting before it: what the usual request asks."""
-        return (
-            not self.space.queue
-            and self.memory.bytes + n_bytes + BATCH_OVERHEAD_BYTES <= self._client_bytes_max
-            and log.wal.has_room(n_bytes, internal=False)
-        )
 
     def room(self) -> None:
         """Space came back (given to the WAL as `on_room`): serve requests that wait for it."""

@@ -96,8 +96,11 @@ class Validation:
         self.durable_group = 0
         self.withheld = 0
         """How often a durable group was not acknowledged because the right was missing."""
-        self.in_flight: deque[tuple[Log, int]] = deque()
-        """(log, end of the batch) by append sequence, `validated + 1` first. `Log.append` appends here."""
+        self.in_flight: deque[tuple[Log, int, Reply | None]] = deque()
+        """(log, end of the batch, an answer that waits for it) by append sequence, `validated + 1` first.
+
+        `Log.append` appends here.
+        """
         self.grown: dict[Log, int] = {}
         """Logs whose high watermark rose, and where to; sealing takes the whole dict away and leaves an empty one."""
         self._replies: deque[tuple[int, Reply]] = deque()
@@ -150,9 +153,14 @@ class Validation:
     def _validate(self) -> None:
         in_flight = self.in_flight
         ends: dict[Log, int] = {}
+        due: dict[Connection, None] = {}
         for _ in range(self.durable - self.validated):
-            appended_to, end = in_flight.popleft()
+            appended_to, end, reply = in_flight.popleft()
             ends[appended_to] = end
+            if reply is not None:
+                reply.waits -= 1
+                if not reply.waits:
+                    due[reply.connection] = None
         self.validated = self.durable
         self.validated_group = self.durable_group
         self.grown.update(ends)
@@ -161,24 +169,23 @@ class Validation:
             assign_high_watermark(appended_to, end)
             if appended_to.waiters:
                 woken.update(appended_to.waiters)
-        self._flush()
+        self._flush(due)
         for waiter in woken:
             waiter.wake()
         callbacks = self._callbacks
         while callbacks and callbacks[0][0] <= self.validated:
             heappop(callbacks)[2]()
 
-    def _flush(self) -> None:
-        """Replies up to the validated sequence go out, one write per connection."""
+    def _flush(self, due: dict[Connection, None]) -> None:
+        """Replies up to the validated sequence go out, one write per connection; `due` has some already."""
         replies = self._replies
         validated = self.validated
-        touched: dict[Connection, None] = {}
         while replies and replies[0][0] <= validated:
             reply = replies.popleft()[1]
             reply.waits -= 1
             if not reply.waits:
-                touched[reply.connection] = None
-        for connection in touched:
+                due[reply.connection] = None
+        for connection in due:
             connection.flush()
 
 

@@ -42,6 +42,7 @@ from protocol.records import (
     records,
     stamp_log_append_time,
 )
+from storage.tail import BATCH_OVERHEAD_BYTES
 
 if TYPE_CHECKING:
     from broker.connection import Connection
@@ -117,7 +118,21 @@ def _append_usual(
         return False
     now_ms = services.clock.now_ms()
     size = stop - start
-    if not is_usual(log, header, size, now_ms) or log.config.log_append_time or not logs.has_room_in(log, size):
+    config = log.config
+    attributes = header[5]
+    if (
+        attributes & _SPECIAL
+        or attributes & _CODEC == _ZSTD
+        or log.internal
+        or config.compacted
+        or config.log_append_time
+        or size > config.max_message_bytes
+        or header[7] < now_ms - config.timestamp_before_max_ms
+        or header[8] > now_ms + config.timestamp_after_max_ms
+        or logs.space.queue
+        or logs.memory.bytes + size + BATCH_OVERHEAD_BYTES > logs.client_bytes_max
+        or not log.wal.has_room(size, internal=False)
+    ):
         return False
     if header[9] >= 0:  # producer id
         try:
@@ -132,7 +147,6 @@ def _append_usual(
     else:
         patch_offset_and_epoch(buf, start, base, log.epoch)
         batch = memoryview(buf)[start:stop] if owned else bytes(memoryview(buf)[start:stop])
-    sequence = log.append(header, batch, header[8], now_ms)
     counters = services.counters
     counters.batches_in += 1
     counters.produce_bytes += size
@@ -140,23 +154,8 @@ def _append_usual(
     if encode is None:
         encode = log.answers[version] = success_encoder(version, topic, partition)
     payload = encode(correlation_id, base, -1, log.start, 0)
-    log.validation.when_reply(sequence, connection.owe(1, counters.produce_latency, payload))
+    log.append(header, batch, header[8], now_ms, connection.owe(1, counters.produce_latency, payload))
     return True
-
-
-def is_usual(log: Log, header: BatchHeader, size: int, now_ms: int) -> bool:
-    """Whether nothing about this batch needs a closer look: the cheap test that almost every batch passes."""
-    config = log.config
-    attributes = header[5]
-    return (
-        size <= config.max_message_bytes
-        and not attributes & _SPECIAL
-        and attributes & _CODEC != _ZSTD
-        and now_ms - config.timestamp_before_max_ms <= header[7]
-        and header[8] - now_ms <= config.timestamp_after_max_ms
-        and not config.compacted
-        and not log.internal
-    )
 
 
 class Attempt:
@@ -240,8 +239,6 @@ class Attempt:
     def _check_rules(self, log: Log, header: BatchHeader, size: int, now_ms: int, start: int) -> None:
         """What topic and version ask of the batch; KafkaError if it is not so."""
         config = log.config
-        if is_usual(log, header, size, now_ms):
-            return
         if log.internal:
             raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, f"Cannot append to internal topic {log.topic}")
         if size > config.max_message_bytes:

@@ -59,7 +59,7 @@ def reply_on(connection: AnyConnection, waits: int = 1) -> Reply:
 
 
 def append(validation: Validation, log: AnyLog, end: int) -> None:
-    validation.in_flight.append((cast(Log, log), end))
+    validation.in_flight.append((cast(Log, log), end, None))
 
 
 def test_high_watermarks_replies_waiters_and_callbacks_follow_a_group() -> None:
