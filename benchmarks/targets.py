@@ -133,7 +133,6 @@ TARGETS: tuple[Target, ...] = (
     _at_least("I", GOAL, "mib_per_s", FSYNC, 1.5),
     _at_most("I", GOAL, "cpu_s_per_gb", FSYNC, 1),
     Target("I", GOAL, "cold throughput of kafka-fsync", ratio("cold_mib_per_s", FSYNC, "mib_per_s"), True, 1),
-    _at_most("J", FIRST, "peak_rss_mb", FSYNC, 0.35),
     _at_most("J", FIRST, "peak_rss_mb", CACHE, 0.35),
     _at_most("J", GOAL, "peak_rss_mb", CACHE, 0.25),
     Target("K", FIRST, "cost of sealing beside the rest of A", sealing_share, False, 1),
