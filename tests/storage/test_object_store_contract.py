@@ -1,6 +1,7 @@
 """What every object store must do: the same tests for each engine, the memory store included."""
 
 import asyncio
+import random  # noqa: TID251
 import secrets
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +29,7 @@ from storage.retrying import RetryingStore, RetryLimits
 from storage.s3 import ObstoreS3Store
 from storage.s3_aiobotocore import AiobotocoreStore
 from storage.s3_location import parse_s3_uri
+from tests.simulation.store import Bucket, LoopTimeline
 from tests.support.faulty_store import FaultyStore, Mishap
 from tests.support.s3_servers import S3Server, versitygw_possible
 
@@ -74,8 +77,14 @@ def _s3(server: S3Server, prefix: str, client: str) -> Engine:
     )
 
 
+def _simulated() -> ObjectStore:
+    bucket = Bucket(LoopTimeline(), random.Random(1))
+    return bucket.handle(SimpleNamespace(name="test", alive=True, token=secrets.token_bytes), "host")
+
+
 ENGINES = [
     "memory",
+    "simulated",
     "retrying",
     "filesystem",
     "moto-obstore",
@@ -92,6 +101,9 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
         case ["memory"]:
             memory = MemoryStore()
             return Engine(name, lambda: memory)
+        case ["simulated"]:
+            simulated = _simulated()
+            return Engine(name, lambda: simulated)
         case ["retrying"]:
             retrying = _repeated_faults()
             return Engine(name, lambda: retrying)
