@@ -285,8 +285,8 @@ class SimulatedClient:
             name=part[0],
             partitions=[m.ListOffsetsRequest.ListOffsetsPartition(partition_index=part[1], timestamp=timestamp)],
         )
-        number = next(self.numbers)
-        fields = {"client": self.name, "list": number, "topic": part[0], "partition": part[1]}
+        number, node = next(self.numbers), self.leaders[part].node_id
+        fields = {"client": self.name, "list": number, "topic": part[0], "partition": part[1], "node": node}
         self.history.record("list_offsets.invoke", **fields, timestamp=timestamp)
         answer = await self.ask(address, ApiKey.LIST_OFFSETS, 7, m.ListOffsetsRequest(replica_id=-1, topics=[asked]))
         found = answer.topics[0].partitions[0]

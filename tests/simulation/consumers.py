@@ -153,6 +153,8 @@ class Consumer(SimulatedClient):
                 client=self.name,
                 poll=number,
                 node=node,
+                max_wait_ms=self.load.max_wait_ms,
+                min_bytes=self.load.min_bytes,
                 positions=tuple((*part, offset) for part, offset in positions.items()),
             )
             future = connection.ask(ApiKey.FETCH, self.load.version, self.fetch_request(parts), self.name)

@@ -95,7 +95,8 @@ class Admin(SimulatedClient):
     async def delete_records(self, part: Part, offset: int) -> None:
         """Once; Disconnected when the outcome is unknown."""
         address = await self.leader_address(part)
-        fields = {"client": self.name, "topic": part[0], "partition": part[1], "delete": next(self.numbers)}
+        number, node = next(self.numbers), self.leaders[part].node_id
+        fields = {"client": self.name, "delete": number, "topic": part[0], "partition": part[1], "node": node}
         asked = m.DeleteRecordsRequest.DeleteRecordsTopic(
             name=part[0],
             partitions=[m.DeleteRecordsRequest.DeleteRecordsPartition(partition_index=part[1], offset=offset)],

@@ -86,7 +86,7 @@ class Producer(SimulatedClient):
         self.parts = list(parts)
         self.load = load or ProducerLoad()
 
-    def make_batch(self, part: Part, values: tuple[int, ...], **fields: int) -> Batch:
+    def make_batch(self, part: Part, values: tuple[int, ...], **fields: Any) -> Batch:
         """A batch of these values; `fields` are those of an idempotent one."""
         low, high = self.load.value_bytes
         records: list[NewRecord] = [
