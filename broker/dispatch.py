@@ -18,6 +18,7 @@ from broker.handlers import (
     api_versions,
     cluster,
     configs,
+    control,
     delete_records,
     fetch,
     find_coordinator,
@@ -32,14 +33,14 @@ from broker.handlers import (
 )
 from broker.services import RequestContext, Services
 from protocol import messages
-from protocol.apis import APIS, ApiKey
+from protocol.apis import APIS, CONTROL_KEY, CONTROL_VERSION, ApiKey
 from protocol.errors import ProtocolError
 from protocol.framing import parse_request_header, response_frame, skip_tagged_fields
 
 if TYPE_CHECKING:
     from broker.connection import Connection
 
-__all__ = ["HANDLERS", "Dispatcher", "Entry", "RequestContext"]
+__all__ = ["HANDLERS", "INTERNAL", "Dispatcher", "Entry", "RequestContext"]
 
 DECODED_BYTES_MAX = 1024 * 1024
 """Requests that become objects: the largest one, an object per few bytes at worst."""
@@ -47,6 +48,8 @@ GROUP_BYTES_MAX = 8 * 1024 * 1024
 """The same where members of a group send each other what only they understand."""
 OFF_LOOP_BYTES = 32 * 1024
 """Larger ones are decoded off the loop."""
+CONTROL_BYTES_MAX = 32 * 1024 * 1024
+"""A commit of all logs that a cluster may have is one command."""
 FETCH_BYTES_MAX = 4 * 1024 * 1024
 
 _GROUP_APIS = (ApiKey.JOIN_GROUP, ApiKey.SYNC_GROUP)
@@ -108,13 +111,18 @@ HANDLERS: dict[ApiKey, Entry] = {
     ),
 }
 
+INTERNAL: dict[int, Entry] = {
+    CONTROL_KEY: Entry(control.control, CONTROL_VERSION, CONTROL_VERSION, "tests/broker/test_control.py", raw=True)
+}
+"""Not Kafka's and not advertised: what brokers of a cluster say to each other."""
+
 
 class Dispatcher:
     """Requests of all connections -> handlers of `table`."""
 
     def __init__(self, services: Services, table: dict[ApiKey, Entry]) -> None:
         self._services = services
-        self._table: dict[int, Entry] = {int(key): entry for key, entry in table.items()}
+        self._table: dict[int, Entry] = {**{int(key): entry for key, entry in table.items()}, **INTERNAL}
         self._requests = services.counters.requests
         self._latency = services.counters.other_latency
         self._produce = table[ApiKey.PRODUCE].handler
@@ -132,6 +140,8 @@ class Dispatcher:
             return self._services.settings.socket_request_max_bytes
         if api_key == ApiKey.FETCH:
             return FETCH_BYTES_MAX
+        if api_key == CONTROL_KEY:
+            return CONTROL_BYTES_MAX
         return GROUP_BYTES_MAX if api_key in _GROUP_APIS else DECODED_BYTES_MAX
 
     def dispatch(self, connection: Connection, buf: bytearray, start: int, end: int, owned: bool) -> None:
@@ -162,6 +172,11 @@ class Dispatcher:
         entry = self._table.get(api_key)
         if entry is None or version < 0:
             raise ProtocolError(f"API {api_key} version {version} is not served")
+        if api_key in INTERNAL:
+            if version > entry.max_version:
+                raise ProtocolError(f"API {api_key} version {version} is not served")
+            entry.handler(self._services, connection, frame, body, len(frame), version, correlation_id, False)
+            return
         self._requests[api_key] += 1
         if not entry.min_version <= version <= entry.max_version:
             self._unsupported(connection, frame, api_key, version, correlation_id, body)

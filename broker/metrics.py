@@ -29,6 +29,7 @@ class Counters:
         "connections_idle_closed",
         "connections_opened",
         "connections_refused",
+        "control_latency",
         "duplicates",
         "errors",
         "fetch_bytes",
@@ -54,6 +55,8 @@ class Counters:
         self.fetch_latency = new_histogram()
         """Long polls included."""
         self.other_latency = new_histogram()
+        self.control_latency = new_histogram()
+        """Of what other brokers asked the controller here; their long polls included."""
         self.bytes_in = self.bytes_out = 0
         self.produce_bytes = self.batches_in = self.duplicates = 0
         self.fetch_bytes = self.fetch_waits = self.fetch_cold = 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from broker import process_metrics
 from broker.background import Tasks, collect_young_garbage
-from broker.bucket import TELL_S, Bucket, CannotStart
+from broker.bucket import Bucket, CannotStart
 from broker.clock import SystemClock
 from broker.cold import ColdReads
 from broker.configs import TopicDefaults, TopicRules
@@ -17,13 +17,16 @@ from broker.dispatch import HANDLERS
 from broker.fetch_sessions import FetchSessions
 from broker.groups.coordinator import GroupCoordinators
 from broker.groups.runtime import GroupLog
+from broker.handlers.control import ControlEndpoint
 from broker.handlers.fetch import COLD_PARALLEL
 from broker.handlers.init_producer_id import ProducerIds
 from broker.log import Log
 from broker.log_table import LogTable
 from broker.metadata_cache import MetadataCache
 from broker.metrics import Counters, Metrics
+from broker.peers import Peers
 from broker.recovery import WalRecovery
+from broker.registration import Registration
 from broker.sealing import Sealing
 from broker.server import Server
 from broker.services import Services
@@ -31,14 +34,16 @@ from broker.settings import Listener, Settings
 from broker.validation import FileFence, SessionFence, Validation
 from broker.wheel import Wheel
 from controller import facts as f
-from controller.client import LocalController, Session
+from controller.client import ClusterController, Session
 from controller.commands import CleanStop, NewWal, RegisterBroker
 from controller.decide import Limits
 from controller.election import Identity
 from controller.entries import CorruptMetadata, NewerFormat
 from controller.object_log import ObjectLog
+from controller.remote import RemoteController
 from controller.runtime import ControllerSettings, Runtime
-from protocol.errors import RETRIABLE, ErrorCode, KafkaError
+from controller.service import ControllerService
+from protocol.errors import ErrorCode, KafkaError
 from storage.object_store import ObjectStore, StoreError
 from storage.object_store import open_store as open_store_of
 from storage.reader import Reader
@@ -60,10 +65,13 @@ RETRY_S = 0.5
 WATCH_S = 1
 HTTP_LATER_S = 2
 """How long a start may take before the HTTP port answers: importing its library takes as long as all the rest."""
+PEERS_LATER_S = 1
 DRAIN_MS = 5_000
 """What a clean stop gives clients to read their answers."""
 INDEX_CACHE_SHARE = 8
 READ_AHEAD_SHARE = 2
+HEARTBEAT_SHARE = 6
+"""The part of the session for which the answer to one heartbeat is waited for."""
 EXPECTED = (
     KafkaError,
     StoreError,
@@ -114,7 +122,7 @@ class Broker:
         self._fence_kind = fence_kind
         self._started = asyncio.Event()
         self._operator: WalRecovery | None = None
-        self._registering = False
+        self._registration: Registration | None = None
         self._stopped = False
         self._fatal: asyncio.Future[str] | None = None
         self._releases: list[Callable[[], Awaitable[None]]] = []
@@ -243,6 +251,7 @@ class Broker:
         tasks.spawn(self.controller.run(), name="controller")
         self._build(tasks)
         self.listeners = await self._bind()
+        tasks.spawn(self._serve_peers(), name="serve peers")
         registered = await self._register(locked)
         self._operator = self.recovery
         tasks.spawn(self._heartbeats(), name="heartbeats")
@@ -300,32 +309,44 @@ class Broker:
             await self.recovery.remove_settled()
             self.wal.look_for_space()
 
-    def _make_controller(self, locked: list[LockedInstance]) -> LocalController:
+    def _make_controller(self, locked: list[LockedInstance]) -> ClusterController:
+        settings = self.settings
         identity = Identity(
-            self.settings.node_id,
+            settings.node_id,
             self.incarnation,
             wal_ids=(self.wal_id,),
             locked=tuple(instance.wal_id for instance in locked if instance.same_boot()),
+            eligible=settings.may_control,
         )
-        settings = self.settings
-        return LocalController(
-            Runtime(
-                log=ObjectLog(self.store, self.cluster_id),
-                store=self.store,
-                cluster_id=self.cluster_id,
-                clock=self.clock,
-                token=self.token,
-                identity=identity,
-                rules=TopicRules(settings),
-                settings=ControllerSettings(
-                    session_ms=settings.tidelog_session_timeout_ms,
-                    lease_ms=settings.tidelog_controller_lease_ms,
-                    delete_grace_ms=settings.tidelog_delete_grace_ms,
-                    retention_check_ms=settings.log_retention_check_interval_ms,
-                    orphan_check_ms=settings.tidelog_orphan_check_interval_ms,
-                    limits=Limits(ranges_per_log=settings.tidelog_log_ranges_max),
-                ),
-            )
+        peers = Peers()
+        self._releases.append(peers.close)
+        remote = RemoteController(
+            peers,
+            cluster_id=self.cluster_id,
+            node_id=settings.node_id,
+            incarnation=self.incarnation,
+            listener=settings.peer_listener,
+        )
+        self.runtime = Runtime(
+            log=ObjectLog(self.store, self.cluster_id),
+            store=self.store,
+            cluster_id=self.cluster_id,
+            clock=self.clock,
+            token=self.token,
+            identity=identity,
+            rules=TopicRules(settings),
+            settings=ControllerSettings(
+                session_ms=settings.tidelog_session_timeout_ms,
+                lease_ms=settings.tidelog_controller_lease_ms,
+                delete_grace_ms=settings.tidelog_delete_grace_ms,
+                retention_check_ms=settings.log_retention_check_interval_ms,
+                orphan_check_ms=settings.tidelog_orphan_check_interval_ms,
+                limits=Limits(ranges_per_log=settings.tidelog_log_ranges_max),
+            ),
+            remote=remote,
+        )
+        return ClusterController(
+            self.runtime, remote, heartbeat_timeout_ms=settings.tidelog_session_timeout_ms // HEARTBEAT_SHARE
         )
 
     def _build(self, tasks: Tasks) -> None:
@@ -382,6 +403,7 @@ class Broker:
             metrics=self.metrics,
             tasks=tasks,
             handlers=HANDLERS,
+            control=ControlEndpoint(ControllerService(self.runtime), settings.peer_listener),
         )
         self.server = Server(self.services)
         self._releases.append(self.server.close)
@@ -429,6 +451,22 @@ class Broker:
         except OSError as error:
             raise CannotStart(f"cannot listen on {self.settings.listeners}: {error.strerror or error}") from None
 
+    async def _serve_peers(self) -> None:
+        """Other brokers need their controller before clients are served here: at once if there are any, or when this
+        start takes a while. Alone, the port opens when it serves.
+        """
+        await self.controller.wait_ready()
+        if not self._others():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PEERS_LATER_S):
+                    await self._started.wait()
+        if not self._started.is_set():
+            await self.server.serve_peers()
+
+    def _others(self) -> bool:
+        """Whether other brokers are alive."""
+        return any(one.incarnation != self.incarnation for one in self.controller.state.broker_table.alive())
+
     async def _register(self, locked: list[LockedInstance]) -> tuple[Recovery, ...]:
         told = self.settings.told_listeners or self.listeners
         every = "" if all(one.host for one in told) else await asyncio.to_thread(local_host)
@@ -442,33 +480,13 @@ class Broker:
             (NewWal(self.wal_id, self.wal.kind),),
             tuple(instance.wal_id for instance in locked if instance.same_boot()),
         )
-        told_why = False
-
-        def tell(why: str) -> None:
-            nonlocal told_why
-            if not told_why:
-                log.warning("waiting to register: %s", why)
-                told_why = True
-
-        def tell_of_controller() -> None:
-            if not self.controller.leads:
-                node = self.controller.state.controller_node
-                tell(f"node {node} controls the cluster; this version has one broker per cluster")
-
-        await self.controller.wait_ready()
-        self._registering = True
-        telling = asyncio.get_running_loop().call_later(TELL_S, tell_of_controller)
-        try:
-            while True:
-                try:
-                    return (await self.controller.ask(command)).recoveries
-                except KafkaError as error:
-                    if error.code is not ErrorCode.DUPLICATE_BROKER_REGISTRATION and error.code not in RETRIABLE:
-                        raise CannotStart(f"the controller refuses this broker: {error.message}") from None
-                    tell(error.message)
-                    await asyncio.sleep(RETRY_S)
-        finally:
-            telling.cancel()
+        self._registration = Registration(
+            self.controller,
+            self.clock.boottime_ms,
+            session_ms=self.settings.tidelog_session_timeout_ms,
+            lease_ms=self.settings.tidelog_controller_lease_ms,
+        )
+        return await self._registration.register(command)
 
     # While it runs
 
@@ -532,13 +550,16 @@ class Broker:
         timeout_ms = self.settings.tidelog_shutdown_timeout_ms
         try:
             async with asyncio.timeout(timeout_ms / 1000):
-                self.server.stop_accepting()
+                others = self._others()
+                self.server.stop_accepting(but_peers=others)
                 self.services.groups.stop()
                 self.logs.on_open(Log.freeze)
                 for one in self.logs.logs:
                     one.freeze()
                 # From here on nothing is appended: clients read their answers while everything is committed.
-                draining = tasks.spawn(self.server.drain(min(DRAIN_MS, timeout_ms // 2)), name="drain connections")
+                draining = tasks.spawn(
+                    self.server.drain(min(DRAIN_MS, timeout_ms // 2), but_peers=others), name="drain connections"
+                )
                 await self.sealing.drain()
                 await draining
                 self._stopped = True
@@ -573,7 +594,7 @@ class Broker:
     # After the end
 
     async def _release_wal(self) -> None:
-        if self._registering:
+        if self._registration is not None and self._registration.asked:
             await self.wal.close()
         else:  # nobody ever heard of it
             await self.wal.remove()

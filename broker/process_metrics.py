@@ -49,6 +49,11 @@ def _requests(broker: Broker) -> None:
     metrics.histogram("tidelog_produce_seconds", "Produce, from read to answered.", counters.produce_latency)
     metrics.histogram("tidelog_fetch_seconds", "Fetch, long polls included.", counters.fetch_latency)
     metrics.histogram("tidelog_other_seconds", "All other requests.", counters.other_latency)
+    metrics.histogram(
+        "tidelog_control_seconds",
+        "Calls of other brokers, long polls included.",
+        counters.control_latency,
+    )
     for name, text in (
         ("bytes_in", "Bytes read from clients."),
         ("bytes_out", "Bytes written to clients."),

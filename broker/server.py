@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from broker.connection import Connection, Hub
 from broker.dispatch import Dispatcher
 from broker.settings import Listener
+from protocol.apis import CONTROL_KEY
 
 if TYPE_CHECKING:
     from broker.services import Services
@@ -25,8 +26,9 @@ class ServerHub(Hub):
     def __init__(self, services: Services) -> None:
         settings = services.settings
         dispatcher = Dispatcher(services, services.handlers)
+        self._dispatcher = dispatcher
         super().__init__(
-            dispatcher.dispatch,
+            self._peers_only,
             dispatcher.request_bytes_max,
             services.counters,
             services.ticks_us,
@@ -42,6 +44,17 @@ class ServerHub(Hub):
         self._idle_ticks = 0 if idle_ms < 0 else max(1, -(-idle_ms // self.tick_ms))
         self._wheel: dict[int, dict[Connection, None]] = {}
         self._due: dict[Connection, int] = {}  # where in the wheel it is: a closed one leaves at once
+
+    def serve_clients(self, serve: bool) -> None:
+        """Whether requests of clients are answered; those of other brokers always are."""
+        self.dispatch = self._dispatcher.dispatch if serve else self._peers_only
+
+    def _peers_only(self, connection: Connection, buf: bytearray, start: int, end: int, owned: bool) -> None:
+        """Before clients are served and when they are no more: they may as well have found nobody listening."""
+        if int.from_bytes(buf[start : start + 2], "big") == CONTROL_KEY:
+            self._dispatcher.dispatch(connection, buf, start, end, owned)
+        else:
+            connection.close()
 
     def accept(self, connection: Connection) -> bool:
         """Count the connection; False: it is one too many and is closed at once."""
@@ -116,7 +129,7 @@ class Server:
     def __init__(self, services: Services) -> None:
         self.services = services
         self.hub = ServerHub(services)
-        self._servers: list[asyncio.Server] = []
+        self._servers: dict[str, asyncio.Server] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     async def bind(self, listeners: list[Listener]) -> list[Listener]:
@@ -131,41 +144,67 @@ class Server:
                 backlog=self.services.settings.socket_listen_backlog_size,
                 start_serving=False,
             )
-            self._servers.append(server)
+            self._servers[listener.name] = server
             bound.append(listener._replace(port=server.sockets[0].getsockname()[1]))
         return bound
 
+    async def serve_peers(self) -> None:
+        """Answer other brokers from now on, and nobody else."""
+        assert self.services.control is not None
+        self._tick_later()
+        await self._servers[self.services.control.listener].start_serving()
+
     async def serve(self) -> None:
-        """Accept connections from now on."""
-        self._timer = asyncio.get_running_loop().call_later(self.hub.tick_ms / 1000, self._tick)
-        for server in self._servers:
+        """Answer clients from now on."""
+        self._tick_later()
+        self.hub.serve_clients(True)
+        for server in self._servers.values():
             await server.start_serving()
+
+    def _tick_later(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.hub.tick_ms / 1000, self._tick)
 
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self.hub.tick_ms / 1000, self._tick)
         self.hub.on_tick()
 
-    def stop_accepting(self) -> None:
-        """Close the listeners; connections go on."""
-        for server in self._servers:
-            server.close()
+    def stop_accepting(self, *, but_peers: bool = False) -> None:
+        """Close the listeners, `but_peers`: not the one where other brokers ask; connections go on."""
+        control = self.services.control
+        for name, server in self._servers.items():
+            if control is None or name != control.listener or not but_peers:
+                server.close()
 
-    async def drain(self, timeout_ms: int) -> None:
-        """Take no further request, answer what is appended, release what waits, then close every connection."""
-        self.stop_accepting()
+    async def drain(self, timeout_ms: int, *, but_peers: bool = False) -> None:
+        """Take no further request of a client, answer what is appended, release what waits, then close.
+
+        `but_peers`: other brokers are answered until `close`; this one may be their controller.
+        """
+        self.stop_accepting(but_peers=but_peers)
         self.services.logs.space.expire_all()
-        for connection in list(self.hub.connections):
+        for connection in self._clients():
             connection.finish()
+        self.hub.serve_clients(False)
         for opened in list(self.services.logs.logs):
             opened.wake_all()
         deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
-        while self.hub.connections and asyncio.get_running_loop().time() < deadline:
+        while self._clients() and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.005)
-        await self.close()
+        for connection in self._clients():
+            connection.abort()
+        if not but_peers:
+            await self.close()
+
+    def _clients(self) -> list[Connection]:
+        control = self.services.control
+        peers = control.connections if control is not None else {}
+        return [connection for connection in self.hub.connections if connection not in peers]
 
     async def close(self) -> None:
         """Close everything at once."""
-        self.stop_accepting()
+        for server in self._servers.values():
+            server.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -173,6 +212,6 @@ class Server:
             connection.abort()
         while self.hub.connections:
             await asyncio.sleep(0)
-        for server in self._servers:
+        for server in self._servers.values():
             await server.wait_closed()
         self._servers.clear()

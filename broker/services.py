@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from broker.dispatch import Entry
     from broker.fetch_sessions import FetchSessions
     from broker.groups.coordinator import GroupCoordinators
+    from broker.handlers.control import ControlEndpoint
     from broker.handlers.init_producer_id import ProducerIds
     from broker.log_table import LogTable
     from broker.metadata_cache import MetadataCache
@@ -55,6 +56,8 @@ class Services:
     tasks: Tasks
     handlers: dict[ApiKey, Entry]
     """The dispatch table."""
+    control: ControlEndpoint | None = None
+    """What serves other brokers; None: nothing does."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Services of handler families that come later, by name."""
 

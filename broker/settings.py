@@ -60,8 +60,9 @@ class Settings:
     node_id: int = setting(1, "The broker's id, unique in the cluster.", at_least=0)
     process_roles: str = setting(
         "broker,controller",
-        "Kafka's roles. This version runs both in one process.",
-        one_of=("broker,controller", "controller,broker"),
+        "Kafka's roles. Every process is a broker; one with both roles takes control of the cluster when nobody else "
+        "has it, one that is `broker` never does.",
+        one_of=("broker,controller", "controller,broker", "broker"),
     )
     broker_rack: str | None = setting(None, "The rack (zone) of this broker, shown in Metadata.")
     listeners: str = setting(
@@ -70,6 +71,10 @@ class Settings:
     )
     advertised_listeners: str | None = setting(
         None, "What clients are told to connect to; default: `listeners` with the bound ports."
+    )
+    inter_broker_listener_name: str | None = setting(
+        None,
+        "The listener where brokers ask the controller, the same name on all of them; default: the first one.",
     )
     listener_security_protocol_map: str = setting(
         "PLAINTEXT:PLAINTEXT", "Listener name to security protocol. This version knows PLAINTEXT."
@@ -217,6 +222,16 @@ class Settings:
         return self.log_retention_hours * 3_600_000 if self.log_retention_hours >= 0 else -1
 
     @property
+    def may_control(self) -> bool:
+        """Whether this process may become controller."""
+        return "controller" in self.process_roles
+
+    @property
+    def peer_listener(self) -> str:
+        """`inter.broker.listener.name`, or the first listener that others are told of."""
+        return self.inter_broker_listener_name or (self.told_listeners or self.bound_listeners)[0].name
+
+    @property
     def bound_listeners(self) -> list[Listener]:
         """`listeners`, parsed."""
         return parse_listeners("listeners", self.listeners, self._security_protocols())
@@ -321,6 +336,13 @@ def check(settings: Settings) -> None:
                 raise SettingError(
                     f"advertised.listeners: {listener} cannot be connected to; write the host and port clients use"
                 )
+    reachable = {listener.name for listener in told} if told is not None else bound
+    if settings.peer_listener not in bound & reachable:
+        raise SettingError(
+            f"inter.broker.listener.name: {settings.peer_listener!r} must be one of listeners"
+            + (" and of advertised.listeners" if told is not None else "")
+            + f" ({', '.join(sorted(bound & reachable))})"
+        )
     if not {part.strip() for part in settings.log_cleanup_policy.split(",")} <= {"compact", "delete"}:
         raise SettingError(f"log.cleanup.policy={settings.log_cleanup_policy}: write delete, compact or both")
     if settings.group_min_session_timeout_ms > settings.group_max_session_timeout_ms:

@@ -46,7 +46,7 @@ client.quota.callback.class controlled.shutdown.enable controlled.shutdown.max.r
 controlled.shutdown.retry.backoff.ms controller.listener.names connection.failed.authentication.delay.ms
 connections.max.reauth.ms control.plane.listener.name early.start.listeners
 delete.records.purgatory.purge.interval.requests eligible.leader.replicas.enable
-fetch.purgatory.purge.interval.requests initial.broker.registration.timeout.ms inter.broker.listener.name
+fetch.purgatory.purge.interval.requests initial.broker.registration.timeout.ms
 internal.metadata.delete.delay.millis kafka.metrics.polling.interval.secs kafka.metrics.reporters
 leader.imbalance.check.interval.seconds leader.imbalance.per.broker.percentage log.dir log.dirs
 log.dir.failure.timeout.ms log.initial.task.delay.ms log.local.retention.bytes log.local.retention.ms

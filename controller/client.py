@@ -1,19 +1,24 @@
 """What a broker knows of the controller: follow the facts, ask for changes, keep the session alive.
 
-`LocalController` is the one in the same process; a remote one, over HTTP, keeps the same protocol.
+`LocalController` is the one in the same process; `ClusterController` is the one of the cluster, in this process or in
+another, and goes over from one to the next.
 """
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, overload
 
 from controller import commands as c
 from controller.cluster_file import open_cluster
 from controller.configs import ConfigRules
-from controller.election import Identity
-from controller.facts import Fact
+from controller.election import Identity, is_over
+from controller.facts import BrokerRegistered, ControllerElected, ControllerResigned, Fact, StateReloaded
 from controller.object_log import ObjectLog
+from controller.remote import RemoteController
 from controller.runtime import ControllerSettings, Runtime
 from controller.state import ClusterState
+from protocol.errors import ErrorCode, KafkaError
 from storage.clock import Clock
 from storage.object_store import ObjectStore
 from storage.seal import CommitAnswer, CommitSeal, Recovery
@@ -23,6 +28,10 @@ Listener = Callable[[Sequence[Fact]], None]
 
 ASK_TIMEOUT_MS = 20_000
 """Less than the 30 s after which common clients give up: they get an error that says what is wrong."""
+ATTEMPT_MS = 3_000
+"""A controller that does not answer for so long is asked again: it may be another one by then."""
+LOOK_AGAIN_MS = 200
+LOOK_AGAIN_MS_FIRST = 10
 
 
 class Grant(NamedTuple):
@@ -191,6 +200,84 @@ class LocalController(ControllerClient):
     async def stop(self) -> None:
         """Resigns if this process controls and the store can be reached; `run` ends soon after."""
         await self._runtime.stop()
+
+
+class ClusterController(LocalController):
+    """A `ControllerClient` of a process that follows, and controls if it was elected.
+
+    A command goes to whoever controls. When that one is lost, or is it no more, the same command goes to the next: by
+    its id, or its seal number, it happens once.
+    """
+
+    def __init__(self, runtime: Runtime, remote: RemoteController, *, heartbeat_timeout_ms: int) -> None:
+        """`runtime` has the same `remote`."""
+        super().__init__(runtime)
+        self._remote = remote
+        self._heartbeat_timeout_ms = heartbeat_timeout_ms
+        self._changed = asyncio.Event()
+        self.subscribe(self._on_facts)
+
+    def _on_facts(self, facts: Sequence[Fact]) -> None:
+        if any(isinstance(fact, _WHO_CONTROLS) for fact in facts):
+            self._changed.set()
+
+    def proved_dead(self, wal_id: bytes) -> None:
+        """See `Runtime.proved_dead`."""
+        self._runtime.proved_dead(wal_id)
+
+    def why_not(self) -> str | None:
+        """Why nobody can be asked just now; None if somebody can."""
+        if self.leads:
+            return None
+        try:
+            self._remote.target(self.state)
+        except KafkaError as error:
+            return error.message
+        return None
+
+    async def heartbeat(self, incarnation: int, position: int, validated: Mapping[bytes, int]) -> Grant:
+        """See `ControllerClient`."""
+        if self.leads or is_over(self.state, incarnation):
+            return await super().heartbeat(incarnation, position, validated)
+        return Grant(*await self._remote.heartbeat(self.state, position, validated, self._heartbeat_timeout_ms))
+
+    async def send(self, command: Any, timeout_ms: int) -> Any:
+        """See `ControllerClient`."""
+        now = asyncio.get_running_loop().time
+        deadline = now() + timeout_ms / 1000
+        wait_ms = LOOK_AGAIN_MS_FIRST
+        while True:
+            left_ms = int((deadline - now()) * 1000)
+            self._changed.clear()
+            try:
+                if self.leads:
+                    return await super().send(command, max(1, left_ms))
+                return await self._ask_remote(command, left_ms, deadline)
+            except KafkaError as error:
+                if self._runtime.stopping or error.code not in _ASK_AGAIN:
+                    raise
+                if now() >= deadline:
+                    raise KafkaError(
+                        ErrorCode.REQUEST_TIMED_OUT,
+                        f"{type(command).__name__} was not answered within {timeout_ms} ms: {error.message}",
+                    ) from None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_ms / 1000):
+                    await self._changed.wait()
+            wait_ms = min(2 * wait_ms, LOOK_AGAIN_MS)
+
+    async def _ask_remote(self, command: Any, left_ms: int, deadline: float) -> Any:
+        answer, position = await self._remote.ask(self.state, command, min(max(1, left_ms), ATTEMPT_MS))
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self.wait_applied(position)
+        except TimeoutError:
+            raise KafkaError(ErrorCode.REQUEST_TIMED_OUT, f"entry {position} did not arrive here") from None
+        return answer
+
+
+_WHO_CONTROLS = (ControllerElected, ControllerResigned, BrokerRegistered, StateReloaded)
+_ASK_AGAIN = (ErrorCode.NOT_CONTROLLER, ErrorCode.REQUEST_TIMED_OUT)
 
 
 async def open_local(

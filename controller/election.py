@@ -5,7 +5,7 @@ lease only keeps a healthy controller from being replaced, and bounds what an un
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.state import ClusterState
 
@@ -39,6 +39,10 @@ class Election:
     def observed(self, now: int) -> None:
         """A new entry was seen, or the log could be reached again after an outage."""
         self.last_seen = now
+
+    def proved_dead(self, wal_id: bytes) -> None:
+        """Another older instance was found and locked."""
+        self.identity = replace(self.identity, locked=(*self.identity.locked, wal_id))
 
     def may_take_over(self, state: ClusterState, now: int) -> bool:
         """Whether to append `ControllerElected`. `state` was found to be at the end of the log just now."""

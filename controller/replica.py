@@ -7,8 +7,10 @@ damaged and the process says so.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
+from itertools import islice
 
 from controller.entries import FIRST_HASH, CorruptMetadata, Entry, decode_entry, hash_of
 from controller.facts import ControllerElected, Fact, StateReloaded
@@ -16,6 +18,8 @@ from controller.metadata_log import BelowBoundary, MetadataLog
 from controller.state import ClusterState
 
 READ_LIMIT = 256
+RECENT_BYTES_MAX = 8 << 20
+RECENT_ENTRIES_MAX = 4_096
 
 _log = logging.getLogger(__name__)
 
@@ -26,12 +30,51 @@ class ChainBroken(Exception):
     """An entry does not continue what was applied: the state or the entry is not of this log."""
 
 
+class RecentEntries:
+    """The newest entries as bytes, for followers that ask for them; what is older they read in the bucket."""
+
+    def __init__(self) -> None:
+        self._entries: deque[bytes] = deque()
+        self._next = 1
+        self._bytes = 0
+
+    def clear(self, position: int) -> None:
+        """Forget all; the next one is that after `position`."""
+        self._entries.clear()
+        self._next = position + 1
+        self._bytes = 0
+
+    def add(self, position: int, data: bytes) -> None:
+        """Entry `position`, the one after the last that was added."""
+        self._entries.append(data)
+        self._next = position + 1
+        self._bytes += len(data)
+        while self._bytes > RECENT_BYTES_MAX or len(self._entries) > RECENT_ENTRIES_MAX:
+            self._bytes -= len(self._entries.popleft())
+
+    def since(self, position: int, bytes_max: int) -> list[bytes] | None:
+        """Entries from `position` on, as many as fit and at least one if there is any; None: it is not here."""
+        first = self._next - len(self._entries)
+        if position >= self._next:
+            return []
+        if position < first:
+            return None
+        found: list[bytes] = []
+        for data in islice(self._entries, position - first, None):
+            if found and len(data) > bytes_max:
+                break
+            found.append(data)
+            bytes_max -= len(data)
+        return found
+
+
 class Replica:
     """`state` is what entries 1 to `state.position` made. Only `apply` and `reload` change it, from one task."""
 
     def __init__(self, log: MetadataLog, cluster_id: str) -> None:
         self.log = log
         self.state = ClusterState(cluster_id)
+        self.recent = RecentEntries()
         self.bytes_since_snapshot = 0
         self.entries_since_snapshot = 0
         self.snapshot_bytes = 0
@@ -66,6 +109,7 @@ class Replica:
                 raise CorruptMetadata(f"snapshot {snapshot.position} holds the state at {fresh.position}")
             self.snapshot_bytes = len(snapshot.state)
         self.state.adopt(fresh)
+        self.recent.clear(fresh.position)
         self.bytes_since_snapshot = self.entries_since_snapshot = 0
         self._publish((StateReloaded(),))
 
@@ -93,6 +137,7 @@ class Replica:
         entry = decode_entry(data)
         self._verify(entry)
         self.state.apply_entry(entry.position, hash_of(data), entry.wall_ms, entry.answers, entry.facts)
+        self.recent.add(entry.position, data)
         self.bytes_since_snapshot += len(data)
         self.entries_since_snapshot += 1
         self._publish(entry.facts)

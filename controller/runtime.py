@@ -21,6 +21,7 @@ from controller.election import Election, Identity, is_over
 from controller.entries import FIRST_HASH, Entry, RememberedAnswer, encode_entry
 from controller.metadata_log import KEEP_ENTRIES, BelowBoundary, MetadataLog
 from controller.queue import CommandQueue, Waiting
+from controller.remote import ControllerSilent, RemoteController
 from controller.replica import ChainBroken, Replica
 from controller.sessions import Sessions
 from controller.upkeep import Upkeep
@@ -65,12 +66,18 @@ class Runtime:
         identity: Identity,
         rules: ConfigRules,
         settings: ControllerSettings | None = None,
+        remote: RemoteController | None = None,
     ) -> None:
+        """`remote`: how to reach a controller in another process; None: it is followed through the log alone, and
+        commands wait here until this process leads again.
+        """
         self.settings = settings or ControllerSettings()
         self.replica = Replica(log, cluster_id)
         self.queue = CommandQueue(self.settings.commands_max)
         self.ready = asyncio.Event()
-        self._identity = identity
+        self.incarnation = identity.incarnation
+        self._remote = remote
+        self._remote_from_ms = 0  # boottime before which a controller that was silent is not asked again
         self._clock = clock
         self._token = token
         self._rules = rules
@@ -107,6 +114,16 @@ class Runtime:
         return self._clock.boottime_ms() < self._answered_ms + self.settings.lease_ms
 
     @property
+    def stopping(self) -> bool:
+        """Whether this process takes no part any more."""
+        return self._stopping
+
+    @property
+    def may_grant(self) -> bool:
+        """Whether this process, if it leads, knows that nobody else does."""
+        return self._sessions.may_grant(self._clock.boottime_ms())
+
+    @property
     def rules(self) -> ConfigRules:
         """What configs mean."""
         return self._rules
@@ -126,17 +143,27 @@ class Runtime:
             raise KafkaError(ErrorCode.NOT_CONTROLLER, "this process is not the controller")
         if incarnation not in state.broker_table.incarnations:
             raise KafkaError(ErrorCode.BROKER_ID_NOT_REGISTERED, f"incarnation {incarnation:016x} is not registered")
-        own = incarnation == self._identity.incarnation
+        own = incarnation == self.incarnation
         valid_ms = self._sessions.grant(incarnation, self._clock.boottime_ms(), own=own)
         if valid_ms is None:
             raise KafkaError(ErrorCode.NOT_CONTROLLER, "no session may be granted: the metadata log cannot be written")
-        self._applied[incarnation] = max(position, self._applied.get(incarnation, 0))
+        self.followed(incarnation, position)
         self._heard_ms[incarnation] = self._clock.now_ms()
         for wal_id, group in validated.items():
             if wal_id in state.wals:
                 self._validated[wal_id] = max(group, self._validated.get(wal_id, 0))
         next_ms = min(self.settings.session_ms, self.settings.lease_ms) if own else self.settings.session_ms
         return valid_ms, max(1, next_ms // 3)
+
+    def followed(self, incarnation: int, position: int) -> None:
+        """A registered incarnation applied the facts up to `position`."""
+        if self.replica.state.broker_table.is_alive(incarnation):
+            self._applied[incarnation] = max(position, self._applied.get(incarnation, 0))
+
+    def proved_dead(self, wal_id: bytes) -> None:
+        """This process holds the lock of an instance that another one made: that one is gone, also as controller."""
+        self._election.proved_dead(wal_id)
+        self.queue.wake.set()
 
     # The one task that changes the state
 
@@ -167,6 +194,8 @@ class Runtime:
                 if not loaded:
                     await self.replica.load()
                     loaded = True
+                if self._remote is not None and not self.leads:
+                    self.queue.refuse_all(KafkaError(ErrorCode.NOT_CONTROLLER, "this process is not the controller"))
                 await self._step()
                 retry_ms = RETRY_MS
             except (BelowBoundary, ChainBroken) as error:
@@ -189,6 +218,8 @@ class Runtime:
 
     async def _follow(self) -> None:
         self.queue.wake.clear()
+        if await self._follow_remote():
+            return
         first = not self.ready.is_set() and self._election.last_seen == 0
         asked = self._clock.boottime_ms()
         applied = await self.replica.catch_up()
@@ -204,9 +235,33 @@ class Runtime:
                 self.ready.set()
             await self._pause(self._election.wait_ms(now))
 
+    async def _follow_remote(self) -> bool:
+        """Entries from the controller itself, as soon as it has them; False: see what the log says.
+
+        Only after the log was read to its end once: till then the controller that we know of may be one of long ago.
+        """
+        remote, state, asked = self._remote, self.replica.state, self._clock.boottime_ms()
+        if remote is None or not self.ready.is_set() or asked < self._remote_from_ms:
+            return False
+        try:
+            entries = await remote.follow(state, state.position + 1, self.settings.lease_ms // 3)
+            for data in entries:
+                self.replica.apply(data)
+        except ControllerSilent:
+            # Each further attempt would cost the time in which the log tells whether it is alive.
+            self._remote_from_ms = self._clock.boottime_ms() + self.settings.lease_ms
+            return False
+        except KafkaError:
+            return False
+        self._set_away(None)
+        self._answered_ms = asked
+        if entries:
+            self._election.observed(self._clock.boottime_ms())
+        return True
+
     async def _campaign(self) -> None:
         state = self.replica.state
-        me = self._identity
+        me = self._election.identity
         before, old = self._election.last_seen, state.controller_incarnation
         epoch = state.controller_epoch + 1
         facts: list[f.Fact] = [f.ControllerElected(epoch, me.node_id, me.incarnation, me.wal_ids)]
@@ -278,7 +333,7 @@ class Runtime:
 
     def _context(self) -> Context:
         state = self.replica.state
-        applied = {**self._applied, self._identity.incarnation: state.position}
+        applied = {**self._applied, self.incarnation: state.position}
         heard = Heard(applied, self._validated, self._heard_ms)
         return Context(self._clock.now_ms(), self._token, self._rules, self.settings.limits, heard)
 

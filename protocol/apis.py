@@ -190,3 +190,8 @@ _ROWS = (
 )
 
 APIS: dict[int, Api] = {api.key: api for api in _ROWS}
+
+#: What the brokers of a cluster say to its controller (`controller.wire`): not Kafka's, so its key is far above any of
+#: Kafka's and it is never advertised. Headers as in Kafka's oldest versions, without tagged fields.
+CONTROL_KEY = 30_000
+CONTROL_VERSION = 0

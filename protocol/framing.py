@@ -10,7 +10,7 @@ from struct import error as StructError
 from typing import NamedTuple
 
 from protocol import Buffer
-from protocol.apis import APIS
+from protocol.apis import APIS, CONTROL_KEY
 from protocol.errors import ProtocolError
 
 _NEVER = 1 << 15  # above every version
@@ -20,6 +20,7 @@ _REQUEST_V2_FROM = {
 _RESPONSE_V1_FROM = {
     k: _NEVER if a.response_header_v1_from is None else a.response_header_v1_from for k, a in APIS.items()
 }
+_REQUEST_V2_FROM[CONTROL_KEY] = _RESPONSE_V1_FROM[CONTROL_KEY] = _NEVER
 
 _REQUEST = Struct(">hhih")
 _RESPONSE_V0 = Struct(">ii")

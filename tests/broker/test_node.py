@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import broker.node
+import broker.registration
 from broker.bucket import CannotStart
 from broker.log import LogStatus
 from broker.node import leaves
@@ -254,7 +255,7 @@ async def test_a_node_id_with_a_live_session_waits_and_takes_over(
     runs: NodeRuns, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another machine's directory: nothing proves that the first process is gone, so its session must end."""
-    monkeypatch.setattr(broker.node, "TELL_S", 0.1)
+    monkeypatch.setattr(broker.registration, "TELL_S", 0.1)
     runs.overrides |= {"tidelog.session.timeout.ms": 400, "tidelog.controller.lease.ms": 200}
     await runs.start()
     async with NodeRuns(tmp_path / "elsewhere") as other:
@@ -264,7 +265,7 @@ async def test_a_node_id_with_a_live_session_waits_and_takes_over(
         await until(lambda: "waiting to register" in caplog.text)
         await asyncio.sleep(0.5)
         assert not serving.done() and runs.broker.ready
-        assert caplog.text.count("waiting to register: node 1 controls the cluster") == 1
+        assert caplog.text.count("waiting to register: node.id 1 has a live session") == 1
         assert await runs.stop() == 0
         assert await asyncio.wait_for(serving, 10)
 

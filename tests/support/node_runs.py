@@ -13,6 +13,7 @@ import pytest
 import broker.bucket
 import broker.node
 import broker.recovery
+import broker.registration
 import controller.runtime
 import storage.uploader
 from broker.clock import SystemClock
@@ -32,6 +33,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker.bucket, "RETRY_S", 0.005)
     monkeypatch.setattr(broker.node, "RETRY_S", 0.005)
     monkeypatch.setattr(broker.recovery, "RETRY_S", 0.005)
+    monkeypatch.setattr(broker.registration, "RETRY_S", 0.005)
     monkeypatch.setattr(controller.runtime, "RETRY_MS", 2)
     monkeypatch.setattr(controller.runtime, "RETRY_MS_MAX", 10)
     monkeypatch.setattr(storage.uploader, "BACKOFF_MS_FIRST", 1)

@@ -1,0 +1,238 @@
+"""Several brokers in one loop over one bucket: one controls, all serve; each of them may be lost."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol import messages as m
+from protocol.apis import ApiKey
+from protocol.errors import ErrorCode
+from storage.memory import MemoryStore
+from tests.support.node_runs import NodeRuns, hurry
+from tests.support.raw_client import RawClient, batch_of
+from tests.support.waiting import until
+
+SHORT: dict[str, object] = {"tidelog.session.timeout.ms": 1200, "tidelog.controller.lease.ms": 600}
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
+
+
+class Several:
+    """Nodes 1 to `count`; `one_machine`: they share a WAL root."""
+
+    def __init__(self, stack: contextlib.AsyncExitStack, path: Path, *, one_machine: bool = False) -> None:
+        self.memory = MemoryStore()
+        self.nodes: dict[int, NodeRuns] = {}
+        self._stack = stack
+        self._path = path
+        self._one_machine = one_machine
+
+    async def start(self, *node_ids: int, **overrides: object) -> None:
+        """Start these nodes together."""
+        for node_id in node_ids:
+            if node_id not in self.nodes:
+                node = self.nodes[node_id] = NodeRuns(self._path / str(node_id), **overrides)
+                node.memory = self.memory
+                node.overrides.update({"node.id": node_id, **SHORT})
+                if self._one_machine:
+                    node.overrides["tidelog.wal.dir"] = self._path / "wal"
+                await self._stack.enter_async_context(node)
+        await asyncio.gather(*[self.nodes[node_id].start() for node_id in node_ids])
+
+    @property
+    def controller(self) -> int:
+        """The node that controls."""
+        (found,) = [node_id for node_id, node in self.running.items() if node.broker.controller.leads]
+        return found
+
+    @property
+    def running(self) -> dict[int, NodeRuns]:
+        """Nodes that serve."""
+        return {node_id: node for node_id, node in self.nodes.items() if node.broker.ready}
+
+    @property
+    def others(self) -> list[int]:
+        """Nodes that serve and do not control."""
+        return [node_id for node_id in self.running if node_id != self.controller]
+
+    def leader(self, topic: str, partition: int, *, seen_by: int) -> int:
+        """Who leads, as one node has it; -1: nobody."""
+        state = self.nodes[seen_by].broker.controller.state
+        return state.logs[state.topics[topic].log_ids[partition]].leader_node
+
+    async def ask(self, node_id: int, api: ApiKey, version: int, request: Any) -> Any:
+        async with self.nodes[node_id].client() as client:
+            return await client.ask(api, version, request)
+
+    async def spread(self, topic: str, partitions: int, *, by: int) -> None:
+        """A topic whose creation every node has applied."""
+        await self.nodes[by].create(topic, partitions)
+        position = self.nodes[by].broker.controller.position
+        for node in self.running.values():
+            await node.broker.controller.wait_applied(position)
+
+    async def produce(self, topic: str, partition: int, *values: bytes) -> list[int]:
+        """At the leader."""
+        leader = self.leader(topic, partition, seen_by=next(iter(self.running)))
+        return await self.nodes[leader].produce(topic, *[batch_of(value) for value in values], partition=partition)
+
+
+@pytest.fixture
+async def several(tmp_path: Path) -> AsyncIterator[Several]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield Several(stack, tmp_path)
+
+
+@pytest.fixture
+async def siblings(tmp_path: Path) -> AsyncIterator[Several]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield Several(stack, tmp_path, one_machine=True)
+
+
+async def test_brokers_find_each_other_and_share_the_work(several: Several) -> None:
+    await several.start(1)
+    await several.start(2, 3)
+    assert several.controller == 1
+    await several.spread("t", 6, by=3)
+    leaders = [several.leader("t", index, seen_by=2) for index in range(6)]
+    assert sorted(leaders) == [1, 1, 2, 2, 3, 3]
+    for node_id in (1, 2, 3):
+        answer = await several.ask(node_id, ApiKey.METADATA, 12, m.MetadataRequest(topics=None))
+        assert [broker.node_id for broker in answer.brokers] == [1, 2, 3] and answer.controller_id == 1
+        assert [
+            one.leader_id for one in sorted(answer.topics[0].partitions, key=lambda p: p.partition_index)
+        ] == leaders
+        described = await several.ask(node_id, ApiKey.DESCRIBE_CLUSTER, 1, m.DescribeClusterRequest(endpoint_type=1))
+        assert {broker.broker_id: broker.port for broker in described.brokers} == {
+            other: node.port for other, node in several.nodes.items()
+        }
+    for index in range(6):
+        assert await several.produce("t", index, b"a", b"b") == [0, 1]
+
+
+async def test_a_produce_to_the_wrong_broker_names_the_right_one(several: Several) -> None:
+    await several.start(1, 2)
+    await several.spread("t", 2, by=2)
+    leader = several.leader("t", 0, seen_by=1)
+    other = 3 - leader
+    async with several.nodes[other].client() as client:
+        answer = await client.produce("t", batch_of(b"a"), version=10)
+    assert answer.error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER
+    assert (answer.current_leader.leader_id, answer.current_leader.leader_epoch) == (leader, 0)
+
+
+async def test_groups_are_spread_and_found(several: Several) -> None:
+    await several.start(1, 2, 3, offsets_topic_num_partitions=6)
+    found = set()
+    for number in range(12):
+        request = m.FindCoordinatorRequest(key=f"group {number}", key_type=0)
+        answers = [await several.ask(node_id, ApiKey.FIND_COORDINATOR, 3, request) for node_id in (1, 2, 3)]
+        assert {answer.error_code for answer in answers} == {0}
+        assert len({(answer.node_id, answer.port) for answer in answers}) == 1
+        assert answers[0].port == several.nodes[answers[0].node_id].port
+        found.add(answers[0].node_id)
+    assert found == {1, 2, 3}
+
+
+async def test_another_one_controls_when_the_controller_is_lost(several: Several) -> None:
+    await several.start(1)
+    await several.start(2, 3)
+    await several.spread("t", 3, by=2)
+    await several.produce("t", [several.leader("t", index, seen_by=2) for index in range(3)].index(2), b"a")
+    await several.nodes[1].kill()
+    asking = asyncio.ensure_future(several.nodes[2].create("u", 2))  # noqa: TID251
+    await asyncio.wait_for(asking, 10)
+    assert several.controller in (2, 3)
+    await until(lambda: not several.nodes[2].broker.controller.state.brokers[1].alive)
+    assert [one.broker.ready for one in several.nodes.values()] == [False, True, True]
+    await several.start(1)
+    await until(lambda: several.leader("t", 0, seen_by=3) > 0)
+    for index in range(3):
+        await several.produce("t", index, b"b")
+
+
+async def test_a_broker_that_is_lost_returns_while_the_others_go_on(several: Several) -> None:
+    await several.start(1)
+    await several.start(2, 3)
+    await several.spread("t", 3, by=1)
+    for index in range(3):
+        assert await several.produce("t", index, b"a", b"b", b"c") == [0, 1, 2]
+    lost = [several.leader("t", index, seen_by=1) for index in range(3)].index(2)
+    await several.nodes[2].kill()
+    await until(lambda: several.leader("t", lost, seen_by=1) == -1)
+    for index in range(3):
+        if index != lost:
+            assert await several.produce("t", index, b"d") == [3]
+    await several.start(2)
+    await until(lambda: several.leader("t", lost, seen_by=1) > 0)
+    assert await several.produce("t", lost, b"d") == [3]
+    await until(lambda: len(several.nodes[2].instances()) == 1)
+
+
+async def test_one_of_several_stops_cleanly(several: Several) -> None:
+    await several.start(1)
+    await several.start(2, 3)
+    await several.spread("t", 6, by=1)
+    for index in range(6):
+        await several.produce("t", index, b"a")
+    for left in ([1, 2], [1]):
+        stopped = max(several.running)
+        assert await several.nodes[stopped].stop() == 0
+        assert several.nodes[stopped].instances() == []
+        await until(lambda left=left: {several.leader("t", i, seen_by=1) for i in range(6)} == set(left))  # type: ignore[misc]
+        for index in range(6):
+            await several.produce("t", index, b"b")
+
+
+async def test_the_controller_stops_cleanly_and_the_next_one_takes_over_at_once(several: Several) -> None:
+    await several.start(1)
+    await several.start(2, 3)
+    await several.spread("t", 3, by=1)
+    sessions = [several.nodes[node_id].broker.session for node_id in (2, 3)]
+    assert await several.nodes[1].stop() == 0
+    await several.spread("u", 2, by=2)
+    assert several.controller in (2, 3) and not any(session.ended for session in sessions)
+    assert {several.leader("t", index, seen_by=2) for index in range(3)} == {2, 3}
+
+
+async def test_who_is_only_a_broker_never_controls(several: Several) -> None:
+    await several.start(1)
+    await several.start(2, process_roles="broker")
+    assert await several.nodes[1].stop() == 0
+    await asyncio.sleep(1)
+    assert not several.nodes[2].broker.controller.leads and several.nodes[2].broker.ready
+    await several.start(1)
+    await several.spread("t", 2, by=2)
+
+
+async def test_a_node_id_that_is_in_use_is_refused(several: Several) -> None:
+    await several.start(1)
+    await several.start(2)
+    twin = several.nodes.pop(2)
+    with pytest.raises(Exception, match=r"node\.id=2 is in use by a live broker at 127"):
+        await several.start(2, tidelog_wal_dir=several.nodes[1].path / "elsewhere")
+    assert twin.broker.ready and not twin.broker.session.ended
+
+
+async def test_the_private_api_is_for_the_inter_broker_listener_alone(several: Several) -> None:
+    names = "listener.security.protocol.map", "listeners", "inter.broker.listener.name"
+    values = "OUT:PLAINTEXT,IN:PLAINTEXT", "OUT://127.0.0.1:0,IN://127.0.0.1:0", "IN"
+    overrides = {name.replace(".", "_"): value for name, value in zip(names, values)}
+    await several.start(1, 2, **overrides)
+    await several.spread("t", 2, by=3 - several.controller)
+    outside, inside = several.nodes[1].broker.listeners
+    frame = b"\x75\x30\0\0\0\0\0\7\xff\xffgarbage"
+    for port, answered in ((outside.port, False), (inside.port, True)):
+        async with RawClient(port) as client:
+            client.writer.write(len(frame).to_bytes(4, "big") + frame)
+            if answered:
+                assert (await client.receive_frame())[:4] == b"\0\0\0\7"
+            else:
+                assert await client.closed()
