@@ -75,7 +75,10 @@ class StoreFaults:
     @classmethod
     def some(cls, rng: random.Random) -> StoreFaults:
         """A bad day: each kind is there or not."""
-        return cls(*(rng.choice((0.0, 0.0, 0.01, 0.05)) for _ in range(7)))
+        faults = cls()
+        for kind in ("unavailable", "lost", "unheard", "late", "hang", "cut", "slow"):
+            setattr(faults, kind, rng.choice((0.0, 0.0, 0.01, 0.05)))
+        return faults
 
 
 class Bucket:
