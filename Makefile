@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run install check test compatibility chaos bench clean
+.PHONY: run install check test simulate compatibility chaos bench clean
 
 run: install
 	$(BIN)/tidelog start
@@ -29,6 +29,11 @@ check: $(VENV)/.installed-test
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -m "not compatibility and not chaos"
+
+# Simulated clusters with the seeds 0 to SEEDS - 1.
+SEEDS ?= 1000
+simulate: $(VENV)/.installed-test
+	$(BIN)/python -m tests.simulation --seeds 0-$$(($(SEEDS) - 1))
 
 compatibility: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -m compatibility

@@ -26,6 +26,7 @@ WINDOW_BYTES = 128 * 1024
 SEGMENT_BYTES = 64 * 1024
 READ_BYTES = 256 * 1024
 DELAY_NS = (30 * US, 400 * US)
+"""At least, and up to so much more."""
 SPIKE_CHANCE = 0.01
 SPIKE_NS = 40 * MS
 RETRANSMIT_NS = 400 * MS
@@ -83,6 +84,7 @@ class Network:
         self._blocked: dict[tuple[str, str], None] = {}
         self._slow: dict[tuple[str, str], int] = {}
         self._waiting: list[tuple[str, str, _Callee, tuple[Any, ...]]] = []
+        self._behind: dict[tuple[str, str], int] = {}  # until then a link repeats what it could not deliver
         self._listeners: dict[Address, SimulatedServer] = {}
         self._sockets: dict[Socket, None] = {}
         self._next_port = FIRST_PORT
@@ -129,8 +131,9 @@ class Network:
     # Packets
 
     def _delay_ns(self, source: str, target: str) -> int:
-        delay = self.rng.randint(*DELAY_NS) + self._slow.get((source, target), 0)
-        if self.rng.random() < SPIKE_CHANCE:
+        dice = self.rng.random()
+        delay = DELAY_NS[0] + int(dice * DELAY_NS[1]) + self._slow.get((source, target), 0)
+        if dice < SPIKE_CHANCE:
             delay += self.rng.randint(0, SPIKE_NS)
         return delay
 
@@ -140,18 +143,21 @@ class Network:
 
     def _arrive(self, source: str, target: str, callback: _Callee, args: tuple[Any, ...]) -> None:
         host = self.hosts[target]
-        if (source, target) in self._blocked or not host.up or host.suspended:
+        link = (source, target)
+        if link in self._blocked or not host.up or host.suspended:
             self._waiting.append((source, target, callback, args))
+        elif self._behind.get(link, 0) > self.scheduler.now_ns:
+            self.scheduler.call_at_ns(self._behind[link], self._arrive, source, target, callback, args)
         else:
             callback(*args)
 
     def _send_again(self) -> None:
-        """Something is back: of every pair of hosts the packets that waited arrive after one delay, in order."""
+        """Something is back: what waited arrives after a delay, and nothing overtakes it."""
         waiting, self._waiting = self._waiting, []
-        delays: dict[tuple[str, str], int] = {}
+        for link in dict.fromkeys((source, target) for source, target, _, _ in waiting):
+            self._behind[link] = self.scheduler.now_ns + self.rng.randint(0, RETRANSMIT_NS)
         for source, target, callback, args in waiting:
-            delay = delays.setdefault((source, target), self.rng.randint(0, RETRANSMIT_NS))
-            self.scheduler.call_later_ns(delay, self._arrive, source, target, callback, args)
+            self.scheduler.call_at_ns(self._behind[source, target], self._arrive, source, target, callback, args)
 
     def _send_in_order(self, socket: Socket, piece: bytes | _End) -> None:
         """The next piece of a connection's stream."""

@@ -11,12 +11,12 @@ import logging
 import random  # noqa: TID251
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
+from broker.clock import SystemClock
 from tests.simulation.scheduler import MS, US, Event, Scheduler
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 EPOCH_MS = 1_700_000_000_000
 TURN_NS = (5 * US, 40 * US)
-"""What one turn of a loop takes."""
+"""What one turn of a loop takes: at least, and up to so much more."""
 THREAD_NS = (20 * US, 400 * US)
-"""How long a thread takes to begin, and its loop to hear that it is done."""
+"""How long a thread takes to begin, and its loop to hear that it is done; as `TURN_NS`."""
 
 
 class Host:
@@ -112,8 +112,8 @@ class Host:
             process.release()
 
 
-class SimulatedClock:
-    """The product's `SystemClock` on a host's clocks."""
+class SimulatedClock(SystemClock):
+    """The product's clock on those of a host."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -255,21 +255,9 @@ class Process:
         self.failures.append(failure)
         self.scheduler.history.record("process.failure", process=self.name, message=message, error=type(error).__name__)
 
-    @contextmanager
-    def running(self, loop: asyncio.AbstractEventLoop | None) -> Iterator[None]:
-        """Code of this process runs; `loop` None: in a thread beside the loop."""
-        scheduler = self.scheduler
-        current, scheduler.current = scheduler.current, self
-        outer = asyncio._get_running_loop()
-        hooks = sys.get_asyncgen_hooks()
-        asyncio._set_running_loop(loop)
-        sys.set_asyncgen_hooks(firstiter=None, finalizer=self.loop.finalize_generator)
-        try:
-            yield
-        finally:
-            sys.set_asyncgen_hooks(*hooks)
-            asyncio._set_running_loop(outer)
-            scheduler.current = current
+    def running(self, loop: asyncio.AbstractEventLoop | None) -> Running:
+        """A block in which code of this process runs; `loop` None: in a thread beside the loop."""
+        return Running(self, loop)
 
     def bury(self) -> None:
         """The world is over: let go of every coroutine that was left in the middle, silently and without effects."""
@@ -280,6 +268,29 @@ class Process:
                 self.loop.bury()
         finally:
             logging.disable(logging.NOTSET)
+
+
+class Running:
+    """See `Process.running`."""
+
+    __slots__ = ("_current", "_hooks", "_loop", "_outer", "_process")
+
+    def __init__(self, process: Process, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._process = process
+        self._loop = loop
+
+    def __enter__(self) -> None:
+        scheduler = self._process.scheduler
+        self._current, scheduler.current = scheduler.current, self._process
+        self._outer = asyncio._get_running_loop()
+        self._hooks = sys.get_asyncgen_hooks()
+        asyncio._set_running_loop(self._loop)
+        sys.set_asyncgen_hooks(finalizer=self._process.loop.finalize_generator)
+
+    def __exit__(self, *error: object) -> None:
+        sys.set_asyncgen_hooks(*self._hooks)
+        asyncio._set_running_loop(self._outer)
+        self._process.scheduler.current = self._current
 
 
 class NumberedTask(asyncio.Task[Any]):
@@ -359,7 +370,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
                             return
         finally:
             self._in_turn = False
-        self._free_ns = self._scheduler.now_ns + process.rng.randint(*TURN_NS)
+        self._free_ns = self._scheduler.now_ns + TURN_NS[0] + int(process.rng.random() * TURN_NS[1])
         self._arm()
 
     def time(self) -> float:
@@ -417,7 +428,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         return future
 
     def _later(self, callback: Callable[..., object], *args: Any) -> None:
-        delay_ns = self.process.rng.randint(*THREAD_NS)
+        delay_ns = THREAD_NS[0] + int(self.process.rng.random() * THREAD_NS[1])
         self._scheduler.call_later_ns(delay_ns, callback, *args, owner=self.process)
 
     def _in_thread(self, future: asyncio.Future[Any], func: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -510,13 +521,23 @@ class ProcessLoop(asyncio.AbstractEventLoop):
             if task.done():
                 continue
             task._log_destroy_pending = False  # type: ignore[attr-defined]
-            coroutine = task.get_coro()
-            for _ in range(100):
-                try:
-                    coroutine.close()
-                except BaseException:
-                    continue  # it waits for something in a `finally`
-                break
+            _close(task.get_coro())
         self._ready.clear()
         self._timers.clear()
         self._graveyard.clear()
+
+
+def _close(coroutine: Any) -> None:
+    """Close a coroutine and all that it awaits, from the inside: each may wait again in a `finally`."""
+    for _ in range(1000):
+        inner, awaited = None, coroutine
+        while awaited is not None:
+            if getattr(awaited, "cr_frame", None) is not None:
+                inner = awaited
+            awaited = getattr(awaited, "cr_await", None)
+        if inner is None:
+            return
+        try:
+            inner.close()
+        except BaseException:
+            continue
