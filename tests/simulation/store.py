@@ -320,6 +320,7 @@ class _Write(_Call):
     def _look_at_body(self) -> None:
         if not self.future.done() and not _same(self.body, self.data):
             self._bucket.findings.append(f"{self._process.name}: {self._name} {self._key}: its body changed meanwhile")
+            self.body = b""
 
 
 def _same(body: Body, data: bytes) -> bool:
