@@ -7,8 +7,12 @@ from typing import Any
 from tests.simulation.book import Book, Finding, Part, part_of
 from tests.simulation.history import Event
 
-LATE_NS = 1_000_000_000
+LATE_NS = 600_000_000
 """How much later than a record's acknowledgement a waiting poll may be answered, when nothing disturbs."""
+
+
+DISTURBING = ("fault.", "broker.end", "stop")
+"""How events begin after which polls may take longer."""
 
 
 def liveness(book: Book) -> Iterator[Finding]:
@@ -92,12 +96,19 @@ def _answered(book: Book, event: Event) -> list[Waiting]:
 
 
 def _late_polls(book: Book, quiet: int) -> Iterator[Finding]:
-    """A poll that waits is answered soon after there is something to read."""
+    """A poll that waits is answered soon after there is something to read. Judged before the first fault, and again
+    for polls that begin when all is quiet."""
     pending: dict[int, Event] = {}
     due: dict[int, tuple[int, Event]] = {}
     waits: dict[Part, dict[int, int]] = defaultdict(dict)
+    disturbed = False
     for event in book.events:
-        if event.at_ns < quiet:
+        if event.kind.startswith(DISTURBING) and event.at_ns < quiet:
+            disturbed = True
+            pending.clear()
+            due.clear()
+            waits.clear()
+        if disturbed and event.at_ns < quiet:
             continue
         fields = event.fields
         if event.kind == "poll.invoke" and fields["min_bytes"] <= 1:

@@ -1,10 +1,397 @@
-"""Planted bugs: each patches the product while its context is entered, and the simulation must catch it."""
+"""Planted bugs: each patches the product while its context is entered, and the simulation must catch it.
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import TypeAlias
+Some are the mutations of the executable model of the protocol, the others are what could go wrong in this code. `FOCUS`
+has the faults that a bug needs in order to show, where those of every world would take too many seeds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, TypeAlias
+from unittest.mock import patch
+
+import broker.groups.runtime
+import broker.recovery
+import controller.decide
+import controller.decide.brokers
+import controller.upkeep
+import storage.wal.writer
+from broker.cold import ColdReads
+from broker.groups.runtime import ShardRuntime
+from broker.groups.shard import Shard
+from broker.handlers.fetch import Poll
+from broker.log import Log
+from broker.log_table import LogTable
+from broker.recovery import WalRecovery
+from broker.sealing import Sealing
+from broker.validation import Validation, assign_high_watermark
+from controller.collector import is_orphan
+from controller.decide import Decision
+from controller.decide.seals import commit_seal
+from controller.log_index import LogIndex
+from controller.object_log import ObjectLog
+from controller.queue import Waiting
+from controller.runtime import Runtime
+from controller.state import ClusterState
+from protocol.records import BatchHeader
+from storage.producers import Duplicate, ProducerStates
+from storage.seal import CommitSeal
+from storage.uploader import Uploader
+from storage.wal.files import write_all
+from storage.wal.recovery import Damage, Scanner
+from tests.simulation.disk import SimulatedDirectory
 
 Plant: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 PLANTS: dict[str, Plant] = {}
-"""Name -> context manager. Caught by a world of one broker."""
+"""Name -> context manager, of the bugs that a world of one broker shows."""
+
+FOCUS: dict[str, dict[str, int]] = {}
+"""Name -> kinds of faults and their weights."""
+
+HOST_CRASHES = {"crash": 4, "reset": 1}
+SLOW_CRASHES = {"crash": 4, "slow_disk": 4, "reset": 2}
+KILLS_AT_DISK = {"kill_at_disk": 4, "crash": 1}
+
+
+def plant(make: Callable[[], Iterator[tuple[Any, str, Any]]]) -> Callable[[], Iterator[tuple[Any, str, Any]]]:
+    """Register a bug: a generator of (class or module, name, what it becomes)."""
+
+    @contextmanager
+    def planted() -> Iterator[None]:
+        with ExitStack() as stack:
+            for owner, name, new in make():
+                stack.enter_context(patch.object(owner, name, new))
+            yield
+
+    PLANTS[make.__name__] = planted
+    return make
+
+
+Patches: TypeAlias = "Iterator[tuple[Any, str, Any]]"
+
+
+# Acknowledgements
+
+
+@plant
+def reply_before_durable() -> Patches:
+    """A producer hears of success when its batch is appended."""
+    append = Log.append
+
+    def early(self: Log, header: BatchHeader, batch: Any, stamp: int, now_ms: int, reply: Any = None) -> int:
+        sequence = append(self, header, batch, stamp, now_ms)
+        if reply is not None:
+            _answer_now(reply)
+        return sequence
+
+    yield Log, "append", early
+    yield Validation, "when_reply", lambda self, sequence, reply: _answer_now(reply)
+
+
+def _answer_now(reply: Any) -> None:
+    reply.waits -= 1
+    if not reply.waits:
+        reply.connection.ready(reply)
+
+
+@plant
+def high_watermark_at_append() -> Patches:
+    """Consumers are served what is appended, not what is validated."""
+    append = Log.append
+
+    def visible(self: Log, *args: Any) -> int:
+        sequence = append(self, *args)
+        assign_high_watermark(self, self.end)
+        self.wake_all()
+        return sequence
+
+    yield Log, "append", visible
+
+
+@plant
+def duplicate_answered_early() -> Patches:
+    """A repeated batch is acknowledged although its original is not durable."""
+    check = ProducerStates.check
+
+    def early(self: ProducerStates, header: BatchHeader, now_ms: int) -> Duplicate | None:
+        found = check(self, header, now_ms)
+        return None if found is None else found._replace(sequence=0)
+
+    yield ProducerStates, "check", early
+
+
+@plant
+def duplicate_check_skipped() -> Patches:
+    """Sequences of producers are not looked at."""
+    yield ProducerStates, "check", lambda self, header, now_ms: None
+
+
+@plant
+def acknowledged_though_the_wal_failed() -> Patches:
+    """A write or sync that failed counts as done."""
+
+    def careless(write: Any, buffers: Sequence[Any], position: int) -> None:
+        try:
+            write_all(write, buffers, position)
+        except OSError:
+            pass
+
+    yield storage.wal.writer, "write_all", careless
+
+
+@plant
+def sync_repeated_after_it_failed() -> Patches:
+    """A failed sync is tried again; but the kernel has dropped what it could not write."""
+
+    def stubborn(write: Any, buffers: Sequence[Any], position: int) -> None:
+        try:
+            write_all(write, buffers, position)
+        except OSError:
+            write.__self__.sync()
+
+    yield storage.wal.writer, "write_all", stubborn
+
+
+@plant
+def group_not_synced() -> Patches:
+    """Groups are written and reported durable without a sync."""
+    yield (
+        storage.wal.writer,
+        "write_all",
+        lambda write, buffers, position: write_all(write.__self__.write, buffers, position),
+    )
+
+
+@plant
+def directory_not_synced() -> Patches:
+    """The name of a new WAL file is not made durable before its first group."""
+    yield SimulatedDirectory, "sync", lambda self: None
+
+
+# Seals, trimming, segments
+
+
+@plant
+def snapshot_newer_than_its_range() -> Patches:
+    """A range holds the producer state of the moment of its seal, batches above its end included."""
+    snapshot = ProducerStates.snapshot
+    yield ProducerStates, "snapshot", lambda self, end: snapshot(self, 1 << 62)
+
+
+@plant
+def wal_trimmed_before_the_commit() -> Patches:
+    """Files go when a seal is on its way, not when a fact says that it is committed."""
+    seal = Sealing._seal
+
+    async def hasty(self: Sealing, due: Sequence[Log]) -> None:
+        await seal(self, due)
+        self._wal.trim(self._through)
+
+    yield Sealing, "_seal", hasty
+
+
+@plant
+def tail_trimmed_too_far() -> Patches:
+    """What leaves memory after a commit is everything validated, not only what was committed."""
+    committed = LogTable._committed
+
+    def too_far(self: LogTable, log_id: int) -> None:
+        committed(self, log_id)
+        held = self.by_log_id.get(log_id)
+        if held is not None:
+            self._kept.append((held, held.hw))
+            self._trim_later()
+
+    yield LogTable, "_committed", too_far
+
+
+@plant
+def seals_committed_out_of_order() -> Patches:
+    """No seal waits for the one before it, and the controller takes any number."""
+    submit = Uploader.submit
+
+    def at_once(self: Uploader, *args: Any, **options: Any) -> asyncio.Future[Any]:
+        self._newest_decided = asyncio.Event()
+        self._newest_decided.set()
+        return submit(self, *args, **options)
+
+    def any_number(state: ClusterState, command: Any, context: Any) -> Decision:
+        known = state.broker_table.incarnations[command.incarnation]
+        known.last_seal = command.seal - 1
+        return commit_seal(state, command, context)
+
+    yield Uploader, "submit", at_once
+    table = {**controller.decide._DECIDE, CommitSeal: any_number}
+    yield controller.decide, "_DECIDE", table
+
+
+@plant
+def collector_deletes_what_a_living_broker_uploads() -> Patches:
+    """Every segment that no fact names is garbage."""
+
+    def unnamed(state: ClusterState, key: str) -> bool:
+        return is_orphan(state, key) or not (key in state.objects.numbers or key in state.objects.doomed)
+
+    yield controller.upkeep, "is_orphan", unnamed
+
+
+# Recovery
+
+
+@plant
+def log_opened_before_its_wal_is_scanned() -> Patches:
+    """Logs are led again as soon as their leader's session has ended."""
+    open_leaderless = controller.decide.brokers._open_leaderless
+
+    def at_once(state: ClusterState, command: Any, context: Any, ended: list[int]) -> list[Any]:
+        dead = (0, *ended)
+        logs = [log.log_id for log in state.logs.values() if log.leader_incarnation in dead]
+        with patch.object(LogIndex, "through", lambda self, wal_id: logs):
+            return open_leaderless(state, command, context, ended)
+
+    yield controller.decide.brokers, "_open_leaderless", at_once
+
+
+@plant
+def scan_overlooks_the_tail() -> Patches:
+    """A recovery reports that the instance holds nothing."""
+    report = WalRecovery._report
+
+    async def nothing(self: WalRecovery, wal_id: bytes, named: Any, scan: Any, *, complete: bool) -> Any:
+        return await report(self, wal_id, named, scan._replace(entries=[]), complete=complete)
+
+    yield WalRecovery, "_report", nothing
+
+
+@plant
+def scan_stops_one_group_early() -> Patches:
+    """The last valid group is taken for a torn one."""
+    remember = Scanner._remember
+    scan = Scanner._scan
+
+    def short(self: Scanner, *args: Any, **options: Any) -> Any:
+        found: list[Any] = []
+
+        def later(scanner: Scanner, group: Any) -> None:
+            found.append(group)
+            if len(found) > 1:
+                remember(scanner, found[-2])
+
+        with patch.object(Scanner, "_remember", later), patch.object(Scanner, "_forget", lambda self, group: None):
+            return scan(self, *args, **options)
+
+    yield Scanner, "_scan", short
+
+
+@plant
+def torn_tail_taken_for_damage() -> Patches:
+    """A last group that a crash tore keeps the log closed until an operator decides."""
+    evidence = Scanner._evidence
+
+    def severe(self: Scanner, numbers: list[int], stop: Any) -> Damage | None:
+        found = evidence(self, numbers, stop)
+        if found is None and stop.header is not None:
+            return Damage("torn", stop.position, stop.group, stop.reason, None, [])
+        return found
+
+    yield Scanner, "_evidence", severe
+
+
+@plant
+def damage_taken_for_a_torn_tail() -> Patches:
+    """Groups behind an invalid one are not looked for: what was acknowledged there is gone without a word."""
+    yield Scanner, "_evidence", lambda self, numbers, stop: None
+    yield Scanner, "_front", lambda self, numbers, first, committed_group: None
+
+
+@plant
+def producer_state_not_recovered() -> Patches:
+    """A log opens without knowing its producers."""
+
+    async def nothing(self: ColdReads, log_id: int, states: ProducerStates, now_ms: int) -> None:
+        return None
+
+    yield ColdReads, "producers", nothing
+
+
+# Fetching
+
+
+@plant
+def long_poll_registered_late() -> Patches:
+    """Between the look at the log and the registration for what follows, records may come: nobody is woken."""
+    park = Poll._park
+
+    def late(self: Poll) -> None:
+        park(self)
+        for log in self.logs:
+            log.waiters.pop(self, None)
+
+        def register() -> None:
+            if not self.done:
+                for log in self.logs:
+                    log.waiters[self] = None
+
+        asyncio.get_running_loop().call_later(0.05, register)
+
+    yield Poll, "_park", late
+
+
+# Groups
+
+
+@plant
+def group_answers_before_durable() -> Patches:
+    """Commits are acknowledged, and committed offsets told, when they are appended."""
+    yield ShardRuntime, "_sequence_of", lambda self, group_ids: 0
+
+
+@plant
+def group_rewrite_not_awaited() -> Patches:
+    """The start of a group partition moves up to its rewrite before that is durable."""
+
+    async def at_once(self: ShardRuntime, sequence: int) -> None:
+        return None
+
+    yield ShardRuntime, "_until_validated", at_once
+    yield broker.groups.runtime, "REWRITE_BYTES_MIN", 2_000
+
+
+@plant
+def group_rewrite_forgets() -> Patches:
+    """A rewrite leaves some of what is in force behind."""
+    live = Shard.live
+    yield Shard, "live", lambda self, keys: live(self, keys)[:-1]
+    yield broker.groups.runtime, "REWRITE_BYTES_MIN", 2_000
+
+
+# Metadata
+
+
+@plant
+def controller_replies_before_durable() -> Patches:
+    """Commands are answered when they are decided."""
+    decide_one = Runtime._decide_one
+
+    def early(self: Runtime, item: Waiting, context: Any) -> Any:
+        decision = decide_one(self, item, context)
+        if isinstance(decision, Decision):
+            self.queue.settle(item, decision.answer)
+        return decision
+
+    yield Runtime, "_decide_one", early
+
+
+@plant
+def every_conflict_taken_as_our_own() -> Patches:
+    """A metadata entry that exists already is taken for the one that was to be written."""
+    append = ObjectLog.append
+
+    async def careless(self: ObjectLog, position: int, entry: bytes) -> bytes:
+        held = await append(self, position, entry)
+        return entry if held else held
+
+    yield ObjectLog, "append", careless

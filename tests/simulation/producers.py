@@ -47,6 +47,8 @@ class ProducerLoad:
     records: tuple[int, int] = (1, 4)
     value_bytes: tuple[int, int] = (8, 200)
     pause_ms: tuple[int, int] = (50, 400)
+    bursts: float = 0.0
+    """How often a batch follows at once instead."""
     version: int = 9
     """Of Produce; from 13 on topics go by id."""
     acks: int = -1
@@ -98,6 +100,12 @@ class Producer(SimulatedClient):
     def new_values(self) -> tuple[int, ...]:
         """Values that nobody sent before."""
         return tuple(next(self.numbers) for _ in range(self.rng.randint(*self.load.records)))
+
+    def pause_ms(self) -> int:
+        """How long to wait before the next batch."""
+        if self.load.bursts and self.rng.random() < self.load.bursts:
+            return self.rng.randint(0, 20)
+        return self.rng.randint(*self.load.pause_ms)
 
     def request_of(self, batches: Sequence[Batch]) -> Any:
         """A Produce request of batches for different partitions."""
@@ -195,7 +203,7 @@ class IdempotentProducer(Producer):
                 )
                 self.pending[part].append(batch)
                 self._changed.set()
-            await sleep_ms(self.rng.randint(*self.load.pause_ms))
+            await sleep_ms(self.pause_ms())
         self._changed.set()
 
     async def _send(self, tasks: asyncio.TaskGroup) -> None:
@@ -322,7 +330,7 @@ class PlainProducer(Producer):
             batch = self.make_batch(part, self.new_values())
             while not await self._attempt(batch) and not self.stopping:
                 batch = Batch(batch.part, batch.values, batch.data, next(self.numbers))
-            await sleep_ms(self.rng.randint(*self.load.pause_ms))
+            await sleep_ms(self.pause_ms())
 
     async def _attempt(self, batch: Batch) -> bool:
         """Send once and record the outcome; whether that is the end of it."""

@@ -406,6 +406,8 @@ def test_late_poll(story: Story) -> None:
     story.got(poll, 0, (0, 1))
     story.final((0, 1))
     assert story.anomalies(quiet_from_ns=0) == {"late-poll"}
+    assert story.anomalies(quiet_from_ns=story.now_ns) == {"late-poll"}
+    story.events.insert(1, Event(story.events[0].at_ns, "fault.pause", {}))
     assert story.anomalies(quiet_from_ns=story.now_ns) == set()
 
 
