@@ -31,6 +31,7 @@ from broker.sealing import Sealing
 from broker.server import Server
 from broker.services import Services
 from broker.settings import Listener, Settings
+from broker.siblings import Siblings
 from broker.validation import FileFence, SessionFence, Validation
 from broker.wheel import Wheel
 from controller import facts as f
@@ -51,7 +52,7 @@ from storage.seal import CorruptSegment, Recovery, Writer
 from storage.uploader import Uploader, UploaderStopped
 from storage.wal.disk import Disk, LinuxDisk
 from storage.wal.instances import LockedInstance, lock_instances
-from storage.wal.port import WalError
+from storage.wal.port import InstanceLocked, WalError
 from storage.wal.volume import VolumeWal
 from storage.wal.worker import StartWorker, ThreadWorker
 
@@ -62,9 +63,12 @@ log = logging.getLogger(__name__)
 
 DONE, FAILED = 0, 1
 RETRY_S = 0.5
+LOCK_ATTEMPTS = 3
 WATCH_S = 1
 HTTP_LATER_S = 2
 """How long a start may take before the HTTP port answers: importing its library takes as long as all the rest."""
+SIBLINGS_SHARE = 24
+"""How often in a session other WAL instances on this machine are looked at."""
 PEERS_LATER_S = 1
 DRAIN_MS = 5_000
 """What a clean stop gives clients to read their answers."""
@@ -242,9 +246,7 @@ class Broker:
         self._releases.append(self.store.close)
         probing = tasks.spawn(bucket.probe(), name="probe the store")
         self.cluster_id = (await bucket.find_cluster(probing)).cluster_id
-        locking = asyncio.get_running_loop().run_in_executor(None, self._lock_instances)
-        self._releases.append(lambda: self._release_locks(locking))
-        locked = await asyncio.shield(locking)
+        locked = await self._find_instances()
         await self._create_wal()
         await probing  # a store that was not found to keep its word gets no data
         self.controller = self._make_controller(locked)
@@ -263,14 +265,31 @@ class Broker:
         await self.server.serve()
         self._started.set()
         tasks.spawn(collect_young_garbage(), name="collect young garbage")
-        tasks.spawn(self.recovery.remove_settled(), name="remove WAL instances")
+        tasks.spawn(self.siblings.run(), name="watch siblings")
 
     def _lock_instances(self) -> list[LockedInstance]:
+        settings = self.settings
         try:
-            self._disk.make_directory(self.settings.wal_dir)
-            return lock_instances(self.settings.wal_dir, self.cluster_id, self.settings.node_id, disk=self._disk)
+            self._disk.make_directory(settings.wal_dir)
+            return lock_instances(settings.wal_dir, self.cluster_id, settings.node_id, disk=self._disk)
+        except InstanceLocked:
+            raise
         except (WalError, OSError) as error:
             raise CannotStart(str(error)) from None
+
+    async def _find_instances(self) -> list[LockedInstance]:
+        """Locked instances of earlier runs. One that is in use may be so for the moment in which a sibling looks."""
+        attempts = LOCK_ATTEMPTS
+        while True:
+            locking = asyncio.get_running_loop().run_in_executor(None, self._lock_instances)
+            self._releases.append(lambda locking=locking: self._release_locks(locking))  # type: ignore[misc]
+            try:
+                return await asyncio.shield(locking)
+            except InstanceLocked as error:
+                attempts -= 1
+                if not attempts:
+                    raise CannotStart(str(error)) from None
+            await asyncio.sleep(RETRY_S)
 
     async def _create_wal(self) -> None:
         """A new instance; its first file is prepared beside the steps that follow."""
@@ -434,6 +453,7 @@ class Broker:
             on_failed=lambda error: self.fail(f"a seal cannot be committed: {error}"),
         )
         self.recovery = WalRecovery(
+            node_id=settings.node_id,
             incarnation=self.incarnation,
             controller=self.controller,
             store=self.store,
@@ -444,6 +464,16 @@ class Broker:
             tasks=tasks,
             memory_bytes=settings.tidelog_tail_bytes_max,
         )
+        self.siblings = Siblings(
+            root=settings.wal_dir,
+            disk=self._disk,
+            incarnation=self.incarnation,
+            controller=self.controller,
+            recovery=self.recovery,
+            token=self.token,
+            interval_ms=settings.tidelog_session_timeout_ms // SIBLINGS_SHARE,
+        )
+        self._releases.append(self.siblings.close)
 
     async def _bind(self) -> list[Listener]:
         try:
@@ -600,7 +630,7 @@ class Broker:
             await self.wal.remove()
 
     async def _release_locks(self, locking: "asyncio.Future[list[LockedInstance]]") -> None:
-        with contextlib.suppress(CannotStart):
+        with contextlib.suppress(CannotStart, InstanceLocked):
             for instance in await locking:
                 instance.close()
 

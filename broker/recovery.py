@@ -1,4 +1,5 @@
-"""Recovering WAL instances of this node's earlier runs (DESIGN 7.4), and what an operator decides about the others.
+"""Recovering WAL instances of this node's earlier runs and of other brokers on this machine (DESIGN 7.4), and what an
+operator decides about the rest.
 
 Fence, scan, report the scan, replay what no segment holds, retire. Each step is a fact with a recovery number, so a
 recovery that stops anywhere is simply done again. What cannot be recovered without losing acknowledged bytes is kept,
@@ -43,6 +44,8 @@ SEAL_BYTES_MAX = 32 * 1024 * 1024
 SEALS_IN_FLIGHT = 4
 MEMORY_SHARE = 8
 """A seal takes at most this part of the memory for tails, which are empty meanwhile; one more is being made."""
+MEMORY_SHARE_SERVING = 32
+"""The same while clients are served, beside the tails."""
 STEP_BYTES = 4 * 1024 * 1024
 STEP_BATCHES = 4_000
 """What is replayed between two looks at whether to go on."""
@@ -179,11 +182,12 @@ class _Seals:
 
 
 class WalRecovery:
-    """Recovers the locked instances of this node, one after the other; keeps those that wait for the operator."""
+    """Recovers locked instances, one after the other; keeps those that wait for the operator."""
 
     def __init__(
         self,
         *,
+        node_id: int,
         incarnation: int,
         controller: ControllerClient,
         store: ObjectStore,
@@ -195,6 +199,7 @@ class WalRecovery:
         memory_bytes: int,
     ) -> None:
         """`memory_bytes`: what tails may take, `tidelog.tail.bytes.max`."""
+        self._node_id = node_id
         self._incarnation = incarnation
         self._controller = controller
         self._store = store
@@ -203,6 +208,7 @@ class WalRecovery:
         self._clock = clock
         self._token = token
         self._tasks = tasks
+        self._memory_bytes = memory_bytes
         self._seal_bytes = min(SEAL_BYTES_MAX, memory_bytes // MEMORY_SHARE)
         self.waiting: dict[bytes, Waiting] = {}
         """Instances that only the operator can decide about, by `wal_id`."""
@@ -225,18 +231,10 @@ class WalRecovery:
             if wal is None or wal.closed:  # never registered, so nothing was acknowledged through it; or settled
                 self._settled.append(instance)
                 continue
-            self._recovering = instance.wal_id
-            try:
-                recovered = await self._recover(instance, numbers.get(instance.wal_id))
-            except RecoveryStopped as stopped:
-                self.waiting[instance.wal_id] = Waiting(instance, str(stopped))
-                log.error("WAL instance %s stays as it is: %s", instance.wal_id.hex(), stopped)
-            else:
-                self._settled.append(instance)
-                log.info("recovered WAL instance %s: %s", instance.wal_id.hex(), recovered)
-            finally:
-                self._recovering = None
+            await self._recover_or_keep(instance, numbers.get(instance.wal_id))
         for wal in self.missing():
+            if wal.node_id != self._node_id:
+                continue  # its own node may well have it
             log.error(
                 "WAL instance %s of node %d is not here; its logs wait for it. Bring the volume back, or give up "
                 "what is not in the bucket: tidelog wal declare-lost %s",
@@ -244,6 +242,30 @@ class WalRecovery:
                 wal.node_id,
                 wal.wal_id.hex(),
             )
+
+    async def recover_for_another(self, instance: LockedInstance) -> None:
+        """Recover an instance whose writer, another broker, is gone; its session has ended."""
+        if self._controller.state.wals[instance.wal_id].closed:
+            self._settled.append(instance)
+            return
+        self._seal_bytes = min(SEAL_BYTES_MAX, self._memory_bytes // MEMORY_SHARE_SERVING)
+        await self._recover_or_keep(instance, None)
+
+    async def _recover_or_keep(self, instance: LockedInstance, named: Recovery | None) -> None:
+        self._recovering = instance.wal_id
+        try:
+            recovered = await self._recover(instance, named)
+        except RecoveryStopped as stopped:
+            if self._controller.state.wals[instance.wal_id].closed:  # somebody else decided about it meanwhile
+                self._settled.append(instance)
+                return
+            self.waiting[instance.wal_id] = Waiting(instance, str(stopped))
+            log.error("WAL instance %s stays as it is: %s", instance.wal_id.hex(), stopped)
+        else:
+            self._settled.append(instance)
+            log.info("recovered WAL instance %s: %s", instance.wal_id.hex(), recovered)
+        finally:
+            self._recovering = None
 
     async def remove_settled(self) -> None:
         """Delete the files of instances whose end is a fact. Nobody waits for this."""

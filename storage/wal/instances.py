@@ -181,6 +181,11 @@ class LockedInstance(Instance):
         self.lock.close()
 
 
+def instance_ids(disk: Disk, root: str | PathLike[str]) -> list[bytes]:
+    """The instances that lie under the root, by their directories' names."""
+    return [bytes.fromhex(name) for name in disk.names(os.fspath(root)) if _INSTANCE.fullmatch(name)]
+
+
 def _paths(disk: Disk, root: str) -> list[str]:
     return [os.path.join(root, name) for name in disk.names(root) if _INSTANCE.fullmatch(name)]
 
@@ -188,10 +193,11 @@ def _paths(disk: Disk, root: str) -> list[str]:
 def lock_instances(
     root: str | PathLike[str], cluster_id: str, node_id: int, *, disk: Disk | None = None
 ) -> list[LockedInstance]:
-    """Lock every instance directory of this node.
+    """Lock every instance directory of this node, but those that another process locked and fenced: it recovers them.
 
-    InstanceLocked when another process has one of them open, ForeignCluster when one belongs to another cluster,
-    UnknownFormat and Damaged when a superblock cannot be read: nothing stays locked then. Other nodes' are left alone.
+    InstanceLocked when another process has one of them open otherwise, ForeignCluster when one belongs to another
+    cluster, UnknownFormat and Damaged when a superblock cannot be read: nothing stays locked then. Other nodes' are
+    left alone.
     """
     disk = disk or LinuxDisk()
     root = os.path.abspath(os.fspath(root))
@@ -212,8 +218,13 @@ def lock_instances(
                     f"{path} belongs to cluster {superblock.cluster_id}, this broker to {cluster_id}: "
                     "set tidelog.wal.dir or tidelog.storage to the other's"
                 )
-            lock = disk.lock(os.path.join(path, _SUPERBLOCK))
+            try:
+                lock = disk.lock(os.path.join(path, _SUPERBLOCK))
+            except FileNotFoundError:
+                continue  # whoever recovered it has just removed it
             if lock is None:
+                if disk.exists(os.path.join(path, _FENCE)):
+                    continue
                 raise InstanceLocked(
                     f"{path} is in use by another process: a broker with node.id={node_id} runs here already"
                 )

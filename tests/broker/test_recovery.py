@@ -469,6 +469,7 @@ class Bench:
             self.store, Writer("test-cluster", 1, NEW), cast(Any, self.controller.ask), tasks, clock
         )
         self.recovery = WalRecovery(
+            node_id=1,
             incarnation=NEW,
             controller=controller,
             store=self.store,

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 
+from broker.bucket import CannotStart
 from protocol import messages as m
 from protocol.apis import ApiKey
 from protocol.errors import ErrorCode
+from protocol.records import iterate_batches, records
 from storage.memory import MemoryStore
 from tests.support.node_runs import NodeRuns, hurry
 from tests.support.raw_client import RawClient, batch_of
 from tests.support.waiting import until
 
-SHORT: dict[str, object] = {"tidelog.session.timeout.ms": 1200, "tidelog.controller.lease.ms": 600}
+SHORT: dict[str, object] = {"tidelog_session_timeout_ms": 1200, "tidelog_controller_lease_ms": 600}
+SHORTER: dict[str, object] = {"tidelog_session_timeout_ms": 400, "tidelog_controller_lease_ms": 200}
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +41,9 @@ class Several:
         """Start these nodes together."""
         for node_id in node_ids:
             if node_id not in self.nodes:
-                node = self.nodes[node_id] = NodeRuns(self._path / str(node_id), **overrides)
+                node = self.nodes[node_id] = NodeRuns(self._path / str(node_id), **{**SHORT, **overrides})
                 node.memory = self.memory
-                node.overrides.update({"node.id": node_id, **SHORT})
+                node.overrides["node.id"] = node_id
                 if self._one_machine:
                     node.overrides["tidelog.wal.dir"] = self._path / "wal"
                 await self._stack.enter_async_context(node)
@@ -213,11 +216,13 @@ async def test_who_is_only_a_broker_never_controls(several: Several) -> None:
 
 
 async def test_a_node_id_that_is_in_use_is_refused(several: Several) -> None:
-    await several.start(1)
-    await several.start(2)
+    await several.start(1, **SHORTER)
+    await several.start(2, **SHORTER)
     twin = several.nodes.pop(2)
-    with pytest.raises(Exception, match=r"node\.id=2 is in use by a live broker at 127"):
-        await several.start(2, tidelog_wal_dir=several.nodes[1].path / "elsewhere")
+    with pytest.raises(AssertionError, match="ended before it served"):
+        await several.start(2, tidelog_wal_dir=several.nodes[1].path / "elsewhere", **SHORTER)
+    with pytest.raises(CannotStart, match=r"node\.id=2 is in use by a live broker at 127"):
+        await several.nodes[2].ended()
     assert twin.broker.ready and not twin.broker.session.ended
 
 
@@ -236,3 +241,84 @@ async def test_the_private_api_is_for_the_inter_broker_listener_alone(several: S
                 assert (await client.receive_frame())[:4] == b"\0\0\0\7"
             else:
                 assert await client.closed()
+
+
+# On one machine
+
+
+async def test_a_survivor_recovers_a_sibling_at_once(siblings: Several) -> None:
+    await siblings.start(1)
+    await siblings.start(2, 3)
+    await siblings.spread("t", 6, by=1)
+    for index in range(6):
+        assert await siblings.produce("t", index, b"a", b"b", b"c") == [0, 1, 2]
+    await siblings.nodes[2].kill()
+    began = asyncio.get_running_loop().time()
+    await until(lambda: {siblings.leader("t", index, seen_by=1) for index in range(6)} == {1, 3})
+    assert asyncio.get_running_loop().time() - began < 1, "long before its session ends"
+    state = siblings.nodes[1].broker.controller.state
+    assert state.brokers[2].end_reason == "restart"
+    for index in range(6):
+        assert await siblings.produce("t", index, b"d") == [3]
+        assert await read(siblings, "t", index) == [b"a", b"b", b"c", b"d"]
+    await siblings.start(2)
+    assert siblings.nodes[2].broker.recovery.waiting == {}
+    await siblings.spread("u", 2, by=2)
+
+
+async def test_a_survivor_takes_control_at_once(siblings: Several) -> None:
+    await siblings.start(1)
+    await siblings.start(2, 3)
+    await siblings.spread("t", 3, by=1)
+    for index in range(3):
+        assert await siblings.produce("t", index, b"a") == [0]
+    await siblings.nodes[1].kill()
+    began = asyncio.get_running_loop().time()
+    await until(lambda: {siblings.leader("t", index, seen_by=2) for index in range(3)} == {2, 3})
+    assert asyncio.get_running_loop().time() - began < 1
+    for index in range(3):
+        assert await siblings.produce("t", index, b"b") == [1]
+
+
+async def test_two_are_lost_and_the_last_one_has_it_all(siblings: Several) -> None:
+    await siblings.start(1)
+    await siblings.start(2, 3)
+    await siblings.spread("t", 6, by=1)
+    for index in range(6):
+        await siblings.produce("t", index, b"a")
+    await asyncio.gather(siblings.nodes[1].kill(), siblings.nodes[3].kill())
+    await until(lambda: {siblings.leader("t", index, seen_by=2) for index in range(6)} == {2})
+    for index in range(6):
+        assert await siblings.produce("t", index, b"b") == [1]
+    await until(lambda: len(list(Path(siblings.nodes[2].broker.settings.wal_dir).iterdir())) == 1)
+    await siblings.start(1, 3)
+    await siblings.spread("u", 2, by=3)
+
+
+async def test_a_restart_does_not_fight_with_the_sibling_that_recovers(siblings: Several) -> None:
+    await siblings.start(1)
+    await siblings.start(2)
+    await siblings.spread("t", 4, by=1)
+    for round in range(3):
+        for index in range(4):
+            await until(lambda index=index: siblings.leader("t", index, seen_by=1) > 0)  # type: ignore[misc]
+            assert await siblings.produce("t", index, b"a") == [round]
+        await siblings.nodes[2].kill()
+        await siblings.start(2)
+    assert siblings.nodes[1].broker.ready and siblings.nodes[2].broker.ready
+
+
+async def read(several: Several, topic: str, partition: int) -> list[bytes]:
+    """Every record's value, at the leader."""
+    leader = several.leader(topic, partition, seen_by=next(iter(several.running)))
+    values: list[bytes] = []
+    async with several.nodes[leader].client() as client:
+        while True:
+            answer = await client.fetch(topic, len(values), partition=partition)
+            assert answer.error_code == 0
+            found = bytes(answer.records)
+            for start, header in iterate_batches(found):
+                batch = found[start : start + header.size]
+                values += [record.value or b"" for record in records(batch, max_size=1 << 20)]
+            if len(values) == answer.high_watermark:
+                return values
