@@ -50,6 +50,8 @@ STEP_BYTES = 4 * 1024 * 1024
 STEP_BATCHES = 4_000
 """What is replayed between two looks at whether to go on."""
 RETRY_S = 0.5
+AGAIN_S, AGAIN_S_MAX = 2.0, 60.0
+"""Between attempts to recover an instance whose disk failed; doubled each time."""
 BYTES_PER_MS = 50_000
 """What is assumed of a replay before one was measured."""
 
@@ -63,6 +65,8 @@ class Waiting(NamedTuple):
 
     instance: LockedInstance
     why: str
+    disk: bool
+    """Whether its disk failed: that may pass by itself."""
 
 
 @dataclass(slots=True)
@@ -214,6 +218,7 @@ class WalRecovery:
         """Instances that only the operator can decide about, by `wal_id`."""
         self._recovering: bytes | None = None
         self._operations: dict[bytes, asyncio.Future[dict[str, Any]]] = {}
+        self._trying: set[bytes] = set()
         self._settled: list[LockedInstance] = []
         self._replayed_bytes = 0
         self._replayed_ms = 0
@@ -259,13 +264,28 @@ class WalRecovery:
             if self._controller.state.wals[instance.wal_id].closed:  # somebody else decided about it meanwhile
                 self._settled.append(instance)
                 return
-            self.waiting[instance.wal_id] = Waiting(instance, str(stopped))
+            disk = isinstance(stopped.__cause__, OSError)
+            self.waiting[instance.wal_id] = Waiting(instance, str(stopped), disk)
             log.error("WAL instance %s stays as it is: %s", instance.wal_id.hex(), stopped)
+            if disk and instance.wal_id not in self._trying:
+                self._trying.add(instance.wal_id)
+                self._tasks.spawn(self._try_again(instance.wal_id), name=f"try WAL {instance.wal_id.hex()} again")
         else:
             self._settled.append(instance)
             log.info("recovered WAL instance %s: %s", instance.wal_id.hex(), recovered)
         finally:
             self._recovering = None
+
+    async def _try_again(self, wal_id: bytes) -> None:
+        """A disk that failed or was full may work later: try until it does, or until the operator has decided."""
+        wait_s = AGAIN_S
+        while (waiting := self.waiting.get(wal_id)) is not None and waiting.disk:
+            await asyncio.sleep(wait_s)
+            if wal_id in self.waiting and wal_id not in self._operations and self._recovering is None:
+                wait_s = min(2 * wait_s, AGAIN_S_MAX)
+                await self._recover_or_keep(self.waiting.pop(wal_id).instance, None)
+                await self.remove_settled()
+        self._trying.discard(wal_id)
 
     async def remove_settled(self) -> None:
         """Delete the files of instances whose end is a fact. Nobody waits for this."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -585,6 +586,21 @@ async def test_what_would_lose_acknowledged_bytes_waits(bench: Bench, what: str)
     report = await bench.recovery.accept_loss(OLD_WAL)
     assert [row["lost_from_offset"] for row in report["logs"]] == [1, 0]
     assert bench.state.wals[OLD_WAL].state == "lost"
+
+
+async def test_a_disk_that_fails_for_a_while_needs_no_operator(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(broker.recovery, "AGAIN_S", 0.01)
+    bench.instance.add(0, 0, 0, 3)
+    bench.instance.error = OSError(errno.EIO, "I/O error")
+    await bench.run()
+    assert "I/O error" in bench.recovery.waiting[OLD_WAL].why and bench.ends() == [0, 0]
+    await until(lambda: caplog.text.count("stays as it is") >= 3)
+    bench.instance.error = None
+    await until(lambda: bench.instance.removed)
+    assert bench.ends() == [3, 0] and not bench.recovery.waiting
+    assert bench.state.wals[OLD_WAL].state == "retired"
 
 
 async def test_asking_twice_at_the_same_time_is_asking_once(bench: Bench) -> None:
