@@ -85,6 +85,7 @@ def _clean(disk: Disk, root: str, node_id: int) -> None:
                 lock = disk.lock(os.path.join(path, _SUPERBLOCK))
                 if lock is None:
                     continue
+            disk.sync_directory(root)  # the name may not be durable yet: a crash must not bring back a half-empty WAL
             _delete(disk, path)
         except OSError:
             continue  # it costs a little space, no more

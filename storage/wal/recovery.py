@@ -365,7 +365,9 @@ class Scanner:
                 stop_file, stop_position, stop_group, reason = last.file, last.position, last.header.group, whole
         last_group = stop_group - 1 if groups else 0
         own = reader.header(stop_file, stop_position) if numbers else None
-        if own is not None and own.group != stop_group:
+        if walk.next_group is None:  # nothing is valid: which group is it that should be there?
+            stop_group = own.group if own is not None else int(numbers[:1] == [1])
+        elif own is not None and own.group != stop_group:
             own = None
         damage = self._evidence(numbers, FirstInvalid(stop_file, stop_position, stop_group, reason, own))
         damage = damage or self._front(numbers, first if groups else None, committed_group)

@@ -191,6 +191,18 @@ def test_a_crash_anywhere_in_removal_leaves_a_whole_instance_or_none(seed: int) 
         raise AssertionError("removal never ended")
 
 
+def test_a_crash_while_a_removal_is_completed_brings_nothing_back() -> None:
+    """The name of what is half-removed must be durable before its files go."""
+    for seed in range(40):
+        disk = SimulatedDisk()
+        _, lock = create_instance(disk, "/wal", superblock())
+        lock.close()
+        disk.rename(f"/wal/{WAL_ID.hex()}", f"/wal/.removing-1-{WAL_ID.hex()}")  # and killed
+        assert lock_instances("/wal", CLUSTER, 1, disk=disk) == []
+        disk.crash(seed)
+        assert lock_instances("/wal", CLUSTER, 1, disk=disk) == []
+
+
 def test_leftovers_of_other_nodes_and_locked_ones_stay(tmp_path: Path) -> None:
     disk = LinuxDisk()
     for name in (f".creating-2-{WAL_ID.hex()}", f".removing-1-{WAL_ID.hex()}", f".creating-1-{OTHER.hex()}", "notes"):

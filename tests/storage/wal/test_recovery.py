@@ -226,10 +226,19 @@ async def test_damage_in_the_first_group_of_a_file() -> None:
 
 async def test_damage_in_the_very_first_group() -> None:
     image = await Image.make()
-    image.file(1).data[0] ^= 1
+    data = image.file(1).data
+    data[0] ^= 1
     report = image.scan()
     assert report.damage is not None and report.groups == report.last_group == 0 and not report.usable
+    assert report.damage.group == 1
     image.expect_prefix(0, accept_loss=True)
+    data[0] ^= 1
+    data[image.groups[0].header.size - 1] ^= 1
+    damage = image.scan(accept_loss=True).damage
+    assert damage is not None and damage.group == 1
+    assert [missing.base for missing in damage.missing] == [0, 0, 0], (
+        "the first group's header still tells what it held"
+    )
 
 
 async def test_a_missing_file() -> None:
