@@ -16,6 +16,9 @@ from typing import Any, NamedTuple, Protocol
 from protocol import Buffer
 
 SECTOR = 512
+"""What is written whole or not at all."""
+PAGE = 4096
+"""What cannot be read when a byte of it cannot."""
 _US, _MS = 1_000, 1_000_000
 _NS_PER_KIB = 1_000
 _CUT_AFTER_MAX = 12
@@ -408,10 +411,8 @@ class SimulatedFile:
 
     def read(self, position: int, length: int) -> bytes:
         self._enter("read", 20 * _US + length * _NS_PER_KIB // 1024)
-        unreadable = self._view.disk.unreadable
-        if unreadable and any(
-            position <= byte < position + length for byte in sorted(unreadable.get(self._inode.path, ()))
-        ):
+        lost = self._view.disk.unreadable.get(self._inode.path, ())
+        if any(position // PAGE <= byte // PAGE <= (position + length - 1) // PAGE for byte in lost):
             raise OSError(errno.EIO, "I/O error", self._inode.path)
         return bytes(memoryview(self._inode.data)[position : position + length])
 
@@ -429,7 +430,7 @@ class SimulatedDisk(ProcessDisk):
     - `sync_error_chance`, `write_error_chance` (EIO), `short_write_chance`: per call
     - `slowness`: a factor; `stalled_until_ns`: nothing ends before
     - `gone`: every call fails with EIO
-    - `unreadable`: path -> bytes that cannot be read
+    - `unreadable`: path -> bytes that cannot be read, nor can the page around them
     - `fault(operation, path)` may raise before an operation, `shorten(length)` shortens a write
     - `crash_at` counts down the operations to the end of the machine
 
