@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -25,6 +26,9 @@ from broker.settings_sources import Loaded, load, parse_overrides
 UNUSABLE = 2
 END_S = 10
 """A process that has to end does not wait longer for a disk or a store that hangs."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+MALLOC_OPTIONS = ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 128 << 20), (_M_ARENA_MAX, 1))
+"""glibc's mallopt(3): frames come from one heap, of which up to 128 MiB stay when they are free."""
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +105,7 @@ def run_broker(loaded: Loaded) -> int:
     if loaded.without_effect:
         log.info("settings without effect here: %s", ", ".join(loaded.without_effect))
     raise_file_limit()
+    keep_freed_memory()
     sys.setswitchinterval(0.0005)
 
     def ready(broker: Broker) -> None:
@@ -129,6 +134,20 @@ def run_broker(loaded: Loaded) -> int:
     except CannotStart as error:
         print(f"tidelog start: {error}", file=sys.stderr)
         return FAILED
+
+
+def keep_freed_memory() -> bool:
+    """Let freed frames be used again: the kernel zeroes every page that goes back to it and comes again.
+
+    A fifth of the CPU at 128 KB a batch. False: not glibc, or the environment says how to allocate (`MALLOC_*`).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return False
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    return all(mallopt(parameter, value) for parameter, value in MALLOC_OPTIONS)
 
 
 def stop_or_exit(stop: asyncio.Event) -> None:

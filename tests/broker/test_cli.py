@@ -5,6 +5,7 @@ import gc
 import io
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -680,6 +681,34 @@ def refuses(port: int) -> bool:
     except OSError:
         return True
     return False
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+@pytest.mark.parametrize(("environment", "kept"), [({}, True), ({"MALLOC_ARENA_MAX": "2"}, False)])
+def test_freed_frames_stay_with_the_process(environment: dict[str, str], kept: bool) -> None:
+    """Large blocks come from the heap, not from a mapping each; who sets it up himself is left alone."""
+    program = """if True:
+        import ctypes
+        from broker.cli.start import keep_freed_memory
+        kept = keep_freed_memory()
+        class Info(ctypes.Structure):
+            _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd".split()]
+            _fields_.append(("rest", ctypes.c_size_t * 5))
+        mallinfo = ctypes.CDLL(None).mallinfo2
+        mallinfo.restype = Info
+        before = mallinfo().hblkhd
+        frame = bytearray(1 << 20)
+        print(kept, mallinfo().hblkhd == before)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.stdout.split() == [str(kept), str(kept)], run.stderr
 
 
 def test_being_told_twice_ends_at_once(tmp_path: Path) -> None:
