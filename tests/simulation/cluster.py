@@ -36,6 +36,13 @@ PORT = 9092
 TOPICS = {"orders": 2, "events": 1}
 PARTS: list[Part] = [(topic, number) for topic, count in TOPICS.items() for number in range(count)]
 GROUP = "readers"
+LOADS = (
+    ((8, 200), (50, 400)),
+    ((8, 200), (10, 150)),
+    ((8, 4_000), (50, 400)),
+    ((2_000, 30_000), (50, 300)),  # fills the tails and the WAL while the store is away
+)
+"""(bytes per value, ms between batches) of the idempotent producers."""
 LIVE_WITHIN_S = 15
 FINISH_S = 60
 """So long clients may take to end what they began, and the final reader to read everything."""
@@ -161,10 +168,21 @@ class Node:
         assert self.process is not None
         self.process.kill()
 
+    def after(self, callbacks: int, callback: Callable[[], None]) -> None:
+        """Do something to the process when it has run so many callbacks more; not to a later one."""
+        assert self.process is not None
+        self.process.loop.call_after(callbacks, callback)
+
     def kill_at_disk(self, operations: int) -> None:
         """SIGKILL in the middle of what it does with its disk."""
         assert self._view is not None and self.process is not None
         self._view.kill_after(operations, self.process.kill)
+
+    def defuse(self) -> None:
+        """What was to happen in the middle of something does not happen any more."""
+        if self.process is not None and self._view is not None:
+            self.process.loop.call_after(0, lambda: None)
+            self._view.kill_after(-1, lambda: None)
 
     def stop(self) -> None:
         """SIGTERM."""
@@ -279,10 +297,12 @@ class World:
     def _add_clients(self) -> None:
         rng = self.scheduler.stream("cast")
         self.add_client(Admin, "admin", TOPICS, delete_from=["events"] if rng.random() < 0.5 else [])
+        sizes, pauses = rng.choice(LOADS)
         for number in range(2):
-            load = ProducerLoad(version=rng.choice([9, 13]), value_bytes=rng.choice([(8, 200), (8, 4_000)]))
+            load = ProducerLoad(version=rng.choice([9, 13]), value_bytes=sizes, pause_ms=pauses)
             self.add_client(IdempotentProducer, f"sure-{number}", PARTS, load)
-        self.add_client(PlainProducer, "plain", PARTS, ProducerLoad(version=rng.choice([8, 12])))
+        load = ProducerLoad(version=rng.choice([8, 12]), value_bytes=sizes)
+        self.add_client(PlainProducer, "plain", PARTS, load)
         self.add_client(
             Consumer, "reader", PARTS, ConsumerLoad(version=rng.choice([11, 12, 13, 16]), pause_ms=(20, 300))
         )

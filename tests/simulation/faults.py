@@ -32,7 +32,7 @@ KINDS: dict[str, int] = {
     "client_pause": 1,
 }
 """Kind -> how often, relative to the others."""
-COUNT = (1, 8)
+COUNTS = (1, 2, 4, 6, 8, 12)
 
 
 class Faults:
@@ -46,12 +46,14 @@ class Faults:
 
     def plan(self, begin_ns: int, end_ns: int, kinds: dict[str, int]) -> None:
         """Draw what happens between two times."""
-        for _ in range(self.rng.randint(*COUNT)):
+        for _ in range(self.rng.choice(COUNTS)):
             (kind,) = self.rng.choices(list(kinds), list(kinds.values()))
             self.world.scheduler.call_at_ns(self.rng.randint(begin_ns, end_ns), getattr(self, f"_{kind}"))
 
     def heal(self) -> None:
         """Whatever is still broken is well again."""
+        for node in self.world.nodes:
+            node.defuse()
         while self._undo:
             _, undo = self._undo.popitem()
             undo()
@@ -86,8 +88,9 @@ class Faults:
 
     def _kill(self) -> None:
         if (node := self._node()) is not None:
-            self._record("kill", node=node.node_id)
-            node.kill()
+            callbacks = self._callbacks()
+            self._record("kill", node=node.node_id, callbacks=callbacks)
+            node.after(callbacks, node.kill)
 
     def _kill_at_disk(self) -> None:
         if (node := self._node()) is not None:
@@ -102,9 +105,18 @@ class Faults:
 
     def _crash(self) -> None:
         if (node := self._node()) is not None:
-            self._record("crash", host=node.host.name)
-            node.crash()
-            self._for(300, 8_000, node.boot)
+            callbacks = self._callbacks()
+            self._record("crash", host=node.host.name, callbacks=callbacks)
+
+            def crash() -> None:
+                node.crash()
+                self._for(300, 8_000, node.boot)
+
+            node.after(callbacks, crash)
+
+    def _callbacks(self) -> int:
+        """How much of its program a broker still runs: hits the middle of something, not only the pauses between."""
+        return self.rng.choice([0, self.rng.randint(0, 30), self.rng.randint(0, 300)])
 
     def _pause_for(self, shortest_ms: int, longest_ms: int) -> None:
         node = self._node()
@@ -260,9 +272,11 @@ class Faults:
             disk.slowness = self.rng.choice([5.0, 50.0])
         else:
             disk.stalled_until_ns = self.world.scheduler.now_ns + self.rng.randint(S // 2, 8 * S)
+        excused = self._excuse(node, "slow")
 
         def end() -> None:
             disk.slowness, disk.stalled_until_ns = 1.0, 0
+            excused()
 
         self._for(1_000, 8_000, end)
 

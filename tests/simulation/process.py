@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random  # noqa: TID251
 import sys
+import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context
@@ -264,7 +265,8 @@ class Process:
         assert not self.alive
         logging.disable()
         try:
-            with self.running(self.loop):
+            with warnings.catch_warnings(), self.running(self.loop):
+                warnings.simplefilter("ignore")  # coroutines that a `finally` makes and nobody awaits
                 self.loop.bury()
         finally:
             logging.disable(logging.NOTSET)
@@ -325,6 +327,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self._timers: list[tuple[int, int, asyncio.TimerHandle]] = []
         self._turn_event: Event | None = None
         self._free_ns = 0
+        self._fuse: tuple[int, Callable[[], None]] | None = None
         self._in_turn = False
         self._number = 0
         self._tasks: list[NumberedTask] = []
@@ -365,6 +368,8 @@ class ProcessLoop(asyncio.AbstractEventLoop):
                     one = ready.popleft()
                     if not one.cancelled():
                         one._run()
+                        if self._fuse is not None:
+                            self._burn()
                         if not process.alive:
                             self._graveyard.append(one)
                             return
@@ -372,6 +377,19 @@ class ProcessLoop(asyncio.AbstractEventLoop):
             self._in_turn = False
         self._free_ns = self._scheduler.now_ns + TURN_NS[0] + int(process.rng.random() * TURN_NS[1])
         self._arm()
+
+    def call_after(self, callbacks: int, callback: Callable[[], None]) -> None:
+        """Call from outside of the process, in the middle of a turn: when it has run so many callbacks more."""
+        self._fuse = (callbacks, callback)
+
+    def _burn(self) -> None:
+        assert self._fuse is not None
+        left, callback = self._fuse
+        if left > 0:
+            self._fuse = (left - 1, callback)
+        else:
+            self._fuse = None
+            callback()
 
     def time(self) -> float:
         return self.process.host.monotonic_ns() / 1e9
