@@ -57,8 +57,15 @@ def _gather(book: Book) -> tuple[dict[GroupPart, list[_Commit]], dict[GroupPart,
     return made, looks
 
 
+def _coordinator_lost_something(book: Book) -> bool:
+    """Whether groups may have been set back, by a declared loss."""
+    return any(loss.topic == "__consumer_offsets" for loss in book.final.losses)
+
+
 def commits(book: Book) -> Iterator[Finding]:
     """Committed offsets are a register that only its group's members write, each going on from what it holds."""
+    if _coordinator_lost_something(book):
+        return
     made, looks = _gather(book)
     for where in sorted({*made, *looks}):
         writes = [commit for commit in made[where] if not commit.failed]
@@ -116,6 +123,8 @@ def _compare(where: GroupPart, writes: list[_Commit], first: _Look, second: _Loo
 def generations(book: Book) -> Iterator[Finding]:
     """In one generation of a group no partition belongs to two members."""
     owners: dict[tuple[str, int, Part], Event] = {}
+    if _coordinator_lost_something(book):
+        return
     for event in book.events:
         if event.kind != "group.joined":
             continue

@@ -33,6 +33,10 @@ def _unread(book: Book) -> Iterator[Finding]:
     for part, event in touched.items():
         if part not in book.reads:
             yield Finding("not-readable", f"{part} could not be read to its end", (event,))
+    for part, read in book.reads.items():
+        position, end = read.fields["position"], read.fields["end"]
+        if position < end and not book.excused(part, position):
+            yield Finding("not-readable", f"{part} ends at {end}, and nothing follows {position}", (read,))
 
 
 Waiting = tuple[str, str, Any]

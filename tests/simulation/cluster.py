@@ -13,12 +13,13 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from broker.bucket import CannotStart
 from broker.node import Broker
 from broker.settings import Settings, build
-from tests.simulation.checker import Final, check
+from tests.simulation.checker import Final, Loss, check
 from tests.simulation.client import Part, SimulatedClient
 from tests.simulation.consumers import Consumer, ConsumerLoad, GroupLoad, GroupMember
 from tests.simulation.disk import ProcessDisk, SimulatedDisk
@@ -53,7 +54,7 @@ class Options:
     """What does not come from the seed."""
 
     brokers: int = 1
-    faults_s: int = 25
+    faults_s: int = 20
     faults: dict[str, int] = field(default_factory=lambda: dict(KINDS))
     """Kinds and weights; empty: a world without faults."""
     log_level: int = logging.WARNING
@@ -218,6 +219,8 @@ class World:
         self.processes: list[Process] = []
         self.log: list[tuple[int, str, str]] = []
         self.over = False
+        self.quiet = False
+        """No further fault begins."""
         self.session_ms = self.rng.choice([2_000, 6_000])
         self._values = self._draw_settings()
         self.nodes = [Node(self, number + 1) for number in range(self.options.brokers)]
@@ -336,7 +339,9 @@ class World:
         scheduler.call_later_ns(self.rng.randint(0, 500) * MS, self._add_clients)
         if options.faults:
             self.faults.plan(2 * S, options.faults_s * S, options.faults)
+        scheduler.call_later_ns(S, self._operate)
         scheduler.run_until(options.faults_s * S)
+        self.quiet = True
         self.faults.heal()
         quiet_from_ns = scheduler.now_ns
         self.history.record("quiet")
@@ -350,6 +355,27 @@ class World:
 
     def _everybody_serves(self) -> bool:
         return all(node.ready for node in self.nodes)
+
+    def _operate(self) -> None:
+        """The operator: gives up what damaged WAL instances do not hold any more, some time after they are reported."""
+        for node in self.nodes:
+            broker = node.broker
+            if broker is not None and node.running and node.ready:
+                for wal_id, waiting in broker.recovery.waiting.items():
+                    if wal_id not in self.faults.rotten:
+                        self.found(f"{node.host.name} waits for the operator though no byte was damaged: {waiting.why}")
+                    self.history.record("operator.accept_loss", wal=wal_id.hex())
+                    assert node.process is not None
+                    node.process.call(partial(broker.recovery.accept_loss, wal_id))
+        if not self.over:
+            self.scheduler.call_later_ns(self.rng.randint(500, 2_000) * MS, self._operate)
+
+    def _losses(self) -> list[Loss]:
+        """What was declared lost, as the newest state of the cluster has it."""
+        states = [node.broker.controller.state for node in self.nodes if node.broker is not None]
+        newest = max(states, key=lambda state: state.position, default=None)
+        losses = [] if newest is None else newest.wal_table.losses.values()
+        return [Loss(*log[1:]) for loss in losses for log in loss.logs]
 
     def _finish(self, clients: Sequence[SimulatedClient]) -> None:
         """Clients end what they began; it is a finding when one cannot."""
@@ -380,7 +406,9 @@ class World:
         self.findings += [f"bucket: {what}" for what in self.bucket.findings]
         for node in self.nodes:
             self.findings += [f"disk of {node.host.name}: {what}" for what in node.disk.findings]
-        final = Final(quiet_from_ns=quiet_from_ns, live_within_ns=LIVE_WITHIN_S * S)
+        decided = [event.at_ns for event in self.history if event.kind == "operator.accept_loss"]
+        quiet_from_ns = max([quiet_from_ns, *decided])  # whatever waited for the operator
+        final = Final(losses=self._losses(), quiet_from_ns=quiet_from_ns, live_within_ns=LIVE_WITHIN_S * S)
         self.findings += [str(finding) for finding in check(self.history, final)]
 
     # Logs

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from storage.wal.format import file_name
 from tests.simulation.scheduler import MS, S
 from tests.simulation.store import StoreFaults
 
@@ -28,6 +29,8 @@ KINDS: dict[str, int] = {
     "disk_full": 2,
     "disk_errors": 1,
     "slow_disk": 1,
+    "hang_and_crash": 2,
+    "rot": 1,
     "client_kill": 1,
     "client_pause": 1,
 }
@@ -41,6 +44,8 @@ class Faults:
     def __init__(self, world: World) -> None:
         self.world = world
         self.rng = world.scheduler.stream("faults")
+        self.rotten: set[bytes] = set()
+        """WAL instances whose bytes were damaged."""
         self._undo: dict[int, Callable[[], None]] = {}
         self._begun = 0
 
@@ -279,6 +284,60 @@ class Faults:
             excused()
 
         self._for(1_000, 8_000, end)
+
+    def _hang_and_crash(self) -> None:
+        """Nothing gets durable any more, clients lose patience or their connections, then the power goes."""
+        if (node := self._node()) is None:
+            return
+        scheduler, disk = self.world.scheduler, node.disk
+        hangs_ns = self.rng.randint(200, 6_000) * MS
+        self._record("hang", host=node.host.name)
+        disk.stalled_until_ns = scheduler.now_ns + hangs_ns
+        for _ in range(self.rng.randint(0, 3)):
+            scheduler.call_later_ns(self.rng.randint(0, hangs_ns), self._reset)
+
+        def crash() -> None:
+            if node.host.up and not self.world.quiet:
+                self._record("crash", host=node.host.name)
+                node.crash()
+                self._for(300, 4_000, node.boot)
+
+        scheduler.call_later_ns(self.rng.randint(hangs_ns // 2, hangs_ns), crash)
+
+    def _rot(self) -> None:
+        """A bit that the WAL holds durably flips, once a later group is durable too, and the power goes.
+
+        Without a later group nothing tells it from a torn tail.
+        """
+        node = self._node()
+        wal = None if node is None or node.broker is None or not node.ready else node.broker.wal
+        if node is None or wal is None or self.world.quiet:
+            return
+        written = wal._progress
+        process = node.process
+        self._record("rot", host=node.host.name)
+
+        def flip() -> None:
+            if self.world.quiet or node.process is not process:
+                return
+            now = wal._progress
+            if now.file != written.file:
+                return
+            if now.group <= written.group:
+                self.world.scheduler.call_later_ns(20 * MS, flip)
+                return
+            position = self.rng.randrange(written.offset)
+            inode = node.disk.inode(f"{wal.path}/{file_name(written.file)}")
+            bit = 1 << self.rng.randrange(8)
+            inode.durable[position] ^= bit
+            inode.data[position] ^= bit
+            self.rotten.add(wal.wal_id)
+            self._record("crash", host=node.host.name, flipped=position)
+            node.crash()
+            self._for(300, 2_000, node.boot)
+
+        if written.offset and written.file:
+            flip()
 
     # Clients
 

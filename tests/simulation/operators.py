@@ -1,5 +1,6 @@
 """Simulated clients that run a cluster: one that creates topics and deletes records, and the reader of everything."""
 
+import asyncio
 import random  # noqa: TID251
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from tests.simulation.client import (
 )
 from tests.simulation.consumers import ConsumerLoad, GroupMember, offsets_of, offsets_request, read_records
 
+NOTHING_MORE_S = 8
+"""An end that is not reached after so long without a record: behind the last one there is only a declared loss."""
 IN_USE = {ErrorCode.TOPIC_ALREADY_EXISTS}
 
 
@@ -135,7 +138,9 @@ class FinalReader(GroupMember):
         end = await self.offset_patiently(part, LATEST)
         found: list[tuple[int, int]] = []
         self.positions = {part: start}
-        while self.positions[part] < end:
+        loop = asyncio.get_running_loop()
+        moved = loop.time()
+        while self.positions[part] < end and loop.time() < moved + NOTHING_MORE_S:
             try:
                 address = await self.leader_address(part)
                 answer = await self.ask(address, ApiKey.FETCH, self.load.version, self.fetch_request([part]))
@@ -151,9 +156,12 @@ class FinalReader(GroupMember):
                     return
                 await self.back_off()
                 continue
-            got, self.positions[part] = read_records(one.records, self.positions[part])
+            got, position = read_records(one.records, self.positions[part])
             found += got
-        self.history.record("final.read", topic=part[0], partition=part[1], start=start, end=end, records=tuple(found))
+            if position > self.positions[part]:
+                self.positions[part], moved = position, loop.time()
+        fields = {"topic": part[0], "partition": part[1], "start": start, "end": end}
+        self.history.record("final.read", **fields, position=self.positions[part], records=tuple(found))
 
     async def _offsets(self, group: str) -> None:
         self.group, self._coordinator = group, None

@@ -75,8 +75,9 @@ class Story:
         self.got(self.ask(offset, more.get("client", "c")), offset, *records, **more)
 
     def final(self, *records: tuple[int, int], start: int = 0, end: int = -1) -> None:
-        end = max((at + 1 for at, _ in records), default=start) if end < 0 else end
-        self.record("final.read", **T0, start=start, end=end, records=records)
+        position = max((at + 1 for at, _ in records), default=start)
+        end = position if end < 0 else end
+        self.record("final.read", **T0, start=start, end=end, position=position, records=records)
 
     def list_offsets(self, timestamp: int, offset: int) -> None:
         number = self.number()
@@ -333,6 +334,7 @@ def test_commit_lost(story: Story) -> None:
     story.commit(3)
     story.fetch_offsets(-1)
     assert story.anomalies() == {"commit-lost"}
+    assert story.anomalies(losses=[Loss("__consumer_offsets", 1, 7, 9)]) == set()
 
 
 def test_commit_replaced_by_an_older_one(story: Story) -> None:
@@ -379,6 +381,13 @@ def test_two_owners(story: Story) -> None:
 def test_not_readable(story: Story) -> None:
     story.sent(1, offset=0)
     assert story.anomalies(quiet_from_ns=0) == {"not-readable"}
+
+
+def test_not_readable_to_its_end(story: Story) -> None:
+    story.sent(1, offset=0)
+    story.final((0, 1), end=5)
+    assert story.anomalies(quiet_from_ns=0) == {"not-readable"}
+    assert story.anomalies(quiet_from_ns=0, losses=[Loss("t", 0, 1, 5)]) == set()
 
 
 def test_stalled_producer(story: Story) -> None:
