@@ -67,7 +67,7 @@ LOCK_ATTEMPTS = 3
 WATCH_S = 1
 HTTP_LATER_S = 2
 """How long a start may take before the HTTP port answers: importing its library takes as long as all the rest."""
-SIBLINGS_SHARE = 24
+SIBLINGS_SHARE = 12
 """How often in a session other WAL instances on this machine are looked at."""
 PEERS_LATER_S = 1
 DRAIN_MS = 5_000

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from broker.configs import TOPIC_CONFIGS
-from broker.dispatch import HANDLERS
+from broker.dispatch import HANDLERS, INTERNAL
 from broker.settings import FIELDS
 from broker.settings_sources import WITHOUT_EFFECT, WITHOUT_EFFECT_PREFIXES
 from protocol.apis import APIS, PRODUCE_ADVERTISED_MIN, ApiKey
@@ -47,7 +47,14 @@ def api_table() -> str:
         rows.append(
             f"| {APIS[key].name} | {int(key)} | {entry.min_version} to {entry.max_version}{note} | `{entry.test}` |"
         )
+    for number, entry in INTERNAL.items():
+        rows.append(f"| internal | {number} | {entry.min_version} to {entry.max_version} | `{entry.test}` |")
     missing = ", ".join(f"{api.name} ({key})" for key, api in sorted(APIS.items()) if key not in HANDLERS)
+    rows += [
+        "",
+        "The internal one is what brokers ask the controller; it is served on the inter-broker listener alone and",
+    ]
+    rows += ["advertised to nobody."]
     rows += ["", f"Not served, and not advertised: {missing}."]
     return "\n".join(rows)
 

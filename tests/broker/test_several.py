@@ -15,7 +15,7 @@ from protocol.errors import ErrorCode
 from protocol.records import iterate_batches, records
 from storage.memory import MemoryStore
 from tests.support.node_runs import NodeRuns, hurry
-from tests.support.raw_client import RawClient, batch_of
+from tests.support.raw_client import batch_of
 from tests.support.waiting import until
 
 SHORT: dict[str, object] = {"tidelog_session_timeout_ms": 1200, "tidelog_controller_lease_ms": 600}
@@ -224,23 +224,6 @@ async def test_a_node_id_that_is_in_use_is_refused(several: Several) -> None:
     with pytest.raises(CannotStart, match=r"node\.id=2 is in use by a live broker at 127"):
         await several.nodes[2].ended()
     assert twin.broker.ready and not twin.broker.session.ended
-
-
-async def test_the_private_api_is_for_the_inter_broker_listener_alone(several: Several) -> None:
-    names = "listener.security.protocol.map", "listeners", "inter.broker.listener.name"
-    values = "OUT:PLAINTEXT,IN:PLAINTEXT", "OUT://127.0.0.1:0,IN://127.0.0.1:0", "IN"
-    overrides = {name.replace(".", "_"): value for name, value in zip(names, values)}
-    await several.start(1, 2, **overrides)
-    await several.spread("t", 2, by=3 - several.controller)
-    outside, inside = several.nodes[1].broker.listeners
-    frame = b"\x75\x30\0\0\0\0\0\7\xff\xffgarbage"
-    for port, answered in ((outside.port, False), (inside.port, True)):
-        async with RawClient(port) as client:
-            client.writer.write(len(frame).to_bytes(4, "big") + frame)
-            if answered:
-                assert (await client.receive_frame())[:4] == b"\0\0\0\7"
-            else:
-                assert await client.closed()
 
 
 # On one machine

@@ -6,11 +6,13 @@ from typing import Any
 
 from controller import commands as c
 from controller import facts as f
-from controller.client import LocalController
+from controller.client import ClusterController, LocalController
 from controller.configs import PlainRules
 from controller.election import Identity
 from controller.object_log import ObjectLog
+from controller.remote import LinkError, LinkTimeout, RemoteController, Target
 from controller.runtime import ControllerSettings, Runtime
+from controller.service import ControllerService
 from storage.object_store import Body, ObjectInfo, ObjectStore, StoredObject
 from tests.controller.builders import CLUSTER, LISTENERS, tokens, wal_id
 from tests.controller.virtual import VirtualClock
@@ -74,6 +76,44 @@ class HookedStore:
         await self._store.close()
 
 
+class Network:
+    """Calls between processes in one loop. `cut` holds nodes that hang: what is sent to them is never answered."""
+
+    def __init__(self) -> None:
+        self.processes: dict[int, Process] = {}
+        self.cut: set[int] = set()
+        self.lose_answers = 0
+        """So many calls are carried out and their answers lost."""
+        self.calls: list[tuple[int, int, str]] = []
+        """(from node, to node, lane)."""
+
+    def link(self, asker: int) -> "_Link":
+        return _Link(self, asker)
+
+
+class _Link:
+    def __init__(self, network: Network, asker: int) -> None:
+        self._network = network
+        self._asker = asker
+
+    async def call(self, lane: str, target: Target, body: bytes, timeout_ms: int) -> bytes:
+        network = self._network
+        network.calls.append((self._asker, target.node_id, lane))
+        process = network.processes.get(target.node_id)
+        if process is None or process.task.done():
+            raise LinkError("connection refused")
+        if {self._asker, target.node_id} & network.cut:
+            await asyncio.sleep(timeout_ms / 1000)
+            raise LinkTimeout("no answer")
+        answer = await ControllerService(process.runtime).answer(body)
+        if process.task.done():
+            raise LinkError("connection reset")
+        if lane == "ask" and network.lose_answers:
+            network.lose_answers -= 1
+            raise LinkError("connection reset")
+        return answer
+
+
 class Process:
     """One process with the controller role and a broker of one WAL instance."""
 
@@ -89,24 +129,42 @@ class Process:
         log: Callable[[ObjectStore, str], ObjectLog] = ObjectLog,
         runtime: type[Runtime] = Runtime,
         clock: VirtualClock | None = None,
+        network: Network | None = None,
+        eligible: bool = True,
     ) -> None:
+        """`network`: it reaches controllers in other processes through it."""
         self.store = HookedStore(store)
         self.node_id = node_id
         self.incarnation = incarnation
         self.locked = locked
         self.clock = clock or VirtualClock()
         self.token = tokens(f"process {incarnation}")
+        remote = None
+        if network is not None:
+            network.processes[node_id] = self
+            remote = RemoteController(
+                network.link(node_id),
+                cluster_id=CLUSTER,
+                node_id=node_id,
+                incarnation=incarnation,
+                listener="PLAINTEXT",
+            )
         self.runtime = runtime(
             log=log(self.store, CLUSTER),
             store=self.store,
             cluster_id=CLUSTER,
             clock=self.clock,
             token=self.token,
-            identity=Identity(node_id, incarnation, (wal_id(incarnation),), locked),
+            identity=Identity(node_id, incarnation, (wal_id(incarnation),), locked, eligible),
             rules=PlainRules(),
             settings=settings,
+            remote=remote,
         )
-        self.client = LocalController(self.runtime)
+        self.client: LocalController = (
+            LocalController(self.runtime)
+            if remote is None
+            else ClusterController(self.runtime, remote, heartbeat_timeout_ms=1_000)
+        )
         self.task = group.create_task(self.runtime.run())
 
     @property
