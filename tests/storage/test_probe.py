@@ -54,6 +54,33 @@ class RemembersDeletedKeys(MemoryStore):
         return await super().put_if_absent(key, body)
 
 
+class DeletesOnceMoreLater(MemoryStore):
+    """An attempt to delete whose answer was lost lands after so many further calls, when the key was made again."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+        self.late: str | None = None
+
+    async def delete(self, key: str) -> None:
+        self.late = self.late or key
+        await super().delete(key)
+
+    async def _later(self) -> None:
+        if self.late is not None:
+            self.calls -= 1
+            if self.calls == 0:
+                await super().delete(self.late)
+
+    async def get(self, key: str) -> StoredObject:
+        await self._later()
+        return await super().get(key)
+
+    async def head(self, key: str) -> ObjectInfo:
+        await self._later()
+        return await super().head(key)
+
+
 class NeverDeletes(MemoryStore):
     async def delete(self, key: str) -> None:
         pass
@@ -210,4 +237,11 @@ async def test_probes_do_not_meet() -> None:
     async with asyncio.TaskGroup() as group:
         for _ in range(5):
             group.create_task(probe(store, secrets.token_bytes))
+    assert not store._objects
+
+
+@pytest.mark.parametrize("calls", range(1, 60, 3))
+async def test_a_delete_that_lands_late_is_no_lie(calls: int) -> None:
+    store = DeletesOnceMoreLater(calls)
+    await probe(store, secrets.token_bytes)
     assert not store._objects
