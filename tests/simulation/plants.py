@@ -7,6 +7,7 @@ has the faults that a bug needs in order to show, where those of every world wou
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeAlias
@@ -16,6 +17,8 @@ import broker.groups.runtime
 import broker.recovery
 import controller.decide
 import controller.decide.brokers
+import controller.decide.seals
+import controller.sessions
 import controller.upkeep
 import storage.wal.writer
 from broker.cold import ColdReads
@@ -27,38 +30,59 @@ from broker.log_table import LogTable
 from broker.recovery import WalRecovery
 from broker.sealing import Sealing
 from broker.validation import Validation, assign_high_watermark
+from controller.client import Session
 from controller.collector import is_orphan
+from controller.commands import ReplayLog
 from controller.decide import Decision
 from controller.decide.seals import commit_seal
 from controller.log_index import LogIndex
 from controller.object_log import ObjectLog
 from controller.queue import Waiting
 from controller.runtime import Runtime
+from controller.sessions import Sessions
 from controller.state import ClusterState
-from protocol.records import BatchHeader
+from protocol.records import BatchHeader, parse_header
 from storage.producers import Duplicate, ProducerStates
 from storage.seal import CommitSeal
 from storage.uploader import Uploader
 from storage.wal.files import write_all
+from storage.wal.instances import Instance
 from storage.wal.recovery import Damage, Scanner
+from storage.wal.volume import VolumeWal
+from storage.wal.writer import Writer
 from tests.simulation.disk import SimulatedDirectory
 
 Plant: TypeAlias = Callable[[], AbstractContextManager[None]]
+Patches: TypeAlias = "Iterator[tuple[Any, str, Any]]"
+"""(class or module, name, what it becomes)."""
 
 PLANTS: dict[str, Plant] = {}
 """Name -> context manager, of the bugs that a world of one broker shows."""
 
-FOCUS: dict[str, dict[str, int]] = {}
+CLUSTER_PLANTS: dict[str, Plant] = {}
+"""Those that take several brokers to show."""
+
+FOCUS: dict[str, dict[str, int]] = {
+    "reply_before_durable": {"hang_and_crash": 1},
+    "high_watermark_at_append": {"hang_and_crash": 1},
+    "duplicate_answered_early": {"hang_and_crash": 2, "reset": 1},
+    "snapshot_newer_than_its_range": {"hang_and_crash": 2, "reset": 1},
+    "group_answers_before_durable": {"hang_and_crash": 1},
+    "group_not_synced": {"crash": 3, "hang_and_crash": 1},
+    "directory_not_synced": {"crash": 1},
+    "acknowledged_though_the_wal_failed": {"disk_errors": 2, "crash": 2},
+    "sync_repeated_after_it_failed": {"disk_errors": 2, "crash": 2},
+    "wal_trimmed_before_the_commit": {"outage": 2, "store_errors": 1, "kill": 3},
+    "seals_committed_out_of_order": {"slow_store": 2, "store_errors": 2},
+    "collector_deletes_what_a_living_broker_uploads": {"slow_store": 1, "store_errors": 1},
+    "torn_tail_taken_for_damage": {"hang_and_crash": 2, "crash": 1},
+    "damage_taken_for_a_torn_tail": {"rot": 1},
+    "long_poll_registered_late": {},
+}
 """Name -> kinds of faults and their weights."""
 
-HOST_CRASHES = {"crash": 4, "reset": 1}
-SLOW_CRASHES = {"crash": 4, "slow_disk": 4, "reset": 2}
-KILLS_AT_DISK = {"kill_at_disk": 4, "crash": 1}
 
-
-def plant(make: Callable[[], Iterator[tuple[Any, str, Any]]]) -> Callable[[], Iterator[tuple[Any, str, Any]]]:
-    """Register a bug: a generator of (class or module, name, what it becomes)."""
-
+def _register(make: Callable[[], Patches], among: dict[str, Plant]) -> None:
     @contextmanager
     def planted() -> Iterator[None]:
         with ExitStack() as stack:
@@ -66,11 +90,19 @@ def plant(make: Callable[[], Iterator[tuple[Any, str, Any]]]) -> Callable[[], It
                 stack.enter_context(patch.object(owner, name, new))
             yield
 
-    PLANTS[make.__name__] = planted
+    among[make.__name__] = planted
+
+
+def plant(make: Callable[[], Patches]) -> Callable[[], Patches]:
+    """Register a bug under the name of the generator that makes its patches."""
+    _register(make, PLANTS)
     return make
 
 
-Patches: TypeAlias = "Iterator[tuple[Any, str, Any]]"
+def cluster_plant(make: Callable[[], Patches]) -> Callable[[], Patches]:
+    """The same for `CLUSTER_PLANTS`."""
+    _register(make, CLUSTER_PLANTS)
+    return make
 
 
 # Acknowledgements
@@ -385,13 +417,141 @@ def controller_replies_before_durable() -> Patches:
     yield Runtime, "_decide_one", early
 
 
-@plant
+# What takes several brokers: zombies, rivals, leaders that move
+
+
+@cluster_plant
+def fence_never_looked_for() -> Patches:
+    """A writer acknowledges though somebody recovers its WAL."""
+    yield VolumeWal, "look_for_fence", lambda self: False
+
+
+@cluster_plant
+def fence_looked_for_before_the_sync() -> Patches:
+    """Look, sync, acknowledge: the recoverer may come in between."""
+    write_group, publish = Writer._write_group, Writer._publish
+    looked: dict[Writer, bool] = {}
+
+    def look_first(self: Writer) -> bool:
+        looked[self] = self._fenced()
+        return write_group(self)
+
+    def publish_anyway(self: Writer, written: Any) -> None:
+        with patch.object(self, "_fenced", lambda: looked[self]):
+            publish(self, written)
+
+    yield Writer, "_write_group", look_first
+    yield Writer, "_publish", publish_anyway
+
+
+@cluster_plant
+def recoverer_does_not_fence() -> Patches:
+    """It reads what the writer may still add to."""
+    yield Instance, "fence", lambda self: None
+
+
+@cluster_plant
+def replay_ignores_the_epoch() -> Patches:
+    """Frames of an older leadership through the same instance come back."""
+    wanted = broker.recovery._wanted
+    yield (
+        broker.recovery,
+        "_wanted",
+        lambda batches, plan, done: wanted(((plan.epoch, base, batch) for _, base, batch in batches), plan, done),
+    )
+
+
+@cluster_plant
+def replay_ignores_a_gap() -> Patches:
+    """What follows a hole is taken as if nothing were missing."""
+
+    def wanted(batches: Iterator[tuple[int, int, bytes]], plan: ReplayLog, done: Any) -> Iterator[bytes]:
+        end = plan.end
+        for epoch, base, batch in batches:
+            if epoch == plan.epoch and base >= end:
+                end = parse_header(batch).next_offset
+                yield batch
+
+    yield broker.recovery, "_wanted", wanted
+
+
+@cluster_plant
+def refused_range_taken_for_committed() -> Patches:
+    """A leader goes on though the controller refused what it sealed."""
+    on_commit = Sealing._on_commit
+    yield Sealing, "_on_commit", lambda self, fact: on_commit(self, dataclasses.replace(fact, refused=()))
+
+
+@cluster_plant
+def commit_without_its_epoch() -> Patches:
+    """The controller takes a range whose leader was replaced, if only its base fits."""
+    fits = controller.decide.seals._fits
+
+    def by_base(state: ClusterState, command: Any, found: Any) -> bool:
+        known = state.logs.get(found.log_id)
+        return known is not None and fits(state, command, found._replace(leader_epoch=known.epoch))
+
+    yield controller.decide.seals, "_fits", by_base
+
+
+@cluster_plant
+def negative_answers_without_the_right() -> Patches:
+    """OFFSET_OUT_OF_RANGE and the like from a broker that may have been replaced."""
+    yield Validation, "may_answer_authoritatively", lambda self: True
+
+
+@cluster_plant
+def session_without_end() -> Patches:
+    """A broker that was granted a session once believes in it until it is told otherwise."""
+    yield Session, "stands", lambda self, now_ms: not self.ended
+
+
+@cluster_plant
+def zombie_controller_grants() -> Patches:
+    """A controller renews sessions without looking at its own lease."""
+    yield Sessions, "may_grant", lambda self, now: True
+
+
+@cluster_plant
+def lease_counted_from_the_reply() -> Patches:
+    """A late answer to an append extends the controller's lease."""
+    appended = Sessions.appended
+    yield Sessions, "appended", lambda self, sent_ms, now: appended(self, now, now)
+
+
+@cluster_plant
+def new_controller_declares_at_once() -> Patches:
+    """It does not wait for what its predecessor may have granted."""
+    took_over = Sessions.took_over
+    yield Sessions, "took_over", lambda self, last_entry_seen_ms, old: took_over(self, -(1 << 40), old)
+
+
+@cluster_plant
+def session_being_ended_is_renewed() -> Patches:
+    """Between the decision to end a session and the fact, its broker is granted another one."""
+    expired = Sessions.expired
+
+    def forgetful(self: Sessions, alive: Any, now: int) -> list[int]:
+        found = expired(self, alive, now)
+        self.ending.clear()
+        return found
+
+    yield Sessions, "expired", forgetful
+
+
+@cluster_plant
+def no_margin_for_clock_rates() -> Patches:
+    """A slow clock keeps a session that the controller's clock has ended."""
+    yield controller.sessions, "with_margin", lambda wait_ms: wait_ms
+
+
+@cluster_plant
 def every_conflict_taken_as_our_own() -> Patches:
     """A metadata entry that exists already is taken for the one that was to be written."""
     append = ObjectLog.append
 
     async def careless(self: ObjectLog, position: int, entry: bytes) -> bytes:
-        held = await append(self, position, entry)
-        return entry if held else held
+        await append(self, position, entry)
+        return entry
 
     yield ObjectLog, "append", careless
