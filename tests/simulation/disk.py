@@ -9,14 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import random  # noqa: TID251
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from protocol import Buffer
+from tests.simulation.volume import Folder, Inode, files_below
 
-SECTOR = 512
-"""What is written whole or not at all."""
 PAGE = 4096
 """What cannot be read when a byte of it cannot."""
 _US, _MS = 1_000, 1_000_000
@@ -50,145 +49,6 @@ class Dead(BaseException):
     """The process or its machine is gone: what raises it once raises it at every later call."""
 
 
-class Inode:
-    """A file: what the kernel shows, and what the disk holds. `dirty`: ranges of whole sectors that may differ."""
-
-    def __init__(self, content: bytes | bytearray = b"") -> None:
-        self.data = bytearray(content)
-        self.durable = bytearray(content)
-        self.dirty: list[tuple[int, int]] = []
-        self.emptied = False  # and that is not durable yet
-        self.holder: SimulatedFile | None = None  # of the lock
-        self.path = ""
-
-    def write(self, position: int, data: bytes) -> None:
-        if not data:
-            return
-        end = position + len(data)
-        if len(self.data) < position:
-            self.data.extend(bytes(position - len(self.data)))
-        self.data[position:end] = data
-        begin, end = position // SECTOR * SECTOR, -(-end // SECTOR) * SECTOR
-        if self.dirty and self.dirty[-1][1] == begin:
-            begin = self.dirty.pop()[0]
-        self.dirty.append((begin, end))
-
-    def truncate(self) -> None:
-        self.emptied = bool(self.durable)
-        self.data = bytearray()
-        self.dirty.clear()
-
-    def sync(self) -> None:
-        if self.emptied:
-            self.durable.clear()
-        for begin, end in self.dirty:
-            self._persist(self.durable, begin, end)
-        del self.durable[len(self.data) :]
-        self._clean()
-
-    def fail_to_sync(self, chance: random.Random) -> None:
-        """As Linux does after a write-back error: some sectors got there, and nobody will write the others again."""
-        self.durable = self._left(chance)
-        self._clean()
-
-    def left(self, chance: random.Random) -> Inode:
-        """The file as it may be found after power was lost now."""
-        return Inode(self._left(chance))
-
-    def _left(self, chance: random.Random) -> bytearray:
-        found = bytearray() if self.emptied and chance.random() < 0.5 else bytearray(self.durable)
-        share = chance.randrange(5)
-        for begin, end in self.dirty:
-            for first, last in _runs(_some_bits(chance, (end - begin) // SECTOR, share)):
-                self._persist(found, begin + first * SECTOR, begin + last * SECTOR)
-        return found
-
-    def _persist(self, target: bytearray, begin: int, end: int) -> None:
-        end = min(end, len(self.data))
-        if len(target) < begin:
-            target.extend(bytes(begin - len(target)))
-        target[begin:end] = memoryview(self.data)[begin:end]
-
-    def _clean(self) -> None:
-        self.dirty.clear()
-        self.emptied = False
-
-
-def _some_bits(chance: random.Random, count: int, quarters: int) -> int:
-    """`count` bits, about so many quarters of them set."""
-    if quarters in {0, 4}:
-        return (1 << count) - 1 if quarters else 0
-    bits = chance.getrandbits(count)
-    if quarters == 1:
-        return bits & chance.getrandbits(count)
-    return bits | chance.getrandbits(count) if quarters == 3 else bits
-
-
-def _runs(bits: int) -> Iterator[tuple[int, int]]:
-    """The ranges of set bits."""
-    at = 0
-    while bits:
-        zeros = (bits & -bits).bit_length() - 1
-        bits >>= zeros
-        ones = (~bits & (bits + 1)).bit_length() - 1
-        bits >>= ones
-        at += zeros
-        yield at, at + ones
-        at += ones
-
-
-class Folder:
-    """A directory: its entries, and the changes that are not durable yet, in order."""
-
-    def __init__(self) -> None:
-        self.entries: dict[str, Inode | Folder] = {}
-        self.durable: dict[str, Inode | Folder] = {}
-        self.pending: list[list[tuple[str, Inode | Folder | None]]] = []
-        self.removed = False
-
-    def change(self, *changes: tuple[str, Inode | Folder | None]) -> None:
-        """One change that happens whole or not at all."""
-        self.pending.append(list(changes))
-        self._apply(self.entries, self.pending[-1])
-
-    def sync(self) -> None:
-        for change in self.pending:
-            self._apply(self.durable, change)
-        self.pending.clear()
-
-    def left(self, chance: random.Random) -> Folder:
-        """The directory as it may be found after power was lost now: mostly changes get to the disk in their order."""
-        found = Folder()
-        entries = dict(self.durable)
-        if chance.random() < 0.75:
-            kept = self.pending[: chance.randint(0, len(self.pending))]
-        else:
-            kept = [change for change in self.pending if chance.random() < 0.5]
-        for change in kept:
-            self._apply(entries, change)
-        for name, node in sorted(entries.items()):
-            found.entries[name] = node.left(chance)
-        found.durable = dict(found.entries)
-        return found
-
-    @staticmethod
-    def _apply(entries: dict[str, Inode | Folder], change: list[tuple[str, Inode | Folder | None]]) -> None:
-        for name, node in change:
-            if node is None:
-                entries.pop(name, None)
-            else:
-                entries[name] = node
-
-
-def _files(folder: Folder, path: str = "") -> Iterator[tuple[str, Inode]]:
-    """Every file below a directory, with its path."""
-    for name, node in sorted(folder.entries.items()):
-        if isinstance(node, Folder):
-            yield from _files(node, f"{path}/{name}")
-        else:
-            yield f"{path}/{name}", node
-
-
 class Image(NamedTuple):
     """What a volume held at one moment, as a snapshot of the storage service would: un-synced sectors may miss."""
 
@@ -196,26 +56,31 @@ class Image(NamedTuple):
 
 
 class Io(NamedTuple):
-    """One write or sync (`data` None) that a thread waits for, from `begin_ns` to `end_ns` after its step began."""
+    """One write or sync (`data` None) that a thread waits for, from `begin_ns` to `end_ns` after its step began.
+
+    `failed`: the thread was told that its sync failed.
+    """
 
     begin_ns: int
     end_ns: int
     inode: Inode
     position: int
     data: bytes | None
-    buffers: Sequence[Buffer]
+    buffers: Sequence[Buffer] = ()
+    failed: bool = False
 
 
 class ProcessDisk:
     """A `storage.wal.disk.Disk`: what one process does with its host's disk. Inert once the process is dead.
 
     A worker that sets `queue` gets what is written and synced in it instead of its happening at once. `busy_ns`
-    counts what operations take, from when somebody set it to 0.
+    counts what operations take, from when somebody set it to 0. `waiting`: a worker waits for the disk.
     """
 
     def __init__(self, disk: SimulatedDisk, process: Owner | None, boot_id: str) -> None:
         self.queue: list[Io] | None = None
         self.busy_ns = 0
+        self.waiting = False
         self.dead = False
         self.owed: dict[Callable[[], object], None] = {}  # what threads of the process are at
         self.disk = disk
@@ -330,7 +195,9 @@ class ProcessDisk:
 
     def sync_directory(self, path: str) -> None:
         self.enter("sync_directory", path, self.disk.sync_ns())
-        self.disk.folder(path).sync()
+        folder = self.disk.folder(path)
+        self.disk.may_fail_to_sync(path, self.disk.directory_sync_error_chance)
+        folder.sync()
 
     def lock(self, path: str) -> SimulatedFile | None:
         self.enter("lock", path, 10 * _US)
@@ -360,6 +227,7 @@ class SimulatedDirectory:
 
     def sync(self) -> None:
         self._view.enter("sync_directory", self._path, self._view.disk.sync_ns())
+        self._view.disk.may_fail_to_sync(self._path, self._view.disk.directory_sync_error_chance)
         self._folder.sync()
 
     def close(self) -> None:
@@ -399,15 +267,23 @@ class SimulatedFile:
         return written
 
     def sync(self) -> None:
-        disk = self._view.disk
-        self._enter("sync", disk.sync_ns())
-        if disk.sync_error_chance and disk.rng.random() < disk.sync_error_chance:
-            self._inode.fail_to_sync(disk.rng)
-            raise OSError(errno.EIO, "I/O error", self._inode.path)
-        if self._view.queue is None:
-            self._inode.sync()
+        view = self._view
+        self._enter("sync", view.disk.sync_ns())
+        try:
+            view.disk.may_fail_to_sync(self._inode.path, view.disk.sync_error_chance)
+        except OSError:
+            self._synced(failed=True)
+            raise
+        self._synced(failed=False)
+
+    def _synced(self, *, failed: bool) -> None:
+        view = self._view
+        if view.queue is not None:
+            view.queue.append(Io(view.busy_ns, view.busy_ns, self._inode, 0, None, failed=failed))
+        elif failed:
+            self._inode.fail_to_sync(view.disk.rng)
         else:
-            self._view.queue.append(Io(self._view.busy_ns, self._view.busy_ns, self._inode, 0, None, ()))
+            self._inode.sync()
 
     def read(self, position: int, length: int) -> bytes:
         self._enter("read", 20 * _US + length * _NS_PER_KIB // 1024)
@@ -427,7 +303,7 @@ class SimulatedDisk(ProcessDisk):
     """The disk of one host, which survives its crashes. Knobs, to be turned at any time:
 
     - `limit_bytes` (None: endless): what all files together may hold, ENOSPC beyond it
-    - `sync_error_chance`, `write_error_chance` (EIO), `short_write_chance`: per call
+    - `sync_error_chance`, `directory_sync_error_chance`, `write_error_chance` (EIO), `short_write_chance`: per call
     - `slowness`: a factor; `stalled_until_ns`: nothing ends before
     - `gone`: every call fails with EIO
     - `unreadable`: path -> bytes that cannot be read, nor can the page around them
@@ -444,6 +320,7 @@ class SimulatedDisk(ProcessDisk):
         self.boot = 1
         self.limit_bytes: int | None = None
         self.sync_error_chance = 0.0
+        self.directory_sync_error_chance = 0.0
         self.write_error_chance = 0.0
         self.short_write_chance = 0.0
         self.slowness = 1.0
@@ -514,21 +391,29 @@ class SimulatedDisk(ProcessDisk):
             return self.rng.randint(1, length)
         return length
 
+    def may_fail_to_sync(self, path: str, chance: float) -> None:
+        if chance and self.rng.random() < chance:
+            raise OSError(errno.EIO, "I/O error", path)
+
     @property
     def used_bytes(self) -> int:
         """What all files together hold."""
-        return sum(len(inode.data) for _, inode in _files(self.root))
+        return sum(len(inode.data) for _, inode in files_below(self.root))
 
     def flip_bit(self, suffix: str = ".wal") -> tuple[str, int] | None:
         """Rot: one bit of a durable byte of some file flips. (path, position), None: nothing is written there."""
         found = self._cold_byte(suffix)
         if found is None:
             return None
-        path, inode, position = found
-        bit = 1 << self.rng.randrange(8)
+        path, _, position = found
+        self.flip_at(path, position)
+        return path, position
+
+    def flip_at(self, path: str, position: int) -> None:
+        """A bit of this byte flips, on the disk and in memory."""
+        inode, bit = self.inode(path), 1 << self.rng.randrange(8)
         inode.durable[position] ^= bit
         inode.data[position] ^= bit
-        return path, position
 
     def spoil_sector(self, suffix: str = ".wal") -> tuple[str, int] | None:
         """Some written sector cannot be read from now on, until the volume is replaced. As `flip_bit`."""
@@ -541,7 +426,7 @@ class SimulatedDisk(ProcessDisk):
 
     def _cold_byte(self, suffix: str) -> tuple[str, Inode, int] | None:
         """A byte that was written and synced, not behind the last one of its file that is not zero."""
-        files = [(path, inode) for path, inode in _files(self.root) if path.endswith(suffix)]
+        files = [(path, inode) for path, inode in files_below(self.root) if path.endswith(suffix)]
         for path, inode in self.rng.sample(files, len(files)):
             end = min(len(inode.durable.rstrip(b"\0")), len(inode.data))
             for _ in range(8 if end else 0):
@@ -576,7 +461,7 @@ class SimulatedDisk(ProcessDisk):
 
     def _replace(self, root: Folder) -> None:
         self.root = root
-        for path, inode in _files(root):
+        for path, inode in files_below(root):
             inode.path = path
 
     # Looking at it from outside

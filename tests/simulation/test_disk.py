@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from storage.wal.disk import Disk
-from tests.simulation.disk import SECTOR, Dead, ProcessDisk, SimulatedDisk
+from tests.simulation.disk import Dead, ProcessDisk, SimulatedDisk
 from tests.simulation.network import Network
 from tests.simulation.process import Host, Process
 from tests.simulation.scheduler import MS, US, S, Scheduler
+from tests.simulation.volume import SECTOR
 from tests.simulation.worker import worker_starter
 
 

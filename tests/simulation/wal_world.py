@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+from storage.wal.format import file_name, file_number
 from storage.wal.inspect import groups_of
 from storage.wal.instances import Instance, LockedInstance, lock_instances, open_instance
 from storage.wal.port import Damaged, InstanceLocked, WalError
@@ -48,9 +50,11 @@ class Truth:
         self.fenced = False  # by a sibling, or soon
         self.taken_over: int | None = None  # last sequence that a sibling recovered
         self.restored = False  # the volume is an older copy
+        self.vague = False  # it was spoilt so that nothing precise can be expected
         self.spoilt = False
         self.first_spoilt: FoundGroup | None = None  # of the groups that were valid before
         self.last_valid = 0  # the last of them
+        self.last_whole = 0  # the last one that still is
 
     @property
     def acknowledged(self) -> tuple[int, int]:
@@ -58,13 +62,14 @@ class Truth:
 
     def spoil(self, groups: list[FoundGroup], number: int, begin: int, length: int) -> None:
         """Bytes of a file change, which holds these groups until now."""
-        if self.spoilt:
-            self.restored = True  # nothing precise can be said any more
+        self.vague |= self.spoilt
         self.spoilt = True
         self.last_valid = groups[-1].header.group if groups else 0
         for found in groups:
             if found.file == number and found.position < begin + length and begin < found.position + found.header.size:
                 self.first_spoilt = self.first_spoilt or found
+            else:
+                self.last_whole = found.header.group
 
 
 class Settings(NamedTuple):
@@ -117,17 +122,19 @@ class WalWorld:
         rng = self.rng
         process, view = self._process(self._node)
         if rng.random() < 0.25:
-            view.kill_after(rng.randint(0, 80), process.kill)
-        if self.settings.errors:
-            self._begin_trouble()
-        for _ in range(rng.randint(1, 3)):
+            view.kill_after(rng.randint(0, rng.choice((20, 80, 300))), process.kill)
+        rounds = rng.randint(1, 3)
+        trouble = rng.randrange(rounds) if self.settings.errors else -1
+        for turn in range(rounds):
+            if turn == trouble:
+                self._begin_trouble()
             self._pass(rng.choice((1, 5, 30, 200)) * rng.randint(MS // 2, MS))
             if rng.random() < 0.2:
                 self.image = self.disk.snapshot()
             if rng.random() < 0.2:
                 self._twin()
-            if self.settings.siblings and rng.random() < 0.3:
-                self._sibling(process)
+            if self.settings.siblings and rng.random() < 0.4:
+                self._sibling(process, view)
         self._end_trouble()
         if rng.random() < 0.5 and self.host.up:
             self._pass(rng.randint(1, 50) * MS)
@@ -148,11 +155,12 @@ class WalWorld:
 
     def _begin_trouble(self) -> None:
         rng, disk = self.rng, self.disk
-        match rng.choice(["full", "errors", "slow", "stall", "short", "none", "none"]):
+        match rng.choice(["full", "errors", "errors", "slow", "stall", "short", "none"]):
             case "full":
                 disk.limit_bytes = disk.used_bytes + rng.randint(0, 5) * FILE_BYTES // 2
             case "errors":
-                disk.sync_error_chance = rng.choice((0.01, 0.1))
+                disk.sync_error_chance = rng.choice((0.02, 0.2))
+                disk.directory_sync_error_chance = rng.choice((0.0, 0.1))
                 disk.write_error_chance = rng.choice((0.0, 0.02))
             case "slow":
                 disk.slowness = rng.choice((5.0, 50.0))
@@ -165,28 +173,53 @@ class WalWorld:
         disk = self.disk
         self.seen["full"] += disk.limit_bytes is not None
         disk.limit_bytes, disk.slowness, disk.stalled_until_ns = None, 1.0, 0
-        disk.sync_error_chance = disk.write_error_chance = disk.short_write_chance = 0.0
+        disk.sync_error_chance = disk.directory_sync_error_chance = 0.0
+        disk.write_error_chance = disk.short_write_chance = 0.0
 
     def _spoil(self) -> None:
         """The volume rots, or comes back as an older copy."""
         rng = self.rng
         dice = rng.random()
         if self.settings.rot and dice < 0.35:
-            pristine = {truth.wal_id.hex(): self._groups(truth) for truth in self.truths.values()}
-            flipped = rng.random() < 0.8
-            hit = self.disk.flip_bit() if flipped else self.disk.spoil_sector()
-            if hit is not None:
-                wal_id, _, name = hit[0].removeprefix(f"{ROOT}/").partition("/")
-                begin = hit[1] if flipped else hit[1] // PAGE * PAGE
-                if wal_id in pristine:
-                    truth = self.truths[bytes.fromhex(wal_id)]
-                    truth.spoil(pristine[wal_id], int(name.removesuffix(".wal")), begin, 1 if flipped else PAGE)
+            self._rot()
         elif self.settings.copies and dice < 0.6 and self.image is not None:
             self._crash()
             self.disk.restore(self.image)
             self.image = None
             for truth in self.truths.values():
                 truth.restored = True
+
+    def _rot(self) -> None:
+        """A bit flips, a page cannot be read any more, or a file is gone."""
+        rng, disk = self.rng, self.disk
+        pristine = {truth.wal_id: self._groups(truth) for truth in self.truths.values()}
+        places = [(wal_id, found) for wal_id, groups in pristine.items() for found in groups]
+        kind = rng.choice(("anywhere", "header", "header", "page", "file"))
+        if kind == "anywhere" or not places:
+            hit = disk.flip_bit()
+            if hit is None:
+                return
+            name, begin, length = hit[0].removeprefix(f"{ROOT}/"), hit[1], 1
+        else:
+            # The last group of a file is followed by another file, or by nothing: look there more often.
+            last = [(wal_id, found) for (wal_id, found), (_, after) in pairwise(places) if found.file != after.file]
+            wal_id, found = rng.choice(last if last and rng.random() < 0.3 else places)
+            begin, length = found.position, 1
+            name = f"{wal_id.hex()}/{file_name(found.file)}"
+            if kind == "header":
+                begin += rng.randrange(found.header.header_size)
+                disk.flip_at(f"{ROOT}/{name}", begin)
+            elif kind == "page":
+                disk.unreadable.setdefault(f"{ROOT}/{name}", set()).add(begin)
+                begin, length = begin // PAGE * PAGE, PAGE
+            else:
+                disk.delete(f"{ROOT}/{name}")
+                self.truths[wal_id].vague = True
+        instance, _, file = name.partition("/")
+        truth = None if instance.startswith(".") else self.truths.get(bytes.fromhex(instance))
+        number = file_number(file)
+        if truth is not None and number is not None:
+            truth.spoil(pristine[truth.wal_id], number, begin, length)
 
     def _groups(self, truth: Truth) -> list[FoundGroup]:
         path = f"{ROOT}/{truth.wal_id.hex()}"
@@ -225,6 +258,8 @@ class WalWorld:
         for instance in locked:
             if await loop.run_in_executor(None, self._recover, instance):
                 if self.rng.random() < 0.8 or self.quiet:
+                    if self.rng.random() < 0.2 and not self.quiet:
+                        view.kill_after(self.rng.randint(0, 8), process.kill)
                     await loop.run_in_executor(None, instance.remove)
                 else:
                     instance.close()
@@ -323,12 +358,16 @@ class WalWorld:
 
         self._process(main)
 
-    def _sibling(self, owner: Process) -> None:
+    def _sibling(self, owner: Process, view: ProcessDisk) -> None:
         """Somebody else recovers the instance: the owner is stopped, or too slow for its session."""
         if self.open is None:
             return
         truth = self.open[1]
         if self.rng.random() < 0.6:
+            for _ in range(self.rng.choice((0, 200))):  # until it has a write under way
+                if view.waiting:
+                    break
+                self._pass(20_000)
             owner.pause()
 
         async def main(process: Process, view: ProcessDisk) -> None:
@@ -377,15 +416,22 @@ class WalWorld:
             return self._damaged(instance, truth, f"{where}: {report.damage}")
         if not truth.restored and not truth.spoilt:
             self.found(f"{where}: {report.stale}, though this is the volume")
+        hit = truth.first_spoilt
+        if (
+            hit is not None
+            and hit.header.group < min(truth.last_whole, truth.acknowledged[1])
+            and not (truth.restored or truth.vague)
+        ):
+            self.found(f"{where}: group {hit.header.group} was spoilt, and all that is told is: {report.stale}")
         self._accept_loss(instance, truth, where)
         return False
 
     def _damaged(self, instance: Instance, truth: Truth, what: str) -> bool:
         hit = truth.first_spoilt
-        if not truth.spoilt or (hit is None and not truth.restored):
+        if not truth.spoilt or (hit is None and not (truth.restored or truth.vague)):
             self.found(f"{what}: nothing that is in use was spoilt")
         report = self._accept_loss(instance, truth, what)
-        if hit is not None and not truth.restored:
+        if hit is not None and not (truth.restored or truth.vague):
             damage = report.damage
             if damage is None or damage.group not in {0, hit.header.group}:  # 0: not known, an older file is gone
                 self.found(f"{what}: group {hit.header.group} is the first one that was spoilt, not {damage}")
@@ -402,7 +448,7 @@ class WalWorld:
 
     def _judge_kept(self, truth: Truth, report: ScanReport, where: str) -> None:
         hit = truth.first_spoilt
-        if hit is not None and not truth.restored and report.last_group >= hit.header.group:
+        if hit is not None and not (truth.restored or truth.vague) and report.last_group >= hit.header.group:
             self.found(f"{where}: group {hit.header.group} was spoilt, and taken")
 
     def _read(self, instance: Instance, truth: Truth, report: ScanReport, where: str) -> tuple[int, int]:

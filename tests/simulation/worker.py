@@ -13,7 +13,8 @@ import random  # noqa: TID251
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tests.simulation.disk import SECTOR, Dead, Io, Owner, ProcessDisk, Timeline
+from tests.simulation.disk import Dead, Io, Owner, ProcessDisk, Timeline
+from tests.simulation.volume import SECTOR
 
 if TYPE_CHECKING:
     from storage.wal.worker import Job, StartWorker
@@ -108,6 +109,7 @@ class SimulatedWorker:
 
     def _carry_out(self, queue: list[Io], wait: float | None) -> None:
         rng = self._rng
+        self._disk.waiting = True
         for io in queue:
             if io.data is None:
                 continue
@@ -122,8 +124,11 @@ class SimulatedWorker:
         self._later(self._disk.busy_ns, self._carried_out, queue, wait)
 
     def _carried_out(self, queue: list[Io], wait: float | None) -> None:
+        self._disk.waiting = False
         for io in queue:
-            if io.data is None:
+            if io.data is None and io.failed:
+                io.inode.fail_to_sync(self._rng)
+            elif io.data is None:
                 io.inode.sync()
             elif not b"".join(io.buffers).startswith(io.data):
                 self._disk.disk.findings.append(f"{self._process.name}: a buffer changed while it was written")

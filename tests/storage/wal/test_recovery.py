@@ -11,7 +11,8 @@ from storage.wal.inspect import groups_of
 from storage.wal.instances import LockedInstance, lock_instances
 from storage.wal.port import Damaged
 from storage.wal.recovery import Extent, FoundGroup, Missing, ScanReport, StaleCopy
-from tests.simulation.disk import SECTOR, Inode, SimulatedDisk
+from tests.simulation.disk import SimulatedDisk
+from tests.simulation.volume import SECTOR, Inode
 from tests.storage.wal.support import CLUSTER, FILE_BYTES, WAL_ID, Opened, make_batch, open_wal
 
 ROOT = "/wal"
