@@ -69,13 +69,14 @@ HTTP_LATER_S = 2
 """How long a start may take before the HTTP port answers: importing its library takes as long as all the rest."""
 SIBLINGS_SHARE = 12
 """How often in a session other WAL instances on this machine are looked at."""
-PEERS_LATER_S = 1
+PEERS_LATER_S = 5
 DRAIN_MS = 5_000
 """What a clean stop gives clients to read their answers."""
 INDEX_CACHE_SHARE = 8
 READ_AHEAD_SHARE = 2
 HEARTBEAT_SHARE = 6
-"""The part of the session for which the answer to one heartbeat is waited for."""
+HEARTBEAT_MS_MIN = 250
+"""The part of the session, and the least, for which the answer to one heartbeat is waited for."""
 EXPECTED = (
     KafkaError,
     StoreError,
@@ -339,7 +340,7 @@ class Broker:
         )
         peers = Peers()
         self._releases.append(peers.close)
-        remote = RemoteController(
+        self._remote = RemoteController(
             peers,
             cluster_id=self.cluster_id,
             node_id=settings.node_id,
@@ -362,10 +363,12 @@ class Broker:
                 orphan_check_ms=settings.tidelog_orphan_check_interval_ms,
                 limits=Limits(ranges_per_log=settings.tidelog_log_ranges_max),
             ),
-            remote=remote,
+            remote=self._remote,
         )
         return ClusterController(
-            self.runtime, remote, heartbeat_timeout_ms=settings.tidelog_session_timeout_ms // HEARTBEAT_SHARE
+            self.runtime,
+            self._remote,
+            heartbeat_timeout_ms=max(HEARTBEAT_MS_MIN, settings.tidelog_session_timeout_ms // HEARTBEAT_SHARE),
         )
 
     def _build(self, tasks: Tasks) -> None:
@@ -512,6 +515,7 @@ class Broker:
         )
         self._registration = Registration(
             self.controller,
+            self._remote,
             self.clock.boottime_ms,
             session_ms=self.settings.tidelog_session_timeout_ms,
             lease_ms=self.settings.tidelog_controller_lease_ms,

@@ -34,7 +34,7 @@ from storage.producers import ProducerStates
 from storage.seal import Recovery, SealedLog, Verdict
 from storage.tail import BATCH_OVERHEAD_BYTES
 from storage.uploader import Uploader
-from storage.wal.instances import LockedInstance
+from storage.wal.instances import Instance, LockedInstance
 from storage.wal.port import Damaged, WalError
 from storage.wal.recovery import Damage, ScanReport
 
@@ -63,7 +63,7 @@ class RecoveryStopped(Exception):
 class Waiting(NamedTuple):
     """An instance that only the operator can decide about, and why."""
 
-    instance: LockedInstance
+    instance: Instance
     why: str
     disk: bool
     """Whether its disk failed: that may pass by itself."""
@@ -234,7 +234,7 @@ class WalRecovery:
         for instance in locked:
             wal = self._controller.state.wals.get(instance.wal_id)
             if wal is None or wal.closed:  # never registered, so nothing was acknowledged through it; or settled
-                self._settled.append(instance)
+                self._settle(instance)
                 continue
             await self._recover_or_keep(instance, numbers.get(instance.wal_id))
         for wal in self.missing():
@@ -248,21 +248,31 @@ class WalRecovery:
                 wal.wal_id.hex(),
             )
 
-    async def recover_for_another(self, instance: LockedInstance) -> None:
-        """Recover an instance whose writer, another broker, is gone; its session has ended."""
+    async def recover_for_another(self, instance: Instance, named: Recovery | None = None) -> None:
+        """Recover an instance whose writer, another broker, is gone or stopped; its session has ended.
+
+        Without its lock only what nobody but we was `named` for.
+        """
         if self._controller.state.wals[instance.wal_id].closed:
-            self._settled.append(instance)
+            self._settle(instance)
             return
         self._seal_bytes = min(SEAL_BYTES_MAX, self._memory_bytes // MEMORY_SHARE_SERVING)
-        await self._recover_or_keep(instance, None)
+        await self._recover_or_keep(instance, named)
 
-    async def _recover_or_keep(self, instance: LockedInstance, named: Recovery | None) -> None:
+    def _settle(self, instance: Instance) -> None:
+        """Its end is a fact: whoever holds its lock may delete it."""
+        if isinstance(instance, Instance) and not isinstance(instance, LockedInstance):
+            instance.close()
+        else:
+            self._settled.append(instance)
+
+    async def _recover_or_keep(self, instance: Instance, named: Recovery | None) -> None:
         self._recovering = instance.wal_id
         try:
             recovered = await self._recover(instance, named)
         except RecoveryStopped as stopped:
             if self._controller.state.wals[instance.wal_id].closed:  # somebody else decided about it meanwhile
-                self._settled.append(instance)
+                self._settle(instance)
                 return
             disk = isinstance(stopped.__cause__, OSError)
             self.waiting[instance.wal_id] = Waiting(instance, str(stopped), disk)
@@ -271,7 +281,7 @@ class WalRecovery:
                 self._trying.add(instance.wal_id)
                 self._tasks.spawn(self._try_again(instance.wal_id), name=f"try WAL {instance.wal_id.hex()} again")
         else:
-            self._settled.append(instance)
+            self._settle(instance)
             log.info("recovered WAL instance %s: %s", instance.wal_id.hex(), recovered)
         finally:
             self._recovering = None
@@ -373,7 +383,7 @@ class WalRecovery:
             outcome.cancel()
             del self._operations[wal_id]
 
-    async def _accept_loss(self, instance: LockedInstance) -> dict[str, Any]:
+    async def _accept_loss(self, instance: Instance) -> dict[str, Any]:
         wal = self._controller.state.wals[instance.wal_id]
         last_group = wal.recovered_group
         if not wal.closed:  # else an earlier attempt came as far as the loss
@@ -415,12 +425,12 @@ class WalRecovery:
     def _forget(self, wal_id: bytes) -> None:
         waiting = self.waiting.pop(wal_id, None)
         if waiting is not None:
-            self._settled.append(waiting.instance)
+            self._settle(waiting.instance)
             self._tasks.spawn(self.remove_settled(), name="remove WAL instances")
 
     # One instance
 
-    async def _recover(self, instance: LockedInstance, named: Recovery | None) -> Recovered:
+    async def _recover(self, instance: Instance, named: Recovery | None) -> Recovered:
         """Recover one instance to its end and retire it. RecoveryStopped: nothing was lost, the operator decides."""
         named = named or await self._name(instance.wal_id)
         try:
@@ -462,7 +472,7 @@ class WalRecovery:
         named: Recovery = await self._ask(NameRecoverer(self._token(16), wal_id, self._incarnation))
         return named
 
-    async def _scan(self, instance: LockedInstance, *, accept_loss: bool) -> ScanReport:
+    async def _scan(self, instance: Instance, *, accept_loss: bool) -> ScanReport:
         wal = self._controller.state.wals[instance.wal_id]
         await asyncio.to_thread(instance.fence)
         return await asyncio.to_thread(
@@ -487,7 +497,7 @@ class WalRecovery:
         plans: tuple[ReplayLog, ...] = (await self._ask(command)).logs
         return plans
 
-    async def _replay_all(self, instance: LockedInstance, named: Recovery, plans: Sequence[ReplayLog]) -> Recovered:
+    async def _replay_all(self, instance: Instance, named: Recovery, plans: Sequence[ReplayLog]) -> Recovered:
         """Upload and commit what the plans name, each log up to its first gap."""
         done = Recovered()
         began_ms = self._clock.boottime_ms()
@@ -505,7 +515,7 @@ class WalRecovery:
         self._replayed_ms += self._clock.boottime_ms() - began_ms
         return done
 
-    async def _replay(self, instance: LockedInstance, plan: ReplayLog, seals: _Seals, done: Recovered) -> None:
+    async def _replay(self, instance: Instance, plan: ReplayLog, seals: _Seals, done: Recovered) -> None:
         replay = await self._begin(plan)
         batches = _wanted(instance.batches(plan.log_id), plan, done)
         done.logs += 1
@@ -552,7 +562,7 @@ def _wanted(batches: Iterator[tuple[int, int, bytes]], plan: ReplayLog, done: Re
             return
 
 
-def _advice(instance: LockedInstance) -> str:
+def _advice(instance: Instance) -> str:
     return (
         f"Its files are kept in {instance.path}. To take what is readable and give up the rest: "
         f"tidelog wal recover --accept-loss {instance.wal_id.hex()}"

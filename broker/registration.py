@@ -7,6 +7,7 @@ from collections.abc import Callable
 from broker.bucket import TELL_S, CannotStart
 from controller.client import ClusterController
 from controller.commands import RegisterBroker
+from controller.remote import RemoteController
 from controller.sessions import with_margin
 from protocol.errors import RETRIABLE, ErrorCode, KafkaError
 from storage.seal import Recovery
@@ -14,19 +15,25 @@ from storage.seal import Recovery
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
-DUPLICATE_ROUNDS = 2
-"""How many times the wait for a dead broker's session may pass before its node id is taken to be in use."""
+WHO_MS = 1_000
 
 
 class Registration:
     """One registration. `session_ms` and `lease_ms`: how long the session of a dead predecessor may still stand."""
 
     def __init__(
-        self, controller: ClusterController, boottime_ms: Callable[[], int], *, session_ms: int, lease_ms: int
+        self,
+        controller: ClusterController,
+        remote: RemoteController,
+        boottime_ms: Callable[[], int],
+        *,
+        session_ms: int,
+        lease_ms: int,
     ) -> None:
         self._controller = controller
+        self._remote = remote
         self._boottime_ms = boottime_ms
-        self._in_use_after_ms = DUPLICATE_ROUNDS * with_margin(session_ms + lease_ms)
+        self._in_use_after_ms = with_margin(session_ms + lease_ms)
         self.asked = False
         """Whether the controller may have heard of this broker."""
         self._told = False
@@ -44,25 +51,26 @@ class Registration:
                     return (await self._controller.ask(command)).recoveries
                 except KafkaError as error:
                     if error.code is ErrorCode.DUPLICATE_BROKER_REGISTRATION:
-                        self._check_rival(command)
-                    elif error.code in RETRIABLE:
-                        self._rival = 0
-                    else:
+                        await self._check_rival(command)
+                    elif error.code not in RETRIABLE:
                         raise CannotStart(f"the controller refuses this broker: {error.message}") from None
                     self._tell(error.message)
                     await asyncio.sleep(RETRY_S)
         finally:
             telling.cancel()
 
-    def _check_rival(self, command: RegisterBroker) -> None:
-        """A dead one's session ends by itself; one that goes on is another process under our node id."""
+    async def _check_rival(self, command: RegisterBroker) -> None:
+        """A dead one's session ends by itself; one that is there is another process under our node id.
+
+        Not at once: it may be on its way out, stopping cleanly.
+        """
         rival = self._controller.state.brokers.get(command.node_id)
         if rival is None or not rival.alive:
             return
         now = self._boottime_ms()
         if rival.incarnation != self._rival:
             self._rival, self._rival_since_ms = rival.incarnation, now
-        elif now >= self._rival_since_ms + self._in_use_after_ms:
+        elif now >= self._rival_since_ms + self._in_use_after_ms and await self._remote.is_there(rival, WHO_MS):
             where = ", ".join(f"{one.host}:{one.port}" for one in rival.listeners)
             raise CannotStart(
                 f"node.id={command.node_id} is in use by a live broker at {where}: every broker has its own node.id"

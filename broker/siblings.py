@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 from broker.recovery import RecoveryStopped, WalRecovery
 from controller.client import ClusterController
-from controller.commands import EndSession
-from controller.wals import ACTIVE, RECOVERING, WalState
+from controller.commands import EndSession, NameRecoverer
+from controller.wals import ACTIVE, ENDED, RECOVERING, WalState
 from protocol.errors import ErrorCode, KafkaError
 from storage.wal.disk import Disk
-from storage.wal.instances import LockedInstance, instance_ids, open_instance
+from storage.wal.instances import Instance, LockedInstance, instance_ids, open_instance
 from storage.wal.port import WalError
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Siblings:
         self._recovery = recovery
         self._token = token
         self._interval_ms = interval_ms
-        self._held: dict[bytes, LockedInstance] = {}
+        self._held: dict[bytes, Instance] = {}
         self._told: set[bytes] = set()
 
     async def run(self) -> None:
@@ -85,45 +85,57 @@ class Siblings:
             return
         self._keep(instance)
         try:
-            await self._take_over(instance)
+            if not await self._take_over(instance):
+                self._release(instance)
         except (WalError, OSError, RecoveryStopped) as error:
             self._release(instance)
             if wal_id not in self._told:
                 self._told.add(wal_id)
                 log.error("WAL instance %s of another broker cannot be recovered here: %s", wal_id.hex(), error)
 
-    def _open(self, wal_id: bytes) -> LockedInstance | None:
-        """The instance, if its lock can be taken."""
+    def _open(self, wal_id: bytes) -> Instance | None:
+        """The instance, with its lock if that can be taken."""
         try:
-            found = open_instance(self._root, wal_id, disk=self._disk)
+            return open_instance(self._root, wal_id, disk=self._disk)
         except (WalError, OSError):
             return None  # just removed; or damaged, which its own node tells
-        if isinstance(found, LockedInstance):
-            return found
-        if found is not None:
-            found.close()
-        return None
 
-    def _keep(self, instance: LockedInstance | None) -> None:
+    def _keep(self, instance: Instance | None) -> None:
         if instance is not None:
             self._held[instance.wal_id] = instance
 
-    def _release(self, instance: LockedInstance) -> None:
+    def _release(self, instance: Instance) -> None:
         instance.close()
         del self._held[instance.wal_id]
 
-    async def _take_over(self, instance: LockedInstance) -> None:
+    async def _take_over(self, instance: Instance) -> bool:
+        """Whether it is ours now; False: its writer is alive, or another one recovers it."""
         wal = self._controller.state.wals[instance.wal_id]
+        if not isinstance(instance, LockedInstance):
+            return await self._recover_beside_its_writer(instance, wal)
         if wal.state == ACTIVE:
             if not instance.same_boot():  # its writer may be a machine that shares the directory
-                self._release(instance)
-                return
+                return False
             # Who restarts under the writer's node id sees by the fence that this is no second broker of that id.
             await asyncio.to_thread(instance.fence)
             log.warning("the process of node %d on this machine is gone: recovering its WAL", wal.node_id)
             self._controller.proved_dead(instance.wal_id)
             await self._end_session(wal)
         await self._recovery.recover_for_another(instance)
+        return True
+
+    async def _recover_beside_its_writer(self, instance: Instance, wal: WalState) -> bool:
+        """A process that was stopped until its session had ended holds its lock still: the fence is what stops it."""
+        if wal.state != ENDED or not instance.same_boot():
+            return False
+        command = NameRecoverer(self._token(16), wal.wal_id, self._incarnation)
+        try:
+            named = await self._controller.ask(command)
+        except KafkaError:
+            return False
+        log.warning("the process of node %d on this machine is stopped: recovering its WAL", wal.node_id)
+        await self._recovery.recover_for_another(instance, named)
+        return True
 
     async def _end_session(self, wal: WalState) -> None:
         command = EndSession(self._token(16), wal.incarnation, self._incarnation, wal.wal_id)

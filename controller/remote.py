@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from controller import wire as w
+from controller.brokers import Broker
 from controller.codec import Malformed, UnknownTag
 from controller.commands import decode_answer, encode_command
 from controller.state import ClusterState
@@ -98,13 +99,26 @@ class RemoteController:
             raise _unexpected(reply)
         return reply.entries
 
-    async def _call(
-        self, lane: str, state: ClusterState, request: w.Ask | w.Heartbeat | w.Follow, timeout_ms: int
-    ) -> w.Reply:
-        target = self.target(state)
+    async def is_there(self, broker: Broker, timeout_ms: int) -> bool:
+        """Whether this very process answers where it said that it listens."""
+        for listener in broker.listeners:
+            if listener.name == self._listener:
+                target = Target(broker.node_id, broker.incarnation, listener.host, listener.port)
+                try:
+                    reply = await self._send("who", target, w.Who(), timeout_ms)
+                except (LinkError, Malformed, UnknownTag):
+                    return False
+                return reply == w.Here(broker.incarnation)
+        return False
+
+    async def _send(self, lane: str, target: Target, request: w.Request, timeout_ms: int) -> w.Reply:
         call = w.Call(self._cluster_id, self._node_id, self._incarnation, target.incarnation, request)
+        return w.decode_reply(await self._link.call(lane, target, w.encode_call(call), timeout_ms))
+
+    async def _call(self, lane: str, state: ClusterState, request: w.Request, timeout_ms: int) -> w.Reply:
+        target = self.target(state)
         try:
-            reply = w.decode_reply(await self._link.call(lane, target, w.encode_call(call), timeout_ms))
+            reply = await self._send(lane, target, request, timeout_ms)
         except LinkError as error:
             kind = ControllerSilent if isinstance(error, LinkTimeout) else KafkaError
             raise kind(ErrorCode.NOT_CONTROLLER, f"node {target.node_id}, the controller: {error}") from None

@@ -18,7 +18,7 @@ from controller.commands import EndSilentSessions, encode_answer
 from controller.configs import ConfigRules
 from controller.decide import Context, Decision, Heard, Limits, decide, is_remembered
 from controller.election import Election, Identity, is_over
-from controller.entries import FIRST_HASH, Entry, RememberedAnswer, encode_entry
+from controller.entries import FIRST_HASH, CorruptMetadata, Entry, RememberedAnswer, encode_entry
 from controller.metadata_log import KEEP_ENTRIES, BelowBoundary, MetadataLog
 from controller.queue import CommandQueue, Waiting
 from controller.remote import ControllerSilent, RemoteController
@@ -247,8 +247,10 @@ class Runtime:
             entries = await remote.follow(state, state.position + 1, self.settings.lease_ms // 3)
             for data in entries:
                 self.replica.apply(data)
-        except ControllerSilent:
-            # Each further attempt would cost the time in which the log tells whether it is alive.
+        except (ControllerSilent, CorruptMetadata) as error:
+            # Each further attempt would cost the time in which the log tells whether it is alive; and what the log
+            # itself holds is damaged only if it says so.
+            _log.warning("following the metadata log instead of the controller for a while: %s", error)
             self._remote_from_ms = self._clock.boottime_ms() + self.settings.lease_ms
             return False
         except KafkaError:

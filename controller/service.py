@@ -64,6 +64,9 @@ class ControllerService:
         return w.Refused(int(error.code), error.message, -1 if state.controller_resigned else state.controller_node)
 
     async def _answer(self, call: w.Call) -> w.Reply:
+        self._check_cluster(call)
+        if isinstance(call.request, w.Who):
+            return w.Here(self._runtime.incarnation)
         self._check(call)
         match call.request:
             case w.Heartbeat() as beat:
@@ -76,13 +79,16 @@ class ControllerService:
                 answer = await self._runtime.ask(command, min(max(ask.timeout_ms, 0), WAIT_MS_MAX))
                 return w.Answered(c.encode_answer(answer), self._runtime.replica.state.position)
 
-    def _check(self, call: w.Call) -> None:
+    def _check_cluster(self, call: w.Call) -> None:
         state = self._runtime.replica.state
         if call.cluster_id != state.cluster_id:
             raise KafkaError(
                 ErrorCode.INCONSISTENT_CLUSTER_ID,
                 f"this is cluster {state.cluster_id}, node {call.node_id} belongs to {call.cluster_id}",
             )
+
+    def _check(self, call: w.Call) -> None:
+        state = self._runtime.replica.state
         if call.addressee != self._runtime.incarnation:
             raise KafkaError(ErrorCode.NOT_CONTROLLER, "the process that was meant does not run here any more")
         self._check_leads()

@@ -1,7 +1,8 @@
 """What a broker says to the controller, and what it is answered: bytes of msgpack, in a frame of the private API.
 
-A call says who asks, in which cluster, and which controller (by its incarnation) it means; `request` is one of `Ask`,
-`Heartbeat` and `Follow`. Tags as in `controller.codec`: a class may grow at its end, an unknown tag is refused.
+A call says who asks, in which cluster, and which process (by its incarnation) it means; `request` is one of `Ask`,
+`Heartbeat` and `Follow`, which only the controller answers, and `Who`. Tags as in `controller.codec`: a class may grow
+at its end, an unknown tag is refused.
 """
 
 from dataclasses import dataclass
@@ -45,14 +46,22 @@ class Follow:
 
 
 @dataclass(frozen=True, slots=True)
+class Who:
+    """Are you there? Answered with `Here`, also by a process that is not the one that is meant."""
+
+
+Request = Ask | Heartbeat | Follow | Who
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
-    """The envelope. `node_id` and `incarnation` are the asker's, `addressee` is the controller's incarnation."""
+    """The envelope. `node_id` and `incarnation` are the asker's, `addressee` is the incarnation that is meant."""
 
     cluster_id: str
     node_id: int
     incarnation: int
     addressee: int
-    request: Ask | Heartbeat | Follow
+    request: Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +96,18 @@ class Refused:
     controller_node: int = -1
 
 
-Reply = Answered | Granted | Entries | Refused
+@dataclass(frozen=True, slots=True)
+class Here:
+    """Who answers."""
 
-for _tag, _cls in {1: Ask, 2: Heartbeat, 3: Follow}.items():
+    incarnation: int
+
+
+Reply = Answered | Granted | Entries | Refused | Here
+
+for _tag, _cls in {1: Ask, 2: Heartbeat, 3: Follow, 4: Who}.items():
     _requests.register(_tag, _cls)
-for _tag, _cls in {1: Answered, 2: Granted, 3: Entries, 4: Refused}.items():
+for _tag, _cls in {1: Answered, 2: Granted, 3: Entries, 4: Refused, 5: Here}.items():
     _replies.register(_tag, _cls)
 
 

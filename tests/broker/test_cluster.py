@@ -2,6 +2,7 @@
 doubled, and clients see what they retry by themselves."""
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ PARTITIONS = 9
 
 
 @contextlib.contextmanager
-def three(path: Path, *, one_machine: bool) -> Iterator[dict[int, BrokerProcess]]:
+def three(path: Path, *, one_machine: bool, **overrides: object) -> Iterator[dict[int, BrokerProcess]]:
     """Nodes 1 to 3; 1 was there first and controls."""
     with contextlib.ExitStack() as stack:
         nodes = {}
@@ -26,9 +27,8 @@ def three(path: Path, *, one_machine: bool) -> Iterator[dict[int, BrokerProcess]
                 tidelog_storage=f"file:{path}/bucket",
                 tidelog_wal_dir=path / ("wal" if one_machine else f"wal-{node_id}"),
                 tidelog_wal_file_bytes=2 << 20,
-                tidelog_session_timeout_ms=1500,
-                tidelog_controller_lease_ms=700,
                 tidelog_seal_ms=500,
+                **overrides,
             )
             stack.enter_context(nodes[node_id])
         yield nodes
@@ -44,49 +44,79 @@ def leaders(bootstrap: str) -> set[int]:
     return {partition.leader for partition in topics["load"].partitions.values()}
 
 
-def run(nodes: dict[int, BrokerProcess], step: int) -> None:
-    everywhere = everybody(nodes)
-    create_topic(everywhere, PARTITIONS)
-    assert leaders(everywhere) == {1, 2, 3}
-    group = CommittingGroup(everywhere).start()
-    load = IdempotentLoad(everywhere, PARTITIONS, records_per_s=6000).start()
+class Run:
+    """A load over all nodes, judged at the end."""
 
-    def go_on() -> None:
-        load.wait_for(load.acknowledged + step)
+    def __init__(self, nodes: dict[int, BrokerProcess], step: int) -> None:
+        self._nodes = nodes
+        self._step = step
+        self.everywhere = everybody(nodes)
+        create_topic(self.everywhere, PARTITIONS)
+        assert leaders(self.everywhere) == {1, 2, 3}
+        self._group = CommittingGroup(self.everywhere).start()
+        self._load = IdempotentLoad(self.everywhere, PARTITIONS, records_per_s=6000).start()
+        self.go_on()
 
-    go_on()
-    nodes[1].kill()  # the controller
-    go_on()
-    nodes[1].start()
-    go_on()
-    nodes[3].kill()
-    go_on()
-    nodes[3].start()
-    go_on()
-    assert nodes[2].stop() == 0
-    go_on()
-    assert nodes[1].stop() == 0
-    go_on()
-    nodes[1].start()
-    nodes[2].start()
-    go_on()
-    sent = load.finish()
-    group.finish()
-    check_all(everywhere, sent)
-    for node in nodes.values():
-        assert node.stop() == 0
-        assert "Traceback" not in node.log_tail(100_000), node.log_tail(100_000)
+    def go_on(self) -> None:
+        """Return when further records are acknowledged."""
+        self._load.wait_for(self._load.acknowledged + self._step)
+
+    def finish(self) -> None:
+        """Everything is there once and in order; everybody stops cleanly."""
+        self.go_on()
+        sent = self._load.finish()
+        self._group.finish()
+        check_all(self.everywhere, sent)
+        for node in self._nodes.values():
+            assert node.stop() == 0
+            assert "Traceback" not in node.log_tail(100_000), node.log_tail(100_000)
 
 
 @pytest.mark.timeout(120)
 def test_siblings_on_one_machine_under_load(tmp_path: Path) -> None:
     with three(tmp_path, one_machine=True) as nodes:
-        run(nodes, 2_000)
+        run = Run(nodes, 1_000)
+        for lost in (1, 3):
+            nodes[lost].kill()
+            run.go_on()
+            nodes[lost].start()
+        for leaving in (2, 1):
+            assert nodes[leaving].stop() == 0
+            run.go_on()
+        nodes[1].start()
+        nodes[2].start()
+        run.finish()
     assert list((tmp_path / "wal").iterdir()) == []
 
 
 @pytest.mark.timeout(120)
 def test_three_machines_under_load(tmp_path: Path) -> None:
     with three(tmp_path, one_machine=False) as nodes:
-        run(nodes, 200)
+        run = Run(nodes, 100)
+        for lost in (1, 3):
+            nodes[lost].kill()
+            run.go_on()
+            nodes[lost].start()
+        run.finish()
     assert [list((tmp_path / f"wal-{node_id}").iterdir()) for node_id in nodes] == [[], [], []]
+
+
+@pytest.mark.timeout(120)
+def test_a_broker_that_is_stopped_beyond_its_session(tmp_path: Path) -> None:
+    """Its siblings recover what it holds locked; it acknowledges nothing any more when it goes on, and ends."""
+    times = {"tidelog_session_timeout_ms": 2_000, "tidelog_controller_lease_ms": 1_000}
+    with three(tmp_path, one_machine=True, **times) as nodes:
+        everywhere = everybody(nodes)
+        create_topic(everywhere, PARTITIONS)
+        load = IdempotentLoad(everywhere, PARTITIONS, records_per_s=2000).start()
+        load.wait_for(2_000)
+        nodes[1].signal(signal.SIGSTOP)
+        while leaders(f"{nodes[2].bootstrap},{nodes[3].bootstrap}") != {2, 3}:
+            load.wait_for(load.acknowledged + 500)
+        assert leaders(f"{nodes[2].bootstrap},{nodes[3].bootstrap}") == {2, 3}
+        nodes[1].signal(signal.SIGCONT)
+        assert nodes[1].wait() == 1
+        assert "another process recovers this WAL" in nodes[1].log_tail()
+        nodes[1].start()
+        sent = load.finish()
+        check_all(everywhere, sent)

@@ -226,6 +226,19 @@ async def test_a_node_id_that_is_in_use_is_refused(several: Several) -> None:
     assert twin.broker.ready and not twin.broker.session.ended
 
 
+async def test_a_node_id_whose_process_is_gone_is_free_when_its_session_has_ended(several: Several) -> None:
+    await several.start(1, **SHORTER)
+    await several.start(2, **SHORTER)
+    await several.spread("t", 2, by=1)
+    lost = several.nodes.pop(2)
+    await lost.kill()
+    await several.start(2, tidelog_wal_dir=several.nodes[1].path / "elsewhere", **SHORTER)
+    state = several.nodes[1].broker.controller.state
+    assert state.brokers[2].alive and state.brokers[2].incarnation != lost.broker.incarnation
+    partition = [several.leader("t", index, seen_by=1) for index in range(2)].index(-1)
+    assert several.leader("t", 1 - partition, seen_by=1) == 1, "what the lost volume holds waits for it, nothing else"
+
+
 # On one machine
 
 

@@ -221,6 +221,19 @@ async def test_a_follower_that_fell_behind_reads_the_bucket(world: World) -> Non
 
 
 @several
+async def test_a_controller_that_answers_nonsense_is_not_believed(world: World) -> None:
+    first, second = await world.start(1), await world.start(2)
+    second.runtime._remote.follow = nonsense  # type: ignore[union-attr,method-assign]
+    await first.create("t")
+    await asyncio.sleep(2)
+    assert second.state == first.state and not second.task.done()
+
+
+async def nonsense(*_: object) -> list[bytes]:
+    return [b"garbage"]
+
+
+@several
 async def test_a_name_is_free_as_soon_as_remote_leaders_know(world: World) -> None:
     first, second = await world.start(1), await world.start(2)
     await first.create("t")

@@ -25,7 +25,7 @@ ASKER = (2, 200)
 Ask = Callable[..., Any]
 
 
-def asked(*requests: w.Ask | w.Heartbeat | w.Follow, **envelope: Any) -> list[w.Reply]:
+def asked(*requests: w.Request, **envelope: Any) -> list[w.Reply]:
     """What a controller of incarnation 100 (with node 2 registered as 200) replies to each."""
 
     async def main() -> list[w.Reply]:
@@ -122,6 +122,12 @@ def test_entries_from_memory_or_not_at_all() -> None:
     assert code(beyond) is code(before) is ErrorCode.NOT_CONTROLLER
 
 
+def test_who_is_there_is_said_by_everybody() -> None:
+    assert asked(w.Who(), addressee=99, node_id=5, incarnation=500) == [w.Here(100)]
+    (refused,) = asked(w.Who(), cluster_id="B" * 22)
+    assert code(refused) is ErrorCode.INCONSISTENT_CLUSTER_ID
+
+
 def test_heartbeats() -> None:
     granted, again = asked(w.Heartbeat(3, ((bytes([7]) * 16, 4),)), w.Heartbeat(3, ()))
     assert granted == again == w.Granted(6_000, 2_000)
@@ -177,10 +183,10 @@ def test_calls_and_replies_round_trip() -> None:
     seal = c.encode_command(
         seal_command(2**64 - 1, 1, [next_range(type("L", (), {"log_id": 1, "epoch": 0, "end": 5}))])  # type: ignore[arg-type]
     )
-    for request in (w.Ask(_tuples(seal), 5), w.Heartbeat(1, ((b"w" * 16, 2),)), w.Follow(1, 2, 3)):
+    for request in (w.Ask(_tuples(seal), 5), w.Heartbeat(1, ((b"w" * 16, 2),)), w.Follow(1, 2, 3), w.Who()):
         call = w.Call("c", 1, 2**64 - 1, 3, request)
         assert w.decode_call(w.encode_call(call)) == call
-    for reply in (w.Answered((1,), 7), w.Granted(1, 2), w.Entries((b"a", b"b")), w.Refused(41, "no", 3)):
+    for reply in (w.Answered((1,), 7), w.Granted(1, 2), w.Entries((b"a", b"b")), w.Refused(41, "no", 3), w.Here(1)):
         assert w.decode_reply(w.encode_reply(reply)) == reply
 
 
