@@ -256,9 +256,9 @@ class Process:
         self.failures.append(failure)
         self.scheduler.history.record("process.failure", process=self.name, message=message, error=type(error).__name__)
 
-    def running(self, loop: asyncio.AbstractEventLoop | None) -> Running:
+    def running(self, loop: ProcessLoop | None) -> Running:
         """A block in which code of this process runs; `loop` None: in a thread beside the loop."""
-        return Running(self, loop)
+        return Running(self, loop, self.loop.finalize_generator)
 
     def bury(self) -> None:
         """The world is over: let go of every coroutine that was left in the middle, silently and without effects."""
@@ -273,26 +273,27 @@ class Process:
 
 
 class Running:
-    """See `Process.running`."""
+    """See `Process.running`. One is entered once at a time."""
 
-    __slots__ = ("_current", "_hooks", "_loop", "_outer", "_process")
+    __slots__ = ("_current", "_finalizer", "_loop", "_outer", "_process", "_scheduler")
 
-    def __init__(self, process: Process, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(self, process: Process, loop: ProcessLoop | None, finalizer: Callable[[Any], None]) -> None:
         self._process = process
+        self._scheduler = process.scheduler
         self._loop = loop
+        self._finalizer = finalizer
 
     def __enter__(self) -> None:
-        scheduler = self._process.scheduler
+        scheduler = self._scheduler
         self._current, scheduler.current = scheduler.current, self._process
         self._outer = asyncio._get_running_loop()
-        self._hooks = sys.get_asyncgen_hooks()
         asyncio._set_running_loop(self._loop)
-        sys.set_asyncgen_hooks(finalizer=self._process.loop.finalize_generator)
+        sys.set_asyncgen_hooks(None, self._finalizer)
 
     def __exit__(self, *error: object) -> None:
-        sys.set_asyncgen_hooks(*self._hooks)
         asyncio._set_running_loop(self._outer)
-        self._process.scheduler.current = self._current
+        self._scheduler.current = current = self._current
+        sys.set_asyncgen_hooks(None, None if current is None else current.loop.finalize_generator)
 
 
 class NumberedTask(asyncio.Task[Any]):
@@ -328,6 +329,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self._turn_event: Event | None = None
         self._free_ns = 0
         self._fuse: tuple[int, Callable[[], None]] | None = None
+        self._running = Running(process, self, self.finalize_generator)
         self._in_turn = False
         self._number = 0
         self._tasks: list[NumberedTask] = []
@@ -338,7 +340,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
 
     def _arm(self) -> None:
         """Make sure that a turn comes when there is something to do."""
-        if self._in_turn or not self.process.alive:
+        if not self.process.alive:
             return
         if self._ready:
             when_ns = max(self._free_ns, self._scheduler.now_ns)
@@ -363,16 +365,17 @@ class ProcessLoop(asyncio.AbstractEventLoop):
                 ready.append(handle)
         self._in_turn = True
         try:
-            with process.running(self):
+            with self._running:
                 for _ in range(len(ready)):
                     one = ready.popleft()
-                    if not one.cancelled():
-                        one._run()
-                        if self._fuse is not None:
-                            self._burn()
-                        if not process.alive:
-                            self._graveyard.append(one)
-                            return
+                    if one.cancelled():
+                        continue
+                    one._run()
+                    if self._fuse is not None:
+                        self._burn()
+                    if not process.alive:
+                        self._graveyard.append(one)
+                        return
         finally:
             self._in_turn = False
         self._free_ns = self._scheduler.now_ns + TURN_NS[0] + int(process.rng.random() * TURN_NS[1])
@@ -399,7 +402,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
-        if self._turn_event is None or len(self._ready) == 1:
+        if not self._in_turn and len(self._ready) == 1:
             self._arm()
         return handle
 
@@ -416,7 +419,8 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         self._number += 1
         heappush(self._timers, (round(when * 1e9), self._number, handle))
-        self._arm()
+        if not self._in_turn and self._timers[0][2] is handle:
+            self._arm()
         return handle
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:

@@ -31,19 +31,17 @@ def test_worlds_run_clean(first: int) -> None:
 def test_a_world_without_faults_makes_progress() -> None:
     result = World(1, Options(faults={}, faults_s=10)).run()
     assert not result.findings
-    assert result.counters["produce.ok"] > 100 and result.counters["poll.ok"] > 200
+    assert result.counters["produce.ok"] > 100 and result.counters["poll.ok"] > 100
     assert result.counters["commit.ok"] > 10 and result.counters["final.read"] == 3
     assert "produce.unknown" not in result.counters and "produce.refused" not in result.counters
 
 
 def test_a_seed_is_one_run_under_every_hash_seed() -> None:
-    """In this interpreter twice, and in two others."""
-
-    def elsewhere(hash_seed: int) -> str:
-        command = [sys.executable, "-m", "tests.simulation", "--seeds", f"0-{HASHED - 1}", "--digest"]
-        environment = os.environ | {"PYTHONHASHSEED": str(hash_seed)}
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-
-    here = "".join(f"{seed} {World(seed).run().digest}\n" for seed in range(HASHED))
-    assert here == elsewhere(1)
-    assert World(0).run().digest == here.split()[1]
+    """In this interpreter twice, and in another one."""
+    command = [sys.executable, "-m", "tests.simulation", "--seeds", f"0-{HASHED - 1}", "--digest"]
+    environment = os.environ | {"PYTHONHASHSEED": "1"}
+    elsewhere = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "".join(f"{seed} {World(seed).run().digest}\n" for seed in range(HASHED)) == elsewhere
+    first, again = (list(map(str, World(0).run().history)) for _ in range(2))
+    assert [pair for pair in zip(first, again, strict=False) if pair[0] != pair[1]][:1] == []
+    assert first == again
