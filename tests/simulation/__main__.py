@@ -10,35 +10,36 @@ from contextlib import AbstractContextManager
 
 from tests.simulation.cluster import Options, Result, World
 from tests.simulation.faults import KINDS
-from tests.simulation.plants import PLANTS
+from tests.simulation.plants import CLUSTER_PLANTS, FOCUS, PLANTS
 from tests.simulation.scheduler import S
 
 
 def main() -> int:
+    plants = PLANTS | CLUSTER_PLANTS
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description="Simulated clusters, from seeds.")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--seed", type=int, help="one world")
     which.add_argument("--seeds", help="worlds A-B, both included")
     which.add_argument("--plants", action="store_true", help="list the planted bugs")
     parser.add_argument("--history", action="store_true", help="print everything that happened, brokers' logs too")
-    parser.add_argument("--plant", choices=sorted(PLANTS), metavar="NAME", help="with a bug planted in the product")
+    parser.add_argument("--plant", choices=sorted(plants), metavar="NAME", help="with a bug planted in the product")
     parser.add_argument("--brokers", type=int, default=1)
     parser.add_argument("--no-faults", action="store_true")
     parser.add_argument("--digest", action="store_true", help="print seed and digest of every run, and nothing else")
     args = parser.parse_args()
     if args.plants:
-        print("\n".join(sorted(PLANTS)))
+        print("\n".join(sorted(plants)))
         return 0
     first, _, last = args.seeds.partition("-") if args.seeds else (args.seed, "", "")
     options = Options(
         brokers=args.brokers,
-        faults={} if args.no_faults else dict(KINDS),
+        faults={} if args.no_faults else dict(FOCUS.get(args.plant, KINDS)),
         log_level=logging.INFO if args.history else logging.WARNING,
     )
     bad = runs = 0
     began = time.process_time()
     for seed in range(int(first), int(last or first) + 1):
-        plant: AbstractContextManager[None] = PLANTS[args.plant]() if args.plant else contextlib.nullcontext()
+        plant: AbstractContextManager[None] = plants[args.plant]() if args.plant else contextlib.nullcontext()
         with plant:
             world = World(seed, options)
             result = world.run()

@@ -94,6 +94,8 @@ class Book:
         self.values_at: dict[Part, dict[int, int]] = {}
         self.offsets: dict[Part, list[int]] = {}
         """Of the final reads, ascending."""
+        self.deleted: dict[Part, int] = defaultdict(int)
+        """Below which offset somebody asked for records to be deleted."""
         self.offsets_of: dict[Part, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
         """Value -> offsets, of everything seen or acknowledged."""
         for at, event in enumerate(self.events):
@@ -119,6 +121,9 @@ class Book:
             known = self.requests.get(fields["request"])
             if known is not None and known.outcome is None:
                 known.outcome, known.done = event, at
+        elif kind == "delete_records.invoke":
+            part = part_of(event)
+            self.deleted[part] = max(self.deleted[part], fields["offset"])
         elif kind in ("poll.ok", "final.read"):
             part = part_of(event)
             seen = self.seen[part]

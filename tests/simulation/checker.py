@@ -66,14 +66,14 @@ def inconsistent_offsets(book: Book) -> Iterator[Finding]:
 
 
 def lost_writes(book: Book) -> Iterator[Finding]:
-    """Acknowledged and not there in the end: below the end it is lost, above the end it was never seen."""
+    """Acknowledged, not deleted and not there in the end: below the end it is lost, above it was never seen."""
     for request in book.acknowledged():
         read = book.reads.get(request.part)
         if read is None:
             continue
-        start, end = read.fields["start"], read.fields["end"]
+        deleted, end = book.deleted[request.part], read.fields["end"]
         for offset, value in enumerate(request.values, request.offset):
-            if offset < start or book.excused(request.part, offset):
+            if offset < deleted or book.excused(request.part, offset):
                 continue
             events = (request.invoke, request.told, read)
             if offset >= end:
@@ -305,8 +305,6 @@ def _never_back(book: Book, name: str, observe: Callable[[Book, Event], _Observe
 def out_of_range(book: Book) -> Iterator[Finding]:
     """OFFSET_OUT_OF_RANGE at a position that a consumer came to, though nothing moved the start above it."""
     starts: dict[Part, int] = defaultdict(int)
-    for part, read in book.reads.items():
-        starts[part] = read.fields["start"]
     for event in book.events:
         fields = event.fields
         if event.kind == "delete_records.invoke":

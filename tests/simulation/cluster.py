@@ -160,6 +160,10 @@ class Node:
         self._active.append(kind)
         self._excuses.append(kind)
 
+    def may_end_of(self, kind: str) -> bool:
+        """Whether the process that runs has met such a thing."""
+        return kind in self._excuses
+
     def no_excuse(self, kind: str) -> None:
         """It is over; the process that met it may still end of it."""
         self._active.remove(kind)
@@ -360,16 +364,21 @@ class World:
         return all(node.ready for node in self.nodes)
 
     def _operate(self) -> None:
-        """The operator: gives up what damaged WAL instances do not hold any more, some time after they are reported."""
+        """The operator: gives up what damaged WAL instances do not hold any more, some time after they are reported.
+
+        One that could not be read or fenced because the disk failed needs no operator.
+        """
         for node in self.nodes:
-            broker = node.broker
-            if broker is not None and node.running and node.ready:
-                for wal_id, waiting in broker.recovery.waiting.items():
-                    if wal_id not in self.faults.rotten:
-                        self.found(f"{node.host.name} waits for the operator though no byte was damaged: {waiting.why}")
-                    self.history.record("operator.accept_loss", wal=wal_id.hex())
-                    assert node.process is not None
-                    node.process.call(partial(broker.recovery.accept_loss, wal_id))
+            broker, process = node.broker, node.process
+            if broker is None or process is None or not node.running or not node.ready:
+                continue
+            for wal_id, waiting in broker.recovery.waiting.items():
+                if waiting.disk and node.may_end_of("disk"):
+                    continue  # it is tried again without anybody's help
+                if wal_id not in self.faults.rotten:
+                    self.found(f"{node.host.name} waits for the operator though no byte was damaged: {waiting.why}")
+                self.history.record("operator.accept_loss", wal=wal_id.hex())
+                process.call(partial(broker.recovery.accept_loss, wal_id))
         if not self.over:
             self.scheduler.call_later_ns(self.rng.randint(500, 2_000) * MS, self._operate)
 

@@ -65,6 +65,8 @@ CLUSTER_PLANTS: dict[str, Plant] = {}
 FOCUS: dict[str, dict[str, int]] = {
     "reply_before_durable": {"hang_and_crash": 1},
     "high_watermark_at_append": {"hang_and_crash": 1},
+    "duplicate_check_skipped": {"kill": 1, "reset": 1, "hang_and_crash": 1},
+    "producer_state_not_recovered": {"kill": 1, "crash": 1, "hang_and_crash": 1},
     "duplicate_answered_early": {"hang_and_crash": 2, "reset": 1},
     "snapshot_newer_than_its_range": {"hang_and_crash": 2, "reset": 1},
     "group_answers_before_durable": {"hang_and_crash": 1},
@@ -75,9 +77,10 @@ FOCUS: dict[str, dict[str, int]] = {
     "wal_trimmed_before_the_commit": {"outage": 2, "store_errors": 1, "kill": 3},
     "seals_committed_out_of_order": {"slow_store": 2, "store_errors": 2},
     "collector_deletes_what_a_living_broker_uploads": {"slow_store": 1, "store_errors": 1},
-    "torn_tail_taken_for_damage": {"hang_and_crash": 2, "crash": 1},
+    "torn_tail_taken_for_damage": {"hang_and_crash": 1},
     "damage_taken_for_a_torn_tail": {"rot": 1},
     "long_poll_registered_late": {},
+    "group_rewrite_forgets": {"kill": 2, "stop": 1},
 }
 """Name -> kinds of faults and their weights."""
 

@@ -137,8 +137,16 @@ def test_lost_write(story: Story) -> None:
 def test_deleted_records_are_not_lost(story: Story) -> None:
     story.sent(1, offset=0)
     story.sent(2, offset=1)
+    story.record("delete_records.invoke", client="a", delete=1, offset=1, node=1, **T0)
     story.final((1, 2), start=1)
     assert story.anomalies() == set()
+
+
+def test_records_that_nobody_wanted_deleted_are_lost(story: Story) -> None:
+    story.sent(1, offset=0)
+    story.sent(2, offset=1)
+    story.final((1, 2), start=1)
+    assert story.anomalies() == {"lost-write"}
 
 
 def test_unseen(story: Story) -> None:
