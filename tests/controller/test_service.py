@@ -181,7 +181,7 @@ def test_garbage_is_malformed_not_a_crash(data: bytes) -> None:
 
 def test_calls_and_replies_round_trip() -> None:
     seal = c.encode_command(
-        seal_command(2**64 - 1, 1, [next_range(type("L", (), {"log_id": 1, "epoch": 0, "end": 5}))])  # type: ignore[arg-type]
+        seal_command(2**64 - 1, 1, [next_range(type("L", (), {"log_id": 1, "epoch": 0, "end": 5}))])
     )
     for request in (w.Ask(_tuples(seal), 5), w.Heartbeat(1, ((b"w" * 16, 2),)), w.Follow(1, 2, 3), w.Who()):
         call = w.Call("c", 1, 2**64 - 1, 3, request)
