@@ -11,7 +11,7 @@ SEEDS = 40
 
 @pytest.mark.parametrize("name", PLANTS)
 def test_planted_bug_is_caught(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    options = Options(faults=FOCUS.get(name, dict(KINDS)), faults_s=10)
+    options = Options(faults=FOCUS.get(name, dict(KINDS)), faults_s=12)
     for seed in range(SEEDS):
         with PLANTS[name]():
             findings = World(seed, options).run().findings
