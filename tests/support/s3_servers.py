@@ -31,9 +31,17 @@ ENVIRONMENT = {
 
 START_TIMEOUT_S = 60
 
+#: moto looks at the condition of a PUT and writes in two steps: of racing writers two could win.
 _MOTO = """
 import sys
+import threading
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
+lock, put_object = threading.Lock(), S3Response.put_object
+def put_one_at_a_time(self):
+    with lock:
+        return put_object(self)
+S3Response.put_object = put_one_at_a_time
 server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
