@@ -7,10 +7,10 @@ import contextlib
 import logging
 import time
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 from tests.simulation.cluster import Options, Result, World
-from tests.simulation.faults import KINDS
-from tests.simulation.plants import CLUSTER_PLANTS, FOCUS, PLANTS
+from tests.simulation.plants import CLUSTER_PLANTS, PLANTS
 from tests.simulation.scheduler import S
 
 
@@ -31,15 +31,14 @@ def main() -> int:
         print("\n".join(sorted(plants)))
         return 0
     first, _, last = args.seeds.partition("-") if args.seeds else (args.seed, "", "")
-    options = Options(
-        brokers=args.brokers,
-        faults={} if args.no_faults else dict(FOCUS.get(args.plant, KINDS)),
-        log_level=logging.INFO if args.history else logging.WARNING,
-    )
+    options = plants[args.plant].options if args.plant else Options(brokers=args.brokers)
+    options = replace(options, log_level=logging.INFO if args.history else logging.WARNING)
+    if args.no_faults:
+        options = replace(options, faults={})
     bad = runs = 0
     began = time.process_time()
     for seed in range(int(first), int(last or first) + 1):
-        plant: AbstractContextManager[None] = plants[args.plant]() if args.plant else contextlib.nullcontext()
+        plant: AbstractContextManager[None] = plants[args.plant].planted() if args.plant else contextlib.nullcontext()
         with plant:
             world = World(seed, options)
             result = world.run()

@@ -1,0 +1,10 @@
+"""Planted bugs: each patches the product while its context is entered, and the simulation must catch it.
+
+Some are the mutations of the executable model of the protocol, the others are what could go wrong in this code. There
+is a module per area; importing it registers its bugs.
+"""
+
+from tests.simulation.plants import broker, cluster
+from tests.simulation.plants.registry import CLUSTER_PLANTS, PLANTS, Plant
+
+__all__ = ["CLUSTER_PLANTS", "PLANTS", "Plant", "broker", "cluster"]
