@@ -24,6 +24,7 @@ from broker.log import Log
 from broker.log_table import LogTable
 from broker.metadata_cache import MetadataCache
 from broker.metrics import Counters, Metrics
+from broker.operators import FormatLevels, Operators
 from broker.peers import Peers
 from broker.recovery import WalRecovery
 from broker.registration import Registration
@@ -126,7 +127,7 @@ class Broker:
         self._start_worker = start_worker
         self._fence_kind = fence_kind
         self._started = asyncio.Event()
-        self._operator: WalRecovery | None = None
+        self._operators: Operators | None = None
         self._registration: Registration | None = None
         self._stopped = False
         self._fatal: asyncio.Future[str] | None = None
@@ -234,7 +235,7 @@ class Broker:
             except TimeoutError:
                 pass
             server = await asyncio.to_thread(_import_http)
-            http = server(self.metrics, lambda: self.ready, lambda: self._operator)
+            http = server(self.metrics, lambda: self.ready, lambda: self._operators)
             try:
                 await http.start(listening)
                 await asyncio.get_running_loop().create_future()
@@ -256,7 +257,7 @@ class Broker:
         self.listeners = await self._bind()
         tasks.spawn(self._serve_peers(), name="serve peers")
         registered = await self._register(locked)
-        self._operator = self.recovery
+        self._operators = Operators(self.recovery, FormatLevels(self.controller, self.token))
         tasks.spawn(self._heartbeats(), name="heartbeats")
         tasks.spawn(self.sealing.run(), name="sealing")
         tasks.spawn(self._watch_space(), name="watch space")
@@ -512,6 +513,7 @@ class Broker:
             tuple(f.Listener(one.name, one.security_protocol, one.host or every, one.port) for one in told),
             (NewWal(self.wal_id, self.wal.kind),),
             tuple(instance.wal_id for instance in locked if instance.same_boot()),
+            format_level=f.FORMAT_LEVEL,
         )
         self._registration = Registration(
             self.controller,

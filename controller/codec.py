@@ -1,8 +1,9 @@
 """Tagged positional encoding of small frozen dataclasses: facts, commands and answers.
 
 An instance becomes `[tag, field, field, ...]`, fields in the order of the class, nested tuples likewise. A class may
-grow at its end by fields with defaults: shorter payloads of older writers are filled up. A payload that is longer
-than the class, or a tag nobody registered, was written by a newer version and is refused, never skipped.
+grow at its end by fields with defaults: shorter payloads of older writers are filled up, and a later field that says
+nothing but its default is left out, so that older readers understand the rest. A payload that is longer than the class,
+or a tag nobody registered, was written by a newer version and is refused, never skipped.
 """
 
 import dataclasses
@@ -79,7 +80,8 @@ def _tuple(arms: tuple[Any, ...]) -> Convert:
 
 def _named_tuple(kind: Any) -> Convert:
     hints = typing.get_type_hints(kind)
-    names, required = _shape(kind)
+    names, defaults = _shape(kind)
+    required = len(names) - len(defaults)
     converts = [converter(hints[name]) for name in names]
 
     def convert(value: Any) -> Any:
@@ -92,13 +94,12 @@ def _named_tuple(kind: Any) -> Convert:
     return convert
 
 
-def _shape(cls: Any) -> tuple[list[str], int]:
-    """Field names in order, and how many of them have no default."""
+def _shape(cls: Any) -> tuple[list[str], list[Any]]:
+    """Field names in order, and the defaults of the last ones."""
     if issubclass(cls, tuple):
-        return list(cls._fields), len(cls._fields) - len(cls._field_defaults)
+        return list(cls._fields), list(cls._field_defaults.values())
     fields = dataclasses.fields(cls)
-    missing = dataclasses.MISSING
-    return [f.name for f in fields], sum(f.default is missing and f.default_factory is missing for f in fields)
+    return [f.name for f in fields], [f.default for f in fields if f.default is not dataclasses.MISSING]
 
 
 class Registry:
@@ -108,14 +109,21 @@ class Registry:
         self.family = family
         self._by_tag: dict[int, tuple[type, list[Convert], int]] = {}
         self._tags: dict[type, tuple[int, list[str]]] = {}
+        self._later: dict[type, list[Any]] = {}
 
-    def register(self, tag: int, cls: type) -> None:
-        """Binds `tag` to `cls`, a dataclass or a named tuple."""
+    def register(self, tag: int, cls: type, first_fields: int | None = None) -> None:
+        """Binds `tag` to `cls`, a dataclass or a named tuple; `first_fields`: how many fields it had at first, if it
+        has grown since.
+        """
         assert tag not in self._by_tag, f"{self.family} tag {tag} is taken"
-        names, required = _shape(cls)
+        names, defaults = _shape(cls)
+        required = len(names) - len(defaults)
         hints = typing.get_type_hints(cls)
         self._by_tag[tag] = (cls, [converter(hints[name]) for name in names], required)
         self._tags[cls] = (tag, names)
+        if first_fields is not None:
+            assert required <= first_fields < len(names), f"{cls.__name__} grows by fields with defaults"
+            self._later[cls] = defaults[first_fields - required :]
 
     def tags(self) -> dict[int, type]:
         """Every tag with its class."""
@@ -124,7 +132,26 @@ class Registry:
     def encode(self, value: object) -> list[Any]:
         """`[tag, fields...]`, ready for msgpack."""
         tag, names = self._tags[type(value)]
-        return [tag, *[getattr(value, name) for name in names]]
+        return [tag, *[getattr(value, name) for name in names[: len(names) - self._silent(value)]]]
+
+    def _silent(self, value: object) -> int:
+        """How many fields at the end came later and say nothing but their default."""
+        later = self._later.get(type(value))
+        if later is None:
+            return 0
+        names = self._tags[type(value)][1]
+        silent = 0
+        while silent < len(later) and getattr(value, names[-1 - silent]) == later[-1 - silent]:
+            silent += 1
+        return silent
+
+    def tag(self, value: object) -> int:
+        """The tag of an instance."""
+        return self._tags[type(value)][0]
+
+    def says_more(self, value: object) -> bool:
+        """Whether a field that came later says something, which those who know only the first ones cannot read."""
+        return self._silent(value) < len(self._later.get(type(value), ()))
 
     def decode(self, payload: Any) -> Any:
         """The instance of `[tag, fields...]` (tuples, as `msgpack.unpackb(use_list=False)` gives them).

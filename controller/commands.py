@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from controller.codec import Registry
-from controller.facts import Listener, LogStart, ScannedLog
+from controller.facts import FORMAT_LEVEL, Listener, LogStart, ScannedLog
 from storage.seal import CommitAnswer, CommitSeal, Recovery
 
 _commands = Registry("command")
@@ -114,7 +114,8 @@ class RegisterBroker:
     Answer `Registered`. Ends at once the sessions of locked instances of the same `boot_id`, names the caller
     recoverer of every locked instance that nobody else is recovering, and gives leaderless logs a leader. Errors:
     DUPLICATE_BROKER_REGISTRATION (the node id has another live session; try again when it ended), STALE_BROKER_EPOCH
-    (this incarnation's session was ended), UNSUPPORTED_VERSION (below the format level), INVALID_REGISTRATION.
+    (this incarnation's session was ended), UNSUPPORTED_VERSION (`format_level`, the highest that the process
+    understands, is below the cluster's), INVALID_REGISTRATION.
     """
 
     command_id: bytes
@@ -125,7 +126,7 @@ class RegisterBroker:
     listeners: tuple[Listener, ...]
     wals: tuple[NewWal, ...]
     locked: tuple[bytes, ...] = ()
-    format_level: int = 1
+    format_level: int = FORMAT_LEVEL
 
 
 @dataclass(frozen=True, slots=True)

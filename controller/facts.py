@@ -1,12 +1,13 @@
 """Facts: everything that can become true of a cluster, one frozen dataclass each.
 
 A fact is a payload `[tag, field, ...]` inside an entry of the metadata log. Tags are on disk for ever: never reuse
-one. A class may grow at its end by fields with defaults. A reader that meets an unknown tag or a longer payload stops
-(`UnknownFact`): it must not guess what became true. `FormatLevel` says what writers may use.
+one. A class may grow at its end by fields with defaults (`FIRST_FIELDS`). A reader that meets an unknown tag or a
+longer payload stops (`UnknownFact`): it must not guess what became true. So nothing that needs a higher format level
+than the cluster has is written (`level_of`); `FormatLevel` raises it, once every broker understands that level.
 
 Times are wall milliseconds and are for people only; no fact's meaning depends on a clock. `log_id` and object numbers
-are u32, incarnations u64, uuids 16 raw bytes. Tags 40 to 59 are reserved for merge jobs and manifests, 60 to 79 for
-moves, quotas, users and access lists.
+are u32, incarnations u64, uuids 16 raw bytes. Tags 40 to 49 are for merging and manifests, 50 to 54 for the `objects`
+WAL, 60 to 69 for moves and drains, 70 to 79 for quotas, users and access lists.
 """
 
 from dataclasses import dataclass
@@ -15,8 +16,11 @@ from typing import Any, NamedTuple
 from controller.codec import Registry, UnknownTag
 from storage.seal import CommittedThrough, Recovery, SegmentObject
 
-FORMAT_LEVEL = 1
+FORMAT_LEVEL = 2
 """The highest format level that this version writes and understands."""
+
+FIRST_TAG = {1: 1, 2: 40}
+"""The lowest tag of the facts that came with a format level."""
 
 LOSS_GAP = 2**32
 """How far a log jumps ahead at a declared loss, so that no offset is ever used twice."""
@@ -331,8 +335,22 @@ TAGS: dict[int, type] = {
     33: ProducerIdsAllocated,
 }
 
+FIRST_FIELDS: dict[type, int] = {}
+"""How many fields a class had at level 1, if it has grown since."""
+
 for _tag, _cls in TAGS.items():
-    _facts.register(_tag, _cls)
+    _facts.register(_tag, _cls, FIRST_FIELDS.get(_cls))
+
+
+def level_of_tag(tag: int) -> int:
+    """The format level that a fact with this tag came with."""
+    return max(level for level, first in FIRST_TAG.items() if tag >= first)
+
+
+def level_of(fact: Fact) -> int:
+    """The format level that a reader needs to understand the fact."""
+    level = level_of_tag(_facts.tag(fact))
+    return max(level, 2) if _facts.says_more(fact) else level
 
 
 def encode_fact(fact: Fact) -> list[Any]:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from itertools import islice
 
-from controller.entries import FIRST_HASH, CorruptMetadata, Entry, decode_entry, hash_of
+from controller import facts as f
+from controller.entries import FIRST_HASH, CorruptMetadata, Entry, NewerFormat, decode_entry, hash_of
 from controller.facts import ControllerElected, Fact, StateReloaded
 from controller.metadata_log import BelowBoundary, MetadataLog
 from controller.state import ClusterState
@@ -133,7 +134,9 @@ class Replica:
                 await self.load()
 
     def apply(self, data: bytes) -> Entry:
-        """Applies the next entry and tells the listeners. `ChainBroken`, `CorruptMetadata`, `facts.UnknownFact`."""
+        """Applies the next entry and tells the listeners. `ChainBroken`, `CorruptMetadata`, `facts.UnknownFact`,
+        `entries.NewerFormat`.
+        """
         entry = decode_entry(data)
         self._verify(entry)
         self.state.apply_entry(entry.position, hash_of(data), entry.wall_ms, entry.answers, entry.facts)
@@ -153,6 +156,11 @@ class Replica:
         elected = [fact.epoch for fact in entry.facts if isinstance(fact, ControllerElected)]
         if entry.controller_epoch != (elected[-1] if elected else state.controller_epoch):
             raise ChainBroken(f"entry {entry.position} is of controller epoch {entry.controller_epoch}")
+        level = max((fact.level for fact in entry.facts if isinstance(fact, f.FormatLevel)), default=0)
+        if level > f.FORMAT_LEVEL:
+            raise NewerFormat(
+                f"the cluster was raised to format level {level}, this version knows {f.FORMAT_LEVEL}: upgrade"
+            )
 
     def _publish(self, facts: Sequence[Fact]) -> None:
         for listener in list(self._listeners):

@@ -5,7 +5,8 @@ states. It is put together from parts that know nothing of each other (topics, b
 configs); this module tells each part what a fact means for it.
 
 Snapshot form: a stream of msgpack lists `[section, rows]`, the first being `[0, [format, ...]]`. Sections are
-numbered for ever; an unknown one stops the reader. Rows are positional.
+numbered for ever; an unknown one stops the reader, so what only a higher format level can bring about has sections of
+its own, and an empty section is not written. Rows are positional.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,7 @@ from controller.answers import AnswerTable
 from controller.brokers import Broker, BrokerTable
 from controller.codec import Malformed
 from controller.configs import TOPIC, ConfigTable
+from controller.entries import NewerFormat
 from controller.log_index import LogIndex, LogState
 from controller.objects import ObjectTable
 from controller.topics import Topic, TopicTable
@@ -302,23 +304,29 @@ class ClusterState:
 
     @classmethod
     def decode(cls, data: "Iterable[_Bytes] | _Bytes") -> "ClusterState":
-        """The state of a snapshot. `codec.Malformed` if it is none that this version can read."""
+        """The state of a snapshot. `codec.Malformed` if it is none; `entries.NewerFormat`."""
         unpacker = msgpack.Unpacker(use_list=False, strict_map_key=False, max_buffer_size=0)
         for chunk in (data,) if isinstance(data, _Bytes) else data:
             unpacker.feed(chunk)
         try:
             section, head = next(unpacker)
-            if section != 0 or head[0] != SNAPSHOT_FORMAT:
-                raise Malformed(f"snapshot of format {head[0]}, this version reads {SNAPSHOT_FORMAT}")
+            if section != 0:
+                raise Malformed(f"a snapshot begins with section 0, not {section}")
+            if head[0] != SNAPSHOT_FORMAT:
+                raise NewerFormat(f"snapshot of format {head[0]}, this version reads {SNAPSHOT_FORMAT}: upgrade")
+            if head[5] > f.FORMAT_LEVEL:
+                raise NewerFormat(f"snapshot of format level {head[5]}, this version knows {f.FORMAT_LEVEL}: upgrade")
             state = cls(head[1])
             state._load_head(*head[2:])
             loaders = {number: load for number, (_, load) in state._sections().items()}
             for section, rows in unpacker:
                 load = loaders.get(section)
                 if load is None:
-                    raise Malformed(f"snapshot section {section} is not known to this version")
+                    raise NewerFormat(f"snapshot section {section} is not known to this version: upgrade")
                 for row in rows:
                     load(row)
+        except NewerFormat:
+            raise
         except (ValueError, TypeError, KeyError, IndexError, StopIteration) as error:
             raise Malformed(f"snapshot cannot be read: {error!r}") from error
         return state

@@ -1,7 +1,8 @@
 """The `tidelog` command: `start` runs a broker; the other commands are for people and scripts.
 
 `topic`, `group`, `produce` and `consume` speak the public protocol through a Kafka client library, so they work against
-any Kafka. `inspect` reads bytes and never modifies them; `wal` is for the operator who decides about lost data.
+any Kafka. `inspect` reads bytes and never modifies them; `wal` and `cluster` are for the operator, who decides about
+lost data and about upgrades.
 """
 
 import argparse
@@ -20,6 +21,7 @@ COMMANDS = {
     "consume": ("broker.cli.consume", "print the records of a topic"),
     "inspect": ("broker.cli.inspect", "print what WAL directories, segments and metadata say"),
     "wal": ("broker.cli.wal", "list WAL instances; recover or give up those that need a decision"),
+    "cluster": ("broker.cli.cluster", "show the format level, raise it after an upgrade"),
 }
 """Name -> module with `add_options(parser)`, help. Only the module of the command that runs is imported: a broker does
 without the client library, a client command without the broker."""

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from broker.metrics import Family, Metrics
+from broker.operators import Operators
 from broker.recovery import RecoveryStopped, WalRecovery
 from protocol.errors import ErrorCode, KafkaError
 
@@ -61,14 +62,14 @@ def _histogram(family: Family) -> HistogramMetricFamily:
 class HttpServer:
     """Runs on the broker's event loop; `start` serves on a bound socket, `stop` closes it.
 
-    `recovery` gives None until the broker has registered; operator commands answer 503 before.
+    `operators` gives None until the broker has registered; operator commands answer 503 before.
     """
 
-    def __init__(self, metrics: Metrics, ready: Callable[[], bool], recovery: Callable[[], WalRecovery | None]) -> None:
+    def __init__(self, metrics: Metrics, ready: Callable[[], bool], operators: Callable[[], Operators | None]) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Scrape(metrics))
         self._ready = ready
-        self._recovery = recovery
+        self._operators = operators
         app = web.Application(client_max_size=BODY_BYTES_MAX)
         app.add_routes(
             [
@@ -78,6 +79,8 @@ class HttpServer:
                 web.get("/v1/wal", self._list_wals),
                 web.post("/v1/wal/{wal_id}/recover", self._recover),
                 web.post("/v1/wal/{wal_id}/declare-lost", self._declare_lost),
+                web.get("/v1/cluster/format", self._format_level),
+                web.post("/v1/cluster/format", self._raise_format_level),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S)
@@ -101,10 +104,10 @@ class HttpServer:
         return web.Response(text="ok\n") if self._ready() else web.Response(status=503, text="not ready\n")
 
     async def _list_wals(self, request: web.Request) -> web.Response:
-        recovery = self._recovery()
-        if recovery is None:
-            return _error(503, "the broker has not registered yet")
-        return web.json_response(recovery.rows(settled=request.query.get("all") == "true"))
+        operators = self._operators()
+        if operators is None:
+            return _not_registered()
+        return web.json_response(operators.recovery.rows(settled=request.query.get("all") == "true"))
 
     async def _recover(self, request: web.Request) -> web.Response:
         if request.query.get("accept_loss") != "true":
@@ -120,15 +123,15 @@ class HttpServer:
     async def _operate(
         self, request: web.Request, work: "Callable[[WalRecovery, bytes], asyncio.Future[dict[str, Any]]]"
     ) -> web.Response:
-        recovery = self._recovery()
-        if recovery is None:
-            return _error(503, "the broker has not registered yet")
+        operators = self._operators()
+        if operators is None:
+            return _not_registered()
         try:
             wal_id = bytes.fromhex(request.match_info["wal_id"])
         except ValueError:
             return _error(404, "a WAL instance is named by 32 hex digits")
         try:
-            outcome = work(recovery, wal_id)
+            outcome = work(operators.recovery, wal_id)
             await asyncio.wait([outcome], timeout=OPERATION_S)
             if not outcome.done():
                 return _error(503, f"still at work after {OPERATION_S} s: ask again to hear how it ends")
@@ -138,8 +141,29 @@ class HttpServer:
         except RecoveryStopped as stopped:
             return _error(409, str(stopped))
         except KafkaError as error:
-            status = 404 if error.code is ErrorCode.RESOURCE_NOT_FOUND else 503 if error.retriable else 409
-            return _error(status, error.message)
+            return _refusal(error)
+
+    async def _format_level(self, _: web.Request) -> web.Response:
+        operators = self._operators()
+        return _not_registered() if operators is None else web.json_response(operators.format_levels.describe())
+
+    async def _raise_format_level(self, _: web.Request) -> web.Response:
+        operators = self._operators()
+        if operators is None:
+            return _not_registered()
+        try:
+            return web.json_response(await operators.format_levels.raise_level())
+        except KafkaError as error:
+            return _refusal(error)
+
+
+def _not_registered() -> web.Response:
+    return _error(503, "the broker has not registered yet")
+
+
+def _refusal(error: KafkaError) -> web.Response:
+    status = 404 if error.code is ErrorCode.RESOURCE_NOT_FOUND else 503 if error.retriable else 409
+    return _error(status, error.message)
 
 
 def _error(status: int, text: str) -> web.Response:

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from controller import commands as c
+from controller import facts as f
 from controller.decide import brokers, configs, housekeeping, recovery, seals, topics
 from controller.decide.context import Context, Decision, Heard, Limits
 from controller.state import ClusterState
+from protocol.errors import ErrorCode, KafkaError
 from storage.seal import CommitSeal
 
 _Decide = Callable[[ClusterState, Any, Context], Decision]
@@ -47,12 +49,22 @@ _DECIDE = cast(
 def decide(state: ClusterState, command: Any, context: Context) -> Decision:
     """The facts that the command makes true, and its answer; or `KafkaError`, a refusal.
 
-    A command whose answer is remembered gets that answer again, whatever became of the state since.
+    A command whose answer is remembered gets that answer again, whatever became of the state since. UNSUPPORTED_VERSION
+    if a fact needs a higher format level than the cluster has: processes that know only that level could not go on.
     """
     first = state.answers.get(getattr(command, "command_id", b""))
     if first is not None:
         return Decision((), c.decode_answer(first))
-    return _DECIDE[type(command)](state, command, context)
+    decision = _DECIDE[type(command)](state, command, context)
+    for fact in decision.facts:
+        level = f.level_of(fact)
+        if level > state.format_level:
+            raise KafkaError(
+                ErrorCode.UNSUPPORTED_VERSION,
+                f"{type(command).__name__} needs format level {level}, the cluster is at {state.format_level}: once "
+                "every broker runs this version, an operator raises it with `tidelog cluster format --raise`",
+            )
+    return decision
 
 
 def is_remembered(command: Any) -> bool:

@@ -14,6 +14,7 @@ import broker.http.server
 import broker.node
 from broker.http.server import HttpServer
 from broker.metrics import Metrics, new_histogram
+from broker.operators import FormatLevels, Operators
 from broker.recovery import RecoveryStopped, WalRecovery
 from protocol.errors import ErrorCode, KafkaError
 from tests.support.node_runs import NodeRuns
@@ -43,6 +44,22 @@ class HandRecovery:
         return self.outcome
 
 
+class HandLevels:
+    """A cluster that can be raised to level 2, or refuses."""
+
+    level = 1
+    error: KafkaError | None = None
+
+    def describe(self) -> dict[str, Any]:
+        return {"level": self.level}
+
+    async def raise_level(self) -> dict[str, Any]:
+        if self.error is not None:
+            raise self.error
+        self.level = 2
+        return self.describe()
+
+
 class Served:
     """A server over hand-made parts, and a client."""
 
@@ -50,9 +67,15 @@ class Served:
         self.metrics = Metrics()
         self.ready = False
         self.recovery: HandRecovery | None = None
-        self.server = HttpServer(self.metrics, lambda: self.ready, lambda: cast(WalRecovery | None, self.recovery))
+        self.levels = HandLevels()
+        self.server = HttpServer(self.metrics, lambda: self.ready, self.operators)
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.url = "http://{}:{}".format(*self.listening.getsockname())
+
+    def operators(self) -> Operators | None:
+        if self.recovery is None:
+            return None
+        return Operators(cast(WalRecovery, self.recovery), cast(FormatLevels, self.levels))
 
     async def ask(self, method: str, path: str) -> tuple[int, str]:
         async with self.session.request(method, self.url + path) as response:
@@ -122,6 +145,8 @@ async def test_operator_commands_before_the_broker_registered(served: Served) ->
         ("GET", "/v1/wal"),
         ("POST", f"/v1/wal/{WAL}/recover?accept_loss=true"),
         ("POST", f"/v1/wal/{WAL}/declare-lost"),
+        ("GET", "/v1/cluster/format"),
+        ("POST", "/v1/cluster/format"),
     ):
         assert await served.ask(method, path) == (503, '{"error": "the broker has not registered yet"}')
 
@@ -174,6 +199,15 @@ async def test_a_decision_that_takes_long_goes_on_without_whoever_asked(
     assert not recovery.outcome.done()
     recovery.outcome.set_result({"logs": [1]})
     assert await served.operate(f"/v1/wal/{WAL}/recover?accept_loss=true") == (200, {"logs": [1]})
+
+
+async def test_the_format_level_is_shown_and_raised(served: Served) -> None:
+    served.recovery = HandRecovery()
+    assert await served.ask("GET", "/v1/cluster/format") == (200, '{"level": 1}')
+    assert await served.operate("/v1/cluster/format") == (200, {"level": 2})
+    assert await served.ask("GET", "/v1/cluster/format") == (200, '{"level": 2}')
+    served.levels.error = KafkaError(ErrorCode.UNSUPPORTED_VERSION, "brokers [3] do not understand")
+    assert await served.operate("/v1/cluster/format") == (409, {"error": "brokers [3] do not understand"})
 
 
 async def test_a_real_broker_has_every_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

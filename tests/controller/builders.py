@@ -35,7 +35,7 @@ def wal_id(incarnation: int, index: int = 0) -> bytes:
 class Cluster:
     """A state, a clock that stands still, and what heartbeats said."""
 
-    def __init__(self) -> None:
+    def __init__(self, format_level: int = f.FORMAT_LEVEL) -> None:
         self.state = ClusterState(CLUSTER)
         self.token = tokens("cluster")
         self.rules = PlainRules()
@@ -43,7 +43,7 @@ class Cluster:
         self.heard = Heard({}, {}, {})
         self.now_ms = 1_700_000_000_000
         self.facts: list[f.Fact] = []
-        self.apply(f.ControllerElected(1, 1, 100), f.FormatLevel(1))
+        self.apply(f.ControllerElected(1, 1, 100), f.FormatLevel(format_level))
 
     def context(self) -> Context:
         return Context(self.now_ms, self.token, self.rules, self.limits, self.heard)
@@ -64,7 +64,8 @@ class Cluster:
 
     def register(self, node_id: int, incarnation: int, locked: tuple[bytes, ...] = (), boot: str = "boot") -> Any:
         wals = (c.NewWal(wal_id(incarnation), "volume"),)
-        command = c.RegisterBroker(self.token(16), node_id, incarnation, boot, None, LISTENERS, wals, locked)
+        level = self.state.format_level
+        command = c.RegisterBroker(self.token(16), node_id, incarnation, boot, None, LISTENERS, wals, locked, level)
         return self.decide(command)
 
     def create(self, name: str, partitions: int = 1, **configs: str) -> Any:

@@ -80,7 +80,7 @@ def entry() -> Entry:
 
 def cluster() -> Cluster:
     """A cluster with something in every section of its snapshot."""
-    made = Cluster()
+    made = Cluster(format_level=1)
     made.register(1, 100)
     made.create("t", 2, retention_ms="5")
     made.create("gone")

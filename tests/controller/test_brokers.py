@@ -21,7 +21,7 @@ def refused(code: ErrorCode) -> "pytest.RaisesExc[KafkaError]":
 def test_registration_names_broker_and_wal(cluster: Cluster) -> None:
     assert cluster.register(1, 100) == c.Registered(())
     assert cluster.facts == [
-        f.BrokerRegistered(1, 100, "boot", None, LISTENERS, 1, cluster.now_ms),
+        f.BrokerRegistered(1, 100, "boot", None, LISTENERS, f.FORMAT_LEVEL, cluster.now_ms),
         f.WalRegistered(wal_id(100), 1, 100, "volume"),
     ]
     assert cluster.state.brokers[1].alive
@@ -60,7 +60,7 @@ def test_the_lock_on_the_same_kernel_ends_the_old_session_at_once(cluster: Clust
     assert answer == c.Registered((Recovery(wal_id(100), 1),))
     assert cluster.facts == [
         f.SessionEnded(100, "restart", cluster.now_ms),
-        f.BrokerRegistered(1, 101, "boot", None, LISTENERS, 1, cluster.now_ms),
+        f.BrokerRegistered(1, 101, "boot", None, LISTENERS, f.FORMAT_LEVEL, cluster.now_ms),
         f.WalRegistered(wal_id(101), 1, 101, "volume"),
         f.RecoveryNamed(wal_id(100), 1, 101, 1),
     ]
@@ -187,18 +187,3 @@ def test_logs_of_the_last_broker_wait_for_the_next_one(cluster: Cluster) -> None
     ]
     assert (log.leader_incarnation, log.epoch, log.epochs) == (101, 1, [(0, 0), (1, 10)])
     assert cluster.log("t", 1).epochs == [(1, 0)], "an epoch without batches is dropped"
-
-
-def test_the_format_level_rises_only_with_every_broker(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster.register(1, 100)
-    assert cluster.decide(c.RaiseFormatLevel(cluster.token(16), 1)) == c.Done()
-    with refused(ErrorCode.UNSUPPORTED_VERSION):
-        cluster.decide(c.RaiseFormatLevel(cluster.token(16), 2))
-    monkeypatch.setattr(f, "FORMAT_LEVEL", 2)
-    with refused(ErrorCode.UNSUPPORTED_VERSION):
-        cluster.decide(c.RaiseFormatLevel(cluster.token(16), 2))
-    cluster.decide(c.CleanStop(cluster.token(16), 100))
-    cluster.decide(c.RaiseFormatLevel(cluster.token(16), 2))
-    assert cluster.facts == [f.FormatLevel(2)]
-    with refused(ErrorCode.UNSUPPORTED_VERSION):
-        cluster.register(1, 101)

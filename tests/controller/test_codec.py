@@ -37,6 +37,19 @@ def test_round_trip(registry: Registry) -> None:
     assert registry.encode(thing)[0] == 7
 
 
+def test_a_later_field_is_written_only_if_it_says_something() -> None:
+    registry = Registry("thing")
+    registry.register(7, Thing, first_fields=2)
+    old, new = Thing(1, ()), Thing(1, (), "name")
+    assert registry.encode(old) == [7, 1, ()] and not registry.says_more(old)
+    assert registry.encode(new) == [7, 1, (), "name"] and registry.says_more(new)
+    assert registry.encode(Thing(1, both=(1, b""))) == [7, 1, (), None, (1, b"")]
+    for thing in (old, new):
+        assert registry.decode(through(registry.encode(thing))) == thing
+    with pytest.raises(AssertionError, match="grows by fields with defaults"):
+        Registry("other").register(7, Thing, first_fields=0)
+
+
 def test_shorter_payloads_of_older_writers_get_defaults(registry: Registry) -> None:
     assert registry.decode((7, 1)) == Thing(1)
     assert registry.decode((7, 1, ((2,),))) == Thing(1, (Pair(2),))

@@ -50,7 +50,7 @@ async def test_an_empty_bucket_has_a_controller_at_once(group: asyncio.TaskGroup
     started = now()
     await process.client.wait_ready()
     assert now() == started
-    assert seen == [f.StateReloaded(), f.ControllerElected(1, 1, 100, (wal_id(100),)), f.FormatLevel(1)]
+    assert seen == [f.StateReloaded(), f.ControllerElected(1, 1, 100, (wal_id(100),)), f.FormatLevel(f.FORMAT_LEVEL)]
     assert process.client.leads and process.client.reachable and process.client.position == 1
 
 
