@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from protocol.errors import ErrorCode, KafkaError
@@ -58,8 +59,7 @@ class ColdReads:
     ) -> ReadResult:
         """Batches from the one holding `offset` on, none that begins at or above `limit`; at least one if there is."""
         return await self._planned(
-            log_id,
-            offset,
+            lambda: self._ranges(log_id, offset),
             lambda rows: self._reader.read(rows, offset, limit, max_bytes, read_committed=read_committed),
         )
 
@@ -71,7 +71,7 @@ class ColdReads:
         """The first committed batch in [offset, limit) whose max timestamp is at least `timestamp`."""
         while True:
             window = _Window(offset, lambda rows, at: self._reader.find_timestamp(rows, timestamp, limit, at))
-            found = await self._planned(log_id, offset, window.read)
+            found = await self._planned(partial(self._ranges, log_id, offset), window.read)
             if found is not None or window.end is None or window.end >= limit:
                 return found
             offset = window.end
@@ -82,7 +82,7 @@ class ColdReads:
         best: FoundBatch | None = None
         while True:
             window = _Window(offset, lambda rows, at: self._reader.find_max_timestamp(rows, limit, at))
-            found = await self._planned(log_id, offset, window.read)
+            found = await self._planned(partial(self._ranges, log_id, offset), window.read)
             if found is not None and (best is None or found.max_timestamp > best.max_timestamp):
                 best = found
             if window.end is None or window.end >= limit:
@@ -114,15 +114,25 @@ class ColdReads:
 
     async def _snapshot(self, log_id: int) -> tuple[bytes, int]:
         """The newest producer snapshot and the offset at which it is exact."""
-        row = self._controller.state.newest_range(log_id)
-        if row is None:
-            return b"", 1 << 62
-        return await self._planned(log_id, row.range.base, lambda rows: self._reader.producers(rows[-1]))
 
-    async def _planned(self, log_id: int, offset: int, read: Callable[[Sequence[RangeRow]], Awaitable[_T]]) -> _T:
+        async def read(rows: Sequence[RangeRow]) -> tuple[bytes, int]:
+            return await self._reader.producers(rows[0]) if rows else (b"", 1 << 62)
+
+        return await self._planned(lambda: self._newest(log_id), read)
+
+    def _ranges(self, log_id: int, offset: int) -> list[RangeRow]:
+        return self._controller.state.ranges(log_id, offset)
+
+    def _newest(self, log_id: int) -> list[RangeRow]:
+        row = self._controller.state.newest_range(log_id)
+        return [] if row is None else [row]
+
+    async def _planned(
+        self, plan: Callable[[], Sequence[RangeRow]], read: Callable[[Sequence[RangeRow]], Awaitable[_T]]
+    ) -> _T:
         missing = None
         for _ in range(PLANS_MAX):
-            rows = self._controller.state.ranges(log_id, offset)
+            rows = plan()
             if missing is not None and any(row.key == missing for row in rows):
                 raise self._alarm(f"segment {missing} is named by the newest facts and does not exist")
             try:

@@ -2,6 +2,10 @@
 
 Ranges of a log are fixed-size rows in one `bytearray`, in offset order and without overlap. There may be gaps only
 where a loss was declared. A row is 48 bytes: 100,000 logs with 64 ranges each are about 310 MB.
+
+The newest range holds the producer state of its log. When the start passes it, a row without bytes stays in its place,
+the *state row*, and keeps the object named until the next range brings a newer state: else a retry of a batch that was
+deleted would be taken for a new one.
 """
 
 import struct
@@ -99,12 +103,33 @@ class LogState:
         """Index of the first range whose end is above `offset`; `range_count` if none."""
         return bisect_right(range(self.range_count), offset, key=self.row_end)
 
-    def append_row(self, number: int, item: Range) -> None:
-        """Commits a range: it must begin at the end."""
+    def append_row(self, number: int, item: Range) -> list[int]:
+        """Commits a range: it must begin at the end. Returns the number of the object whose state row it replaces."""
         assert item.base == self.end < item.end, f"log {self.log_id}: range {item.base} at end {self.end}"
+        replaced = self.drop_rows(1) if self.has_state_row else []
         self.rows += pack_row(number, item)
         self.end = item.end
         self.size += item.length
+        return replaced
+
+    @property
+    def has_state_row(self) -> bool:
+        """Whether all that is left is the row that keeps the producer state."""
+        if len(self.rows) != ROW_BYTES:
+            return False
+        item = self.row(0).range
+        return item.base == item.end
+
+    def drop_but_state(self) -> list[int]:
+        """Removes all ranges but for the state row of the newest; returns the numbers of the objects of the others."""
+        numbers = self.drop_rows(self.range_count - 1)
+        if not self.has_state_row:
+            newest = self.row(-1)
+            item = newest.range
+            self.size -= item.length
+            empty = item._replace(base=item.end, length=0, max_timestamp=-1, batch_count=0)
+            self.rows[:] = pack_row(newest.object, empty)
+        return numbers
 
     def drop_rows(self, count: int) -> list[int]:
         """Removes the first `count` ranges; returns the numbers of their objects, one per range."""
@@ -203,16 +228,24 @@ class LogIndex:
         del self.logs[log_id]
         return numbers
 
-    def commit(self, number: int, item: Range) -> None:
-        """A range becomes part of its log."""
-        self.logs[item.log_id].append_row(number, item)
-        self.range_total += 1
+    def commit(self, number: int, item: Range) -> list[int]:
+        """A range becomes part of its log. Returns the number of the object that it makes superfluous, if any."""
+        replaced = self.logs[item.log_id].append_row(number, item)
+        self.range_total += 1 - len(replaced)
+        return replaced
 
-    def advance_start(self, log_id: int, start: int) -> list[int]:
-        """Moves the start; returns the numbers of the objects of the ranges that fell below it, one per range."""
+    def advance_start(self, log_id: int, start: int, *, keep_state: bool) -> list[int]:
+        """Moves the start; returns the numbers of the objects of the ranges that fell below it, one per range.
+
+        `keep_state`: if all do, the newest one stays as state row.
+        """
         log = self.logs[log_id]
         log.advance_start(start)
-        numbers = log.drop_rows(log.first_row_beyond(start))
+        count = log.first_row_beyond(start)
+        if keep_state and count and count == log.range_count:
+            numbers = log.drop_but_state()
+        else:
+            numbers = log.drop_rows(count)
         self.range_total -= len(numbers)
         return numbers
 

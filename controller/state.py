@@ -32,6 +32,10 @@ _Bytes = bytes  # the class below has a method of that name
 SNAPSHOT_FORMAT = 1
 ROWS_PER_CHUNK = 500
 
+STATE_ROWS_LEVEL = 2
+"""Format level from which on a log keeps its producer state when all its ranges go. Below, processes of the first
+version hold the object for doomed."""
+
 RANGES_PER_LOG_MAX = 65_536
 """Hard bound on the committed ranges of one log; sealing slows down long before."""
 
@@ -269,12 +273,13 @@ class ClusterState:
         for item in fact.objects:
             number = self.objects.commit(item.key, item.size, len(item.ranges), self.wall_ms)
             for committed in item.ranges:
-                self.log_index.commit(number, committed)
+                self.objects.release(self.log_index.commit(number, committed))
         self.wal_table.commit_through(fact.committed_through)
 
     def _log_start_advanced(self, fact: f.LogStartAdvanced) -> None:
+        keep_state = self.format_level >= STATE_ROWS_LEVEL
         for log_id, start in fact.starts:
-            self.objects.release(self.log_index.advance_start(log_id, start))
+            self.objects.release(self.log_index.advance_start(log_id, start, keep_state=keep_state))
 
     def _objects_deleted(self, fact: f.ObjectsDeleted) -> None:
         self.objects.deleted(fact.keys)

@@ -4,6 +4,7 @@ import pytest
 
 from controller import commands as c
 from controller import facts as f
+from controller.state import ClusterState
 from protocol.errors import KafkaError
 from tests.controller.builders import Cluster
 
@@ -32,6 +33,32 @@ def test_the_start_moves_and_ranges_wholly_below_it_go(cluster: Cluster) -> None
     assert list(cluster.state.objects.doomed) == ["segments/1/0000000000000064/1-0"]
     assert cluster.log("t", 1).range_count == 0 and cluster.log("t", 1).end == 30
     assert cluster.state.log_index.range_total == 2
+
+
+def test_the_producer_state_outlives_the_records(cluster: Cluster) -> None:
+    """The newest range stays as a row without bytes, and its object with it, until another brings a newer state."""
+    cluster.apply(f.FormatLevel(2))
+    newest = cluster.state.newest_range(0)
+    assert newest is not None
+    advance(cluster, f.LogStart(0, 30), f.LogStart(1, 30))
+    log = cluster.log("t")
+    assert (log.start, log.end, log.range_count, log.size) == (30, 30, 1, 0)
+    assert cluster.state.newest_range(0) == newest._replace(
+        range=newest.range._replace(base=30, length=0, max_timestamp=-1, batch_count=0)
+    )
+    assert cluster.state.ranges(0, 30) == []
+    assert list(cluster.state.objects.doomed) == [f"segments/1/0000000000000064/{seal}-0" for seal in (1, 2)]
+    assert ClusterState.decode(cluster.state.encode()) == cluster.state
+    advance(cluster, f.LogStart(0, 30))
+    cluster.commit(100, log)
+    assert log.range_count == 1 and not log.has_state_row
+    assert newest.key not in cluster.state.objects.doomed, "t-1 needs it still"
+    cluster.commit(100, cluster.log("t", 1))
+    assert newest.key in cluster.state.objects.doomed
+    assert cluster.state.log_index.range_total == 2
+    advance(cluster, f.LogStart(0, 40))
+    cluster.decide(c.DeleteTopics(cluster.token(16), (c.TopicRef("t"),)))
+    assert not cluster.state.objects.named and cluster.state.log_index.range_total == 0
 
 
 def test_all_starts_or_none(cluster: Cluster) -> None:
