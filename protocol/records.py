@@ -36,6 +36,7 @@ __all__ = [
     "batch_crc",
     "build_batch",
     "build_control_batch",
+    "build_empty_batches",
     "check_batch",
     "check_crc",
     "first_since",
@@ -471,6 +472,10 @@ def _varint(data: bytes, pos: int) -> tuple[int, int]:
     raise ProtocolError("varint is longer than 64 bits")
 
 
+EMPTY_SPAN_MAX = 2**31
+"""The most offsets one batch can span: its last offset delta is an int32."""
+
+
 def build_batch(
     records: Sequence[NewRecord],
     *,
@@ -520,6 +525,23 @@ def build_batch(
     )
     _UINT32.pack_into(batch, _CRC_POSITION, batch_crc(batch, 0, len(batch)))
     return batch
+
+
+def build_empty_batches(base_offset: int, end_offset: int, leader_epoch: int) -> bytes:
+    """Batches without records that together span [base_offset, end_offset), for readers who have to get across.
+
+    Kafka's log cleaner leaves such batches (`DefaultRecordBatch.writeEmptyHeader`); one spans at most 2^31 offsets.
+    """
+    batches = bytearray()
+    while base_offset < end_offset:
+        delta = min(end_offset - base_offset, EMPTY_SPAN_MAX) - 1
+        batch = bytearray(HEADER_SIZE)
+        length = HEADER_SIZE - _LOG_OVERHEAD
+        _HEADER.pack_into(batch, 0, base_offset, length, leader_epoch, MAGIC, 0, 0, delta, -1, -1, -1, -1, -1, 0)
+        _UINT32.pack_into(batch, _CRC_POSITION, batch_crc(batch, 0, HEADER_SIZE))
+        batches += batch
+        base_offset += delta + 1
+    return bytes(batches)
 
 
 def build_control_batch(

@@ -19,7 +19,7 @@ from broker.handlers.common import check_leader_epoch, endpoints_of, not_sure
 from broker.log_table import LeaderHint
 from protocol.errors import ErrorCode, KafkaError
 from protocol.fast import FetchRequest, FetchResult, coalesce, encode_fetch_response, parse_fetch
-from protocol.records import parse_header
+from protocol.records import build_empty_batches, parse_header
 
 if TYPE_CHECKING:
     from broker.connection import Connection, Reply
@@ -378,9 +378,9 @@ class Poll:
                 cold.aborted = [(entry.producer_id, entry.first_offset) for entry in read.aborted]
                 if not read.aborted_complete:
                     cold.aborted += _aborted(log, part.offset, read.next_offset, known=cold.aborted)
-            if not read.buffers and log.tail.start < log.hw:
+            if not read.buffers:
                 # Nothing is left between here and the tail: offsets of a declared loss.
-                cold.buffers, cold.size = log.tail.read(log.tail.start, limit_of(log, committed), max(max_bytes, 1))
+                cold.buffers, cold.size = _across(log, part.offset, limit_of(log, committed), max(max_bytes, 1))
         except KafkaError as error:
             cold.error = error.code, error.message
         assert self.cold is not None
@@ -437,6 +437,19 @@ class Poll:
 def limit_of(log: Log, committed: bool) -> int:
     """Where reads of this isolation level stop."""
     return log.lso if committed else log.hw
+
+
+def _across(log: Log, offset: int, limit: int, max_bytes: int) -> tuple[list[Buffer], int]:
+    """What leads a reader across offsets below the tail that nothing holds: what follows them; or, as nothing does,
+    batches without records. Clients go on at the end of what they got, and without anything would stay for ever.
+    """
+    tail = log.tail
+    if tail.start < limit:
+        buffers, size = tail.read(tail.start, limit, max_bytes)
+        if buffers:
+            return buffers, size
+    empty = build_empty_batches(offset, min(limit, tail.start), log.epoch_at(offset))
+    return [empty], len(empty)
 
 
 def _out_of_range(log: Log, offset: int) -> KafkaError:

@@ -12,7 +12,7 @@ from controller import facts as f
 from protocol import messages as m
 from protocol.apis import ApiKey
 from protocol.errors import ErrorCode
-from protocol.records import iterate_batches, parse_header
+from protocol.records import check_crc, iterate_batches, parse_header
 from storage.object_store import Unavailable
 from storage.producers import ProducerStates
 from storage.seal import AbortedEntry
@@ -454,6 +454,43 @@ async def test_a_declared_loss_is_read_over(tmp_path: Path) -> None:
             assert offsets((await client.fetch("t", offset, max_wait_ms=1000)).records) == [1 + f.LOSS_GAP]
         again = broker.log("t")
         assert [parse_header(memoryview(b)).base_offset async for b in again.read_all(0)] == [0, 1 + f.LOSS_GAP]
+
+
+async def test_a_declared_loss_at_the_end_is_crossed_by_empty_batches(tmp_path: Path) -> None:
+    """A client that wants to read to the end gets there, though nothing was written since."""
+    async with HotBroker(tmp_path, tidelog_tail_keep_bytes=0) as broker, RawClient(broker.port) as client:
+        (log,) = broker.create_topic("t")
+        await client.produce("t", batch_of(b"0"))
+        await broker.commit([log])
+        broker.controller.apply(
+            f.LossDeclared(log.log_id, 1, 1 + f.LOSS_GAP), f.LeaderNamed(log.log_id, 1, 77, 1, bytes(range(16)))
+        )
+        await until(lambda: broker.log("t").serving)
+        end = broker.log("t").hw
+        for isolation_level in (0, 1):
+            for offset in (1, 1000, 1 << 31, end - 1):
+                part = await client.fetch("t", offset, max_wait_ms=60_000, isolation_level=isolation_level)
+                batches = list(iterate_batches(memoryview(part.records)))
+                assert [header.record_count for _, header in batches] == [0] * len(batches)
+                assert batches[0][1].base_offset == offset and batches[-1][1].next_offset == end
+                assert all(check_crc(part.records, at, header.size) for at, header in batches)
+        assert (await client.fetch("t", end, max_wait_ms=1)).records in (b"", None), "the end itself has nothing"
+
+
+async def test_what_was_deleted_up_to_the_end_is_still_known_as_a_duplicate(tmp_path: Path) -> None:
+    async with HotBroker(tmp_path, tidelog_tail_keep_bytes=0) as broker, RawClient(broker.port) as client:
+        broker.controller.apply(f.FormatLevel(2))
+        (log,) = broker.create_topic("t")
+        batch = batch_of(b"0", producer_id=7, producer_epoch=0, base_sequence=0)
+        await client.produce("t", batch)
+        await broker.commit([log])
+        broker.controller.apply(f.LogStartAdvanced((f.LogStart(log.log_id, 1),)))
+        broker.controller.apply(f.LeaderNamed(log.log_id, 1, 77, 1, bytes(range(16))))
+        await until(lambda: broker.log("t").serving)
+        part = await client.produce("t", batch)
+        assert (part.error_code, part.base_offset) == (0, 0)
+        assert broker.services.counters.duplicates == 1
+        assert (await client.fetch("t", 0)).error_code == ErrorCode.OFFSET_OUT_OF_RANGE
 
 
 async def test_a_reopened_log_knows_its_producers(tmp_path: Path) -> None:

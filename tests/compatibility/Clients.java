@@ -73,6 +73,7 @@ public class Clients {
             case "group": group(); break;
             case "cooperative": cooperative(); break;
             case "admin": admin(); break;
+            case "read_to_end": readToEnd(); break;
             case "load": load(Integer.parseInt(arguments[3])); break;
             default: throw new IllegalArgumentException(arguments[0]);
         }
@@ -149,6 +150,28 @@ public class Clients {
     }
 
     /** acks, codecs, headers, null keys and values, timestamps, partitions by key, a record that is too large. */
+    /** As Kafka Connect reads its topics: until the position is the end that was asked for before. */
+    static void readToEnd() {
+        Properties options = new Properties();
+        options.put("bootstrap.servers", bootstrap);
+        options.put("key.deserializer", "org.apache.kafka.common.serialization.ByteArrayDeserializer");
+        options.put("value.deserializer", "org.apache.kafka.common.serialization.ByteArrayDeserializer");
+        TopicPartition partition = new TopicPartition(topic, 0);
+        try (KafkaConsumer<byte[], byte[]> consumer = new KafkaConsumer<>(options)) {
+            consumer.assign(List.of(partition));
+            consumer.seekToBeginning(List.of(partition));
+            long end = consumer.endOffsets(List.of(partition)).get(partition);
+            int records = 0;
+            long deadline = System.currentTimeMillis() + 30_000;
+            while (consumer.position(partition) < end) {
+                if (System.currentTimeMillis() > deadline)
+                    throw new AssertionError("at " + consumer.position(partition) + " of " + end);
+                records += consumer.poll(SHORT).count();
+            }
+            System.out.println(records + " records");
+        }
+    }
+
     static void produce() throws Exception {
         List<String> wanted = new ArrayList<>();
         for (String acks : List.of("0", "1", "all")) {

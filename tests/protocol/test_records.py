@@ -470,3 +470,16 @@ def test_control_records_of_others() -> None:
     ):
         with pytest.raises(ProtocolError):
             r.parse_end_txn_marker(record(key, value))
+
+
+def test_empty_batches_span_any_gap() -> None:
+    for base, end in ((5, 6), (0, 2**31), (7, 7 + 2**31 + 1), (3, 3 + 2**32), (0, 3 * 2**31)):
+        data = bytes(r.build_empty_batches(base, end, 4))
+        at = base
+        for position, header in r.iterate_batches(data):
+            assert r.check_crc(data, position, header.size)
+            assert (header.base_offset, header.record_count, header.leader_epoch) == (at, 0, 4)
+            assert list(r.records(data[position : position + header.size], max_size=100)) == []
+            at = header.next_offset
+        assert at == end
+    assert r.build_empty_batches(3, 3, 0) == b""
