@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextvars import Context
+from contextvars import Context, copy_context
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +49,9 @@ class Host:
         self.processes: list[Process] = []
         self.on_crash: list[Callable[[], None]] = []
         self.wall_offset_ms = self.rng.randint(-200, 200)
-        self._booted_ns = 0
         self._uptime_ns = 0
-        self._slept_ns = 0
+        self._booted_ns = 0
+        self._awake_from_ns = 0  # boot, later by what it was suspended
         self._suspended_ns = 0
         self._boot(self.rng.randint(0, 5_000) * MS)
         network.hosts[name] = self
@@ -59,9 +59,8 @@ class Host:
     def _boot(self, uptime_ns: int) -> None:
         self.boots += 1
         self.boot_id = f"{self.name}-boot-{self.boots}"
-        self._booted_ns = self.scheduler.now_ns
         self._uptime_ns = uptime_ns
-        self._slept_ns = 0
+        self._booted_ns = self._awake_from_ns = self.scheduler.now_ns
 
     def boottime_ns(self) -> int:
         """CLOCK_BOOTTIME: suspended time counts."""
@@ -69,8 +68,8 @@ class Host:
 
     def monotonic_ns(self) -> int:
         """CLOCK_MONOTONIC: suspended time does not count."""
-        asleep_ns = self._slept_ns + (self.scheduler.now_ns - self._suspended_ns if self.suspended else 0)
-        return self._uptime_ns + int((self.scheduler.now_ns - self._booted_ns - asleep_ns) * self.rate)
+        now_ns = self._suspended_ns if self.suspended else self.scheduler.now_ns
+        return self._uptime_ns + int((now_ns - self._awake_from_ns) * self.rate)
 
     def until_ns(self, monotonic_ns: int) -> int:
         """When, in virtual time, this host's monotonic clock will show a value, if it is not suspended."""
@@ -106,7 +105,7 @@ class Host:
     def resume(self) -> None:
         """Go on after `suspend`."""
         assert self.suspended
-        self._slept_ns += self.scheduler.now_ns - self._suspended_ns
+        self._awake_from_ns += self.scheduler.now_ns - self._suspended_ns
         self.suspended = False
         self.network.host_back()
         for process in self.processes:
@@ -299,6 +298,8 @@ class Running:
 class NumberedTask(asyncio.Task[Any]):
     """A task whose hash is its number, so that sets of tasks have one order in every run."""
 
+    __slots__ = ("_number",)
+
     def __init__(self, *args: Any, number: int, **kwargs: Any) -> None:
         self._number = number
         super().__init__(*args, **kwargs)
@@ -308,14 +309,36 @@ class NumberedTask(asyncio.Task[Any]):
 
 
 class NumberedFuture(asyncio.Future[Any]):
-    """As `NumberedTask`."""
+    """As `NumberedTask`; its loop gives it the number."""
 
-    def __init__(self, *, number: int, loop: asyncio.AbstractEventLoop) -> None:
-        self._number = number
-        super().__init__(loop=loop)
+    __slots__ = ("number",)
 
     def __hash__(self) -> int:
-        return self._number
+        return self.number
+
+
+class Call:
+    """What `call_soon` and `call_at` return: an `asyncio.Handle` that costs less."""
+
+    __slots__ = ("_when", "args", "callback", "context")
+
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None, when: float
+    ) -> None:
+        self.callback: Callable[..., object] | None = callback
+        self.args = args
+        self.context = copy_context() if context is None else context
+        self._when = when
+
+    def cancel(self) -> None:
+        self.callback = None
+        self.args = ()
+
+    def cancelled(self) -> bool:
+        return self.callback is None
+
+    def when(self) -> float:
+        return self._when
 
 
 class ProcessLoop(asyncio.AbstractEventLoop):
@@ -324,9 +347,10 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     def __init__(self, process: Process) -> None:
         self.process = process
         self._scheduler = process.scheduler
-        self._ready: deque[asyncio.Handle] = deque()
-        self._timers: list[tuple[int, int, asyncio.TimerHandle]] = []
-        self._turn_event: Event | None = None
+        self._ready: deque[Call] = deque()
+        self._timers: list[tuple[int, int, Call]] = []
+        self._turn_ns = -1  # when the next turn comes; -1: none does
+        self._turn_number = 0  # of that one; others were given up for it
         self._free_ns = 0
         self._fuse: tuple[int, Callable[[], None]] | None = None
         self._running = Running(process, self, self.finalize_generator)
@@ -342,44 +366,70 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         """Make sure that a turn comes when there is something to do."""
         if not self.process.alive:
             return
-        if self._ready:
-            when_ns = max(self._free_ns, self._scheduler.now_ns)
-        elif self._timers:
-            when_ns = max(self._free_ns, self.process.host.until_ns(self._timers[0][0]))
-        else:
+        when_ns = self._next_turn_ns()
+        if when_ns < 0 or 0 <= self._turn_ns <= when_ns:
             return
-        if self._turn_event is not None:
-            if self._turn_event.when_ns <= when_ns:
-                return
-            self._turn_event.cancel()
-        self._turn_event = self._scheduler.call_at_ns(when_ns, self._turn, owner=self.process)
+        self._turn_ns = when_ns
+        self._turn_number += 1
+        self._scheduler.call_at_ns(when_ns, self._turn, self._turn_number, owner=self.process)
 
-    def _turn(self) -> None:
-        self._turn_event = None
-        process = self.process
-        ready, timers = self._ready, self._timers
-        now_ns = process.host.monotonic_ns()
-        while timers and (timers[0][0] <= now_ns or timers[0][2].cancelled()):
-            handle = heappop(timers)[2]
-            if not handle.cancelled():
-                ready.append(handle)
+    def _next_turn_ns(self) -> int:
+        """When there will be something to do; -1: never."""
+        if self._ready:
+            return max(self._free_ns, self._scheduler.now_ns)
+        if self._timers:
+            return max(self._free_ns, self.process.host.until_ns(self._timers[0][0]))
+        return -1
+
+    def _turn(self, number: int) -> None:
+        """One turn, and all that follow before anything else happens in the world."""
+        if number != self._turn_number:
+            return
+        process, scheduler = self.process, self._scheduler
+        host, dice = process.host, process.rng.random
+        self._turn_ns = -1
         self._in_turn = True
         try:
             with self._running:
-                for _ in range(len(ready)):
-                    one = ready.popleft()
-                    if one.cancelled():
-                        continue
-                    one._run()
-                    if self._fuse is not None:
-                        self._burn()
+                while True:
+                    self._run_due()
                     if not process.alive:
-                        self._graveyard.append(one)
                         return
+                    self._free_ns = scheduler.now_ns + TURN_NS[0] + int(dice() * TURN_NS[1])
+                    if process.paused or host.suspended:
+                        break
+                    when_ns = self._next_turn_ns()
+                    if when_ns < 0 or not scheduler.goes_on_at(when_ns):
+                        break
         finally:
             self._in_turn = False
-        self._free_ns = self._scheduler.now_ns + TURN_NS[0] + int(process.rng.random() * TURN_NS[1])
         self._arm()
+
+    def _run_due(self) -> None:
+        """What is ready, and the timers that are due."""
+        ready, timers = self._ready, self._timers
+        if timers:
+            now_ns = self.process.host.monotonic_ns()
+            while timers and (timers[0][0] <= now_ns or timers[0][2].callback is None):
+                timed = heappop(timers)[2]
+                if timed.callback is not None:
+                    ready.append(timed)
+        for _ in range(len(ready)):
+            call = ready.popleft()
+            callback = call.callback
+            if callback is None:
+                continue
+            try:
+                call.context.run(callback, *call.args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self.process.failed(f"exception in {getattr(callback, '__qualname__', type(callback).__name__)}", error)
+            if self._fuse is not None:
+                self._burn()
+            if not self.process.alive:
+                self._graveyard.append(call)
+                return
 
     def call_after(self, callbacks: int, callback: Callable[[], None]) -> None:
         """Call from outside of the process, in the middle of a turn: when it has run so many callbacks more."""
@@ -399,38 +449,37 @@ class ProcessLoop(asyncio.AbstractEventLoop):
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
-        self._ready.append(handle)
+    ) -> Call:
+        call = Call(callback, args, context, 0.0)
+        self._ready.append(call)
         if not self._in_turn and len(self._ready) == 1:
             self._arm()
-        return handle
+        return call
 
     call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:
+    ) -> Call:
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+    ) -> Call:
+        call = Call(callback, args, context, when)
         self._number += 1
-        heappush(self._timers, (round(when * 1e9), self._number, handle))
-        if not self._in_turn and self._timers[0][2] is handle:
+        heappush(self._timers, (round(when * 1e9), self._number, call))
+        if not self._in_turn and self._timers[0][2] is call:
             self._arm()
-        return handle
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        pass  # its turn finds it cancelled
+        return call
 
     # Tasks and futures
 
     def create_future(self) -> asyncio.Future[Any]:
         self._number += 1
-        return NumberedFuture(number=self._number, loop=self)
+        future = NumberedFuture(loop=self)
+        future.number = self._number
+        return future
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None) -> asyncio.Task[Any]:
         self._number += 1

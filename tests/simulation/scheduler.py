@@ -24,23 +24,8 @@ class Runaway(AssertionError):
     """The run does not come forward."""
 
 
-class Event:
-    """Something that happens at a virtual time, unless it is cancelled before."""
-
-    __slots__ = ("args", "callback", "cancelled", "owner", "when_ns")
-
-    def __init__(
-        self, when_ns: int, callback: Callable[..., object], args: tuple[Any, ...], owner: Process | None
-    ) -> None:
-        self.when_ns = when_ns
-        self.callback = callback
-        self.args = args
-        self.owner = owner
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        """It will not happen."""
-        self.cancelled = True
+Event = tuple[int, int, Callable[..., object], tuple[Any, ...], "Process | None"]
+"""Virtual time, its number, callback and arguments, owner."""
 
 
 class Scheduler:
@@ -59,8 +44,10 @@ class Scheduler:
         self.current: Process | None = None
         """Whose code runs at this moment."""
         self.events_run = 0
-        self._heap: list[tuple[int, int, Event]] = []
+        self._heap: list[Event] = []
         self._made = 0
+        self._until_ns = 0
+        self._stop: Callable[[], bool] | None = None
 
     def stream(self, name: str) -> random.Random:
         """A source of choices of its own: what one part draws does not move what another part draws."""
@@ -68,41 +55,53 @@ class Scheduler:
 
     def call_at_ns(
         self, when_ns: int, callback: Callable[..., object], *args: Any, owner: Process | None = None
-    ) -> Event:
+    ) -> None:
         """Call at a virtual time, now at the earliest."""
-        event = Event(max(when_ns, self.now_ns), callback, args, owner)
-        self._push(event)
-        return event
+        self._made = made = self._made + 1
+        now_ns = self.now_ns
+        heappush(self._heap, (when_ns if when_ns > now_ns else now_ns, made, callback, args, owner))
 
     def call_later_ns(
         self, delay_ns: int, callback: Callable[..., object], *args: Any, owner: Process | None = None
-    ) -> Event:
+    ) -> None:
         """Call after a delay."""
-        return self.call_at_ns(self.now_ns + delay_ns, callback, *args, owner=owner)
+        self.call_at_ns(self.now_ns + delay_ns, callback, *args, owner=owner)
 
     def requeue(self, event: Event) -> None:
         """An event that a stopped process kept happens now."""
-        event.when_ns = self.now_ns
-        self._push(event)
-
-    def _push(self, event: Event) -> None:
-        self._made += 1
-        heappush(self._heap, (event.when_ns, self._made, event))
+        _, _, callback, args, owner = event
+        self.call_at_ns(self.now_ns, callback, *args, owner=owner)
 
     def run_until(self, when_ns: int, stop: Callable[[], bool] | None = None) -> bool:
         """Run every event up to this time; with `stop`, no further than when it says so. Whether it said so."""
         heap = self._heap
+        self._until_ns, self._stop = when_ns, stop
         while heap and heap[0][0] <= when_ns:
-            at_ns, _, event = heappop(heap)
-            self.now_ns = at_ns
-            owner = event.owner
-            if event.cancelled or (owner is not None and not owner.takes(event)):
+            event = heappop(heap)
+            self.now_ns, _, callback, args, owner = event
+            if owner is not None and not owner.takes(event):
                 continue
-            self.events_run += 1
-            if self.events_run > EVENTS_MAX:
-                raise Runaway(f"{EVENTS_MAX} events in {self.now_ns / S:.3f} s")
-            event.callback(*event.args)
+            self._count()
+            callback(*args)
             if stop is not None and stop():
                 return True
         self.now_ns = max(self.now_ns, when_ns)
         return False
+
+    def goes_on_at(self, when_ns: int) -> bool:
+        """Whether the event that runs may do at once what it would make an event of for `when_ns`; it is then now.
+
+        It may when nothing else comes before: the heap would give it back at once.
+        """
+        heap = self._heap
+        if when_ns > self._until_ns or (heap and heap[0][0] <= when_ns) or (self._stop is not None and self._stop()):
+            return False
+        if when_ns > self.now_ns:
+            self.now_ns = when_ns
+        self._count()
+        return True
+
+    def _count(self) -> None:
+        self.events_run += 1
+        if self.events_run > EVENTS_MAX:
+            raise Runaway(f"{EVENTS_MAX} events in {self.now_ns / S:.3f} s")
