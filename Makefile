@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run install check test simulate compatibility chaos bench clean
+.PHONY: run cluster install check test simulate compatibility chaos bench clean
 
 run: install
 	$(BIN)/tidelog start
+
+# Three brokers on this machine, without containers.
+cluster: install
+	@$(BIN)/tidelog cluster start
 
 install: $(VENV)/.installed
 

@@ -147,7 +147,9 @@ class Settings:
     )
 
     # Storage
-    tidelog_data_dir: str = setting("./tidelog-data", "Base of the two defaults below; nothing else is stored in it.")
+    tidelog_data_dir: str = setting(
+        "./tidelog-data", "Base of the two defaults below; a broker stores nothing else in it."
+    )
     tidelog_storage: str | None = setting(
         None,
         "The bucket: `s3://bucket/prefix?region=...&endpoint=...`, `file:PATH` or `memory:` (lost at exit); "

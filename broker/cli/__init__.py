@@ -1,8 +1,8 @@
 """The `tidelog` command: `start` runs a broker; the other commands are for people and scripts.
 
-`topic`, `group`, `produce` and `consume` speak the public protocol through a Kafka client library, so they work against
-any Kafka. `inspect` reads bytes and never modifies them; `wal` and `cluster` are for the operator, who decides about
-lost data and about upgrades.
+`cluster start` runs several. `broker`, `topic`, `group`, `produce` and `consume` speak the public protocol through a
+Kafka client library, so they work against any Kafka. `inspect` reads bytes and never modifies them; `wal` and `cluster
+format` are for the operator, who decides about lost data and about upgrades.
 """
 
 import argparse
@@ -15,13 +15,14 @@ from broker.cli.output import CommandError
 
 COMMANDS = {
     "start": ("broker.cli.start", "run a broker in the foreground"),
+    "cluster": ("broker.cli.cluster", "start several brokers on this machine; show and raise the format level"),
+    "broker": ("broker.cli.brokers", "list the brokers of a cluster"),
     "topic": ("broker.cli.topics", "list, create, describe, alter and delete topics"),
     "group": ("broker.cli.groups", "list, describe and delete consumer groups, reset their offsets"),
     "produce": ("broker.cli.produce", "send a record a line from standard input or a file"),
     "consume": ("broker.cli.consume", "print the records of a topic"),
     "inspect": ("broker.cli.inspect", "print what WAL directories, segments and metadata say"),
     "wal": ("broker.cli.wal", "list WAL instances; recover or give up those that need a decision"),
-    "cluster": ("broker.cli.cluster", "show the format level, raise it after an upgrade"),
 }
 """Name -> module with `add_options(parser)`, help. Only the module of the command that runs is imported: a broker does
 without the client library, a client command without the broker."""

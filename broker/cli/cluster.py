@@ -1,6 +1,6 @@
-"""`tidelog cluster format [--raise]`: the format level of the cluster, and raising it after an upgrade.
+"""`tidelog cluster start`, and `tidelog cluster format [--raise]`: the format level, and raising it after an upgrade.
 
-The command goes to the HTTP port of a running broker. Once raised, brokers of an older version are refused: there is no
+`format` goes to the HTTP port of a running broker. Once raised, brokers of an older version are refused: there is no
 way back to it.
 """
 
@@ -8,6 +8,7 @@ import argparse
 import json
 from typing import Any
 
+from broker.cli import cluster_start
 from broker.cli.output import add_format, show
 from broker.cli.wal import DEFAULT_HTTP, call
 
@@ -15,6 +16,7 @@ from broker.cli.wal import DEFAULT_HTTP, call
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options and verbs of the command."""
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    cluster_start.add_verb(verbs)
     level = verbs.add_parser("format", help="the format level, and what every broker understands")
     level.add_argument("--http", default=DEFAULT_HTTP, help=f"HTTP port of a broker (default: {DEFAULT_HTTP})")
     level.add_argument(
