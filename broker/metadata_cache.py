@@ -21,6 +21,10 @@ UNCHANGING = (
     f.ObjectsDeleted,
     f.ProducerIdsAllocated,
     f.ConfigsChanged,
+    f.MovesRequested,
+    f.MovesCancelled,
+    f.NodeDrained,
+    f.LeadersPreferred,
 )
 """Facts that say nothing of topics, partitions and their leaders."""
 

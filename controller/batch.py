@@ -12,7 +12,7 @@ from controller import commands as c
 from controller.decide.topics import find
 from controller.state import ClusterState
 from controller.topics import collision_key
-from storage.seal import CommitSeal
+from storage.seal import CommitAndMove, CommitSeal
 
 COMMANDS_PER_ENTRY_MAX = 500
 
@@ -26,9 +26,15 @@ def touches(state: ClusterState, command: Any) -> set[Hashable] | None:
     """
     if isinstance(command, CommitSeal):
         found: set[Hashable] = {item.log_id for segment in command.objects for item in segment.ranges}
+        if isinstance(command, CommitAndMove):
+            found.update(move.log_id for move in command.moves)
         return found | {("seal", command.incarnation)}
     if isinstance(command, c.AdvanceLogStart | c.SweepLogStarts):
         return {("start", item.log_id) for item in command.starts}
+    if isinstance(command, c.RequestMoves):
+        return {item.log_id for item in command.moves}
+    if isinstance(command, c.CancelMoves):
+        return set(command.log_ids)
     if isinstance(command, c.CreateTopics | c.CreatePartitions):
         return {collision_key(topic.name) for topic in command.topics}
     if isinstance(command, c.CreateInternalTopic):

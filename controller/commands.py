@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from controller.codec import Registry
-from controller.facts import FORMAT_LEVEL, Listener, LogStart, ScannedLog
-from storage.seal import CommitAnswer, CommitSeal, Recovery
+from controller.facts import FORMAT_LEVEL, Listener, LogStart, MoveTarget, ScannedLog
+from storage.seal import CommitAndMove, CommitAnswer, CommitSeal, Recovery
 
 _commands = Registry("command")
 _answers = Registry("answer")
@@ -105,6 +105,14 @@ class LostLog(NamedTuple):
     partition: int
     from_offset: int
     to_offset: int
+
+
+class MoveRefusal(NamedTuple):
+    """A log that is not to move, and why."""
+
+    log_id: int
+    error_code: int
+    error_message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +330,43 @@ class FreeNames:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestMoves:
+    """These nodes are to lead these logs; node -1: whichever other one is best. Answer `MovesAnswer`, at once: the
+    moves are done when facts name the new leaders.
+
+    `explicit`: an operator chose the nodes, they become the preferred leaders. Refused per log:
+    UNKNOWN_TOPIC_OR_PARTITION, INVALID_REPLICA_ASSIGNMENT (the node has no live session, is drained, or has no WAL of
+    the topic's kind), LEADER_NOT_AVAILABLE (-1, and the log has no leader). A node that leads the log already has no
+    more to do: an earlier wish is withdrawn. POLICY_VIOLATION for more than 10,000 logs.
+    """
+
+    command_id: bytes
+    moves: tuple[MoveTarget, ...]
+    explicit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CancelMoves:
+    """These logs stay. Answer `MovesAnswer`: NO_REASSIGNMENT_IN_PROGRESS for those that nobody wants to move."""
+
+    command_id: bytes
+    log_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DrainBroker:
+    """The node gets no new logs, and those that it leads are to move to others; `undo` takes it back, and the moves.
+
+    Answer `DrainAnswer`. Asking again gives targets to logs that had none. BROKER_ID_NOT_REGISTERED if nobody ever
+    registered under the node id.
+    """
+
+    command_id: bytes
+    node_id: int
+    undo: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RaiseFormatLevel:
     """Answer `Done`. UNSUPPORTED_VERSION if a registered broker does not understand `level`."""
 
@@ -390,6 +435,22 @@ class ProducerIdBlock:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class MovesAnswer:
+    """`accepted` wishes stand or were fulfilled before; the others are listed."""
+
+    accepted: int
+    refused: tuple[MoveRefusal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DrainAnswer:
+    """Of the logs that the node leads so many are to move, and for so many nobody alive can be their leader."""
+
+    moving: int
+    without_target: int
+
+
 COMMAND_TAGS: dict[int, type] = {
     1: RegisterBroker,
     2: RegisterWal,
@@ -412,6 +473,10 @@ COMMAND_TAGS: dict[int, type] = {
     33: ForgetObjects,
     34: FreeNames,
     35: RaiseFormatLevel,
+    40: RequestMoves,
+    41: CancelMoves,
+    42: DrainBroker,
+    43: CommitAndMove,
 }
 
 ANSWER_TAGS: dict[int, type] = {
@@ -425,6 +490,8 @@ ANSWER_TAGS: dict[int, type] = {
     8: LogStarts,
     9: ProducerIdBlock,
     10: CommitAnswer,
+    20: MovesAnswer,
+    21: DrainAnswer,
 }
 
 for _tag, _cls in COMMAND_TAGS.items():

@@ -66,6 +66,13 @@ class LogStart(NamedTuple):
     start: int
 
 
+class MoveTarget(NamedTuple):
+    """A log and the node that is to lead it."""
+
+    log_id: int
+    node_id: int
+
+
 @dataclass(frozen=True, slots=True)
 class FormatLevel:
     """From here on, facts up to `level` may be written. Raised only when every registered broker supports it."""
@@ -280,6 +287,40 @@ class ProducerIdsAllocated:
 
 
 @dataclass(frozen=True, slots=True)
+class MovesRequested:
+    """These logs are to be led by these nodes; their leaders see to it. A later wish replaces an earlier one.
+
+    A target that leads the log already is to lead it through an instance of its topic's WAL kind. `explicit`: an
+    operator chose the node, which becomes the preferred leader once it leads.
+    """
+
+    moves: tuple[MoveTarget, ...]
+    explicit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MovesCancelled:
+    """Nobody wants these logs to move any more. What is under way may still be refused."""
+
+    log_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDrained:
+    """The node gets no new logs, whatever its incarnation, and wanted moves to it are void; `undone`: it does again."""
+
+    node_id: int
+    undone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeadersPreferred:
+    """An operator chose these nodes for logs that they lead already."""
+
+    logs: tuple[MoveTarget, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StateReloaded:
     """Never written: tells listeners that the state was replaced as a whole by a snapshot. Look at everything again."""
 
@@ -307,6 +348,10 @@ Fact = (
     | LogStartAdvanced
     | ObjectsDeleted
     | ProducerIdsAllocated
+    | MovesRequested
+    | MovesCancelled
+    | NodeDrained
+    | LeadersPreferred
     | StateReloaded
 )
 
@@ -333,6 +378,10 @@ TAGS: dict[int, type] = {
     31: LogStartAdvanced,
     32: ObjectsDeleted,
     33: ProducerIdsAllocated,
+    60: MovesRequested,
+    61: MovesCancelled,
+    62: NodeDrained,
+    63: LeadersPreferred,
 }
 
 FIRST_FIELDS: dict[type, int] = {}

@@ -38,6 +38,9 @@ _BY_ANY_BROKER = (
     c.AlterConfigs,
     c.AdvanceLogStart,
     c.RaiseFormatLevel,
+    c.RequestMoves,
+    c.CancelMoves,
+    c.DrainBroker,
 )
 
 

@@ -22,6 +22,7 @@ from controller.codec import Malformed
 from controller.configs import TOPIC, ConfigTable
 from controller.entries import NewerFormat
 from controller.log_index import LogIndex, LogState
+from controller.moves import MoveTable
 from controller.objects import ObjectTable
 from controller.topics import Topic, TopicTable
 from controller.wals import WalState, WalTable
@@ -35,6 +36,9 @@ ROWS_PER_CHUNK = 500
 STATE_ROWS_LEVEL = 2
 """Format level from which on a log keeps its producer state when all its ranges go. Below, processes of the first
 version hold the object for doomed."""
+
+MOVES_LEVEL = 2
+"""The format level from which on wishes and preferred leaders are part of the state."""
 
 RANGES_PER_LOG_MAX = 65_536
 """Hard bound on the committed ranges of one log; sealing slows down long before."""
@@ -69,6 +73,7 @@ class ClusterState:
         self.log_index = LogIndex()
         self.objects = ObjectTable()
         self.config_table = ConfigTable()
+        self.move_table = MoveTable()
         self.answers = AnswerTable()
 
     def __eq__(self, other: object) -> bool:
@@ -107,6 +112,20 @@ class ClusterState:
     def configs(self) -> dict[tuple[int, str], dict[str, str]]:
         """Overrides by (resource type, resource name), topics not included."""
         return self.config_table.configs
+
+    @property
+    def moves(self) -> dict[int, int]:
+        """Node ids that are to lead logs, by log id."""
+        return self.move_table.wanted
+
+    @property
+    def drained(self) -> set[int]:
+        """Node ids that get no new logs."""
+        return self.move_table.drained
+
+    def preferred_leader(self, log_id: int) -> int:
+        """The node where the log was created or that an operator last chose for it; else its leader."""
+        return self.move_table.preferred.get(log_id, self.logs[log_id].leader_node)
 
     def ranges(self, log_id: int, offset: int, limit: int = 64) -> list[RangeRow]:
         """The committed ranges from the one that holds `offset` (else the next one after it) on, at most `limit`.
@@ -174,6 +193,10 @@ class ClusterState:
     def _format_level(self, fact: f.FormatLevel) -> None:
         assert fact.level > self.format_level
         self.format_level = fact.level
+        if fact.level >= MOVES_LEVEL:
+            for log in self.logs.values():
+                if log.leader_node != f.NO_NODE:
+                    self.move_table.lead(log.log_id, log.leader_node)
 
     def _controller_elected(self, fact: f.ControllerElected) -> None:
         assert fact.epoch == self.controller_epoch + 1
@@ -198,6 +221,7 @@ class ClusterState:
         self.wal_table.register(fact)
 
     def _session_ended(self, fact: f.SessionEnded) -> None:
+        self.move_table.lose(self.broker_table.incarnations[fact.incarnation].node_id)
         self.broker_table.end(fact)
         for wal in self.wal_table.end(fact.incarnation):
             self.log_index.recover(wal.wal_id)
@@ -248,6 +272,7 @@ class ClusterState:
         logs = [self.logs[log_id] for log_id in self.topic_by_id[fact.topic_id].log_ids]
         leaders = {log.leader_incarnation for log in logs if log.leader_node != f.NO_NODE}
         self.topic_table.delete(fact.topic_id, self.position, leaders)
+        self.move_table.forget(log.log_id for log in logs)
         for log in logs:
             self.objects.release(self.log_index.remove(log.log_id))
 
@@ -265,6 +290,8 @@ class ClusterState:
         broker = self.broker_table.incarnations[fact.incarnation]
         assert broker.alive and wal.incarnation == fact.incarnation
         self.log_index.name_leader(fact.log_id, fact.node_id, broker.incarnation, fact.epoch, wal.wal_id)
+        if self.format_level >= MOVES_LEVEL:
+            self.move_table.lead(fact.log_id, fact.node_id)
 
     def _seal_committed(self, fact: f.SealCommitted) -> None:
         broker = self.broker_table.incarnations[fact.incarnation]
@@ -287,6 +314,18 @@ class ClusterState:
     def _producer_ids_allocated(self, fact: f.ProducerIdsAllocated) -> None:
         assert fact.first == self.next_producer_id
         self.next_producer_id = fact.first + fact.count
+
+    def _moves_requested(self, fact: f.MovesRequested) -> None:
+        self.move_table.request(fact)
+
+    def _moves_cancelled(self, fact: f.MovesCancelled) -> None:
+        self.move_table.cancel(fact)
+
+    def _node_drained(self, fact: f.NodeDrained) -> None:
+        self.move_table.drain(fact)
+
+    def _leaders_preferred(self, fact: f.LeadersPreferred) -> None:
+        self.move_table.prefer(fact)
 
     # Snapshots
 
@@ -355,6 +394,9 @@ class ClusterState:
             9: (self.objects.doomed_rows(), self.objects.load_doomed),
             10: (self.config_table.rows(), self.config_table.load),
             11: (self.answers.rows(), self.answers.load),
+            16: (self.move_table.wanted_rows(), self.move_table.load_wanted),
+            17: (self.move_table.drained_rows(), self.move_table.load_drained),
+            18: (self.move_table.preferred_rows(), self.move_table.load_preferred),
         }
 
     def _log_rows(self) -> Iterator[list[Any]]:
@@ -395,5 +437,9 @@ _APPLY = cast(
         f.LogStartAdvanced: ClusterState._log_start_advanced,
         f.ObjectsDeleted: ClusterState._objects_deleted,
         f.ProducerIdsAllocated: ClusterState._producer_ids_allocated,
+        f.MovesRequested: ClusterState._moves_requested,
+        f.MovesCancelled: ClusterState._moves_cancelled,
+        f.NodeDrained: ClusterState._node_drained,
+        f.LeadersPreferred: ClusterState._leaders_preferred,
     },
 )

@@ -12,7 +12,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from controller.collector import SEGMENTS, Grace, is_orphan
-from controller.commands import ForgetObjects, FreeNames, SweepLogStarts
+from controller.commands import DrainBroker, ForgetObjects, FreeNames, SweepLogStarts
+from controller.decide.moves import is_leaving
 from controller.describe import describe_loss
 from controller.facts import LogStart
 from controller.retention import sweep
@@ -31,6 +32,7 @@ DELETES_PER_ROUND = 1_000
 LOGS_PER_STEP = 200
 STARTS_PER_COMMAND = 1_000
 TICK_MS = 1_000
+DRAIN_ROUND_MS = 5_000
 TINY_SNAPSHOT = 8
 """Beyond the entry count, a snapshot is taken once the entries since weigh an eighth of the last one."""
 
@@ -59,6 +61,7 @@ class Upkeep:
             self._rounds(settings.retention_check_ms, self.retention_round),
             self._rounds(grace_round_ms, self.housekeeping_round),
             self._rounds(settings.orphan_check_ms, self.orphan_round),
+            self._rounds(DRAIN_ROUND_MS, self.drain_round),
         ]
 
     async def _ask(self, command: Any) -> None:
@@ -142,6 +145,17 @@ class Upkeep:
             await asyncio.sleep(0)
         if found:
             yield found
+
+    # Drained brokers
+
+    async def drain_round(self) -> None:
+        """Logs that a drained broker still leads get a target, once there is one."""
+        state = self._runtime.replica.state
+        for node_id in sorted(state.drained):
+            if is_leaving(state, node_id) and any(
+                broker.node_id not in state.drained for broker in state.broker_table.alive()
+            ):
+                await self._ask(DrainBroker(self._token(16), node_id))
 
     # Objects, names, losses
 

@@ -116,6 +116,26 @@ class CommitSeal:
     recovery: Recovery | None = None
 
 
+class Move(NamedTuple):
+    """A log that changes its leader with a commit, from `leader_epoch` on, if it then ends at `end`."""
+
+    log_id: int
+    leader_epoch: int
+    end: int
+    node_id: int  # the new leader
+
+
+@dataclass(frozen=True, slots=True)
+class CommitAndMove(CommitSeal):
+    """A seal and, in the same entry, the moves that it was the last step of.
+
+    Every move is judged by itself, after the ranges: leader, epoch, end, and a target that is still wanted and can
+    lead. A log whose move is refused stays where it is; facts tell which. Repeated as `CommitSeal` is.
+    """
+
+    moves: tuple[Move, ...] = ()
+
+
 class CommitAnswer(NamedTuple):
     """What was decided. A seal holds a log at most once, so log ids name ranges."""
 

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 from controller import commands as c
 from controller import facts as f
-from controller.decide import brokers, configs, housekeeping, recovery, seals, topics
+from controller.decide import brokers, configs, housekeeping, moves, recovery, seals, topics
 from controller.decide.context import Context, Decision, Heard, Limits
 from controller.state import ClusterState
 from protocol.errors import ErrorCode, KafkaError
-from storage.seal import CommitSeal
+from storage.seal import CommitAndMove, CommitSeal
 
 _Decide = Callable[[ClusterState, Any, Context], Decision]
 
@@ -32,6 +32,10 @@ _DECIDE = cast(
         c.RetireWal: recovery.retire_wal,
         c.DeclareLost: recovery.declare_lost,
         CommitSeal: seals.commit_seal,
+        CommitAndMove: moves.commit_and_move,
+        c.RequestMoves: moves.request_moves,
+        c.CancelMoves: moves.cancel_moves,
+        c.DrainBroker: moves.drain_broker,
         c.CreateTopics: topics.create_topics,
         c.CreateInternalTopic: topics.create_internal_topic,
         c.CreatePartitions: topics.create_partitions,

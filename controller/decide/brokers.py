@@ -114,7 +114,8 @@ def _open_leaderless(
         return []
     candidates = [c for c in context.candidates(state) if c.incarnation not in ended]
     wals = {wal.kind: wal.wal_id for wal in command.wals}
-    candidates.append(Candidate(command.node_id, command.incarnation, command.rack, wals, 0))
+    drained = command.node_id in state.drained
+    candidates.append(Candidate(command.node_id, command.incarnation, command.rack, wals, 0, drained))
     return context.name_leaders(state, logs, candidates)
 
 

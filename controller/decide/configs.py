@@ -3,14 +3,15 @@
 from controller.commands import AlterConfigs, ConfigAlteration, ConfigChange, ConfigResult, ConfigResults
 from controller.configs import APPEND, DELETE, SET, SUBTRACT, TOPIC
 from controller.decide.context import Context, Decision
-from controller.facts import ConfigsChanged
+from controller.decide.moves import moves_of_kind
+from controller.facts import ConfigsChanged, Fact, MovesRequested, MoveTarget
 from controller.state import ClusterState
 from protocol.errors import ErrorCode, KafkaError
 
 
 def alter_configs(state: ClusterState, command: AlterConfigs, context: Context) -> Decision:
     """The overrides of each resource as they would be are validated as a whole; only differences become facts."""
-    facts = []
+    facts: list[Fact] = []
     results = []
     seen: set[tuple[int, str]] = set()
     for wanted in command.resources:
@@ -25,6 +26,9 @@ def alter_configs(state: ClusterState, command: AlterConfigs, context: Context) 
             continue
         if changes:
             facts.append(ConfigsChanged(*resource, changes))
+            moves = _moves(state, wanted, changes, context)
+            if moves:
+                facts.append(MovesRequested(tuple(moves)))
         results.append(ConfigResult(*resource, 0, None))
     return Decision(() if command.validate_only else tuple(facts), ConfigResults(tuple(results)))
 
@@ -44,6 +48,18 @@ def _changes(state: ClusterState, wanted: ConfigAlteration, context: Context) ->
     changed: list[tuple[str, str | None]] = [(key, None) for key in before if key not in after]
     changed += [(key, value) for key, value in after.items() if before.get(key) != value]
     return tuple(sorted(changed))
+
+
+def _moves(
+    state: ClusterState, wanted: ConfigAlteration, changes: tuple[tuple[str, str | None], ...], context: Context
+) -> list[MoveTarget]:
+    """Another WAL kind is a move, to the same broker if it can be."""
+    topic = state.topics.get(wanted.resource_name) if wanted.resource_type == TOPIC else None
+    if topic is None:
+        return []
+    after = {key: value for key, value in {**topic.configs, **dict(changes)}.items() if value is not None}
+    kind = context.rules.wal_kind(after, topic.internal)
+    return moves_of_kind(state, topic, kind, context) if kind != context.wal_kind(topic) else []
 
 
 def _overrides(state: ClusterState, wanted: ConfigAlteration) -> dict[str, str]:

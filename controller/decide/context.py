@@ -87,7 +87,8 @@ class Context:
                 )
             wals = {wal.kind: wal.wal_id for wal in active}
             load = self.loads[broker.incarnation]
-            found.append(Candidate(broker.node_id, broker.incarnation, broker.rack, wals, load))
+            drained = broker.node_id in state.drained
+            found.append(Candidate(broker.node_id, broker.incarnation, broker.rack, wals, load, drained))
         return found
 
     def count_loads(self, candidates: list[Candidate]) -> None:

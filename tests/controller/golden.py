@@ -66,10 +66,32 @@ ANSWERS: list[object] = [
 ]
 
 
-def facts_text() -> str:
+MOVE_FACTS: list[f.Fact] = [
+    f.MovesRequested((f.MoveTarget(7, 2), f.MoveTarget(2**32 - 1, 3))),
+    f.MovesRequested((f.MoveTarget(7, 2),), explicit=True),
+    f.MovesCancelled((7, 8)),
+    f.NodeDrained(2),
+    f.NodeDrained(2, undone=True),
+    f.LeadersPreferred((f.MoveTarget(7, 1),)),
+]
+
+MOVE_ANSWERS: list[object] = [
+    c.MovesAnswer(3),
+    c.MovesAnswer(1, (c.MoveRefusal(7, 39, "broker 2 is drained"),)),
+    c.DrainAnswer(1000, 1),
+]
+
+TEXTS: dict[str, tuple[list[f.Fact], list[object]]] = {
+    "facts-1.txt": (FACTS, ANSWERS),
+    "moves-2.txt": (MOVE_FACTS, MOVE_ANSWERS),
+}
+"""File name, which ends in the format level, -> facts and answers."""
+
+
+def facts_text(facts: list[f.Fact], answers: list[object]) -> str:
     """One fact or answer per line: its bytes in hex."""
-    facts = [f"fact {msgpack.packb(f.encode_fact(fact)).hex()}" for fact in FACTS]
-    return "\n".join([*facts, *[f"answer {msgpack.packb(encode_answer(answer)).hex()}" for answer in ANSWERS]]) + "\n"
+    lines = [f"fact {msgpack.packb(f.encode_fact(fact)).hex()}" for fact in facts]
+    return "\n".join([*lines, *[f"answer {msgpack.packb(encode_answer(answer)).hex()}" for answer in answers]]) + "\n"
 
 
 def entry() -> Entry:
@@ -106,7 +128,7 @@ def files() -> dict[str, bytes]:
     state = cluster().state
     head = SnapshotHead(CLUSTER, state.position, state.entry_hash)
     return {
-        "facts-1.txt": facts_text().encode(),
+        **{name: facts_text(*held).encode() for name, held in TEXTS.items()},
         "entry-1.bin": encode_entry(entry()),
         "snapshot-1.bin": b"".join(frame_snapshot(head, state.encode_chunks())),
     }

@@ -1,6 +1,7 @@
 """The bytes of the first release are read for ever, and this version still writes them."""
 
 import msgpack
+import pytest
 
 from controller import facts as f
 from controller.commands import ANSWER_TAGS, decode_answer
@@ -10,13 +11,15 @@ from tests.controller import golden
 
 
 def test_there_is_a_golden_form_of_every_fact_and_answer() -> None:
-    assert {type(fact) for fact in golden.FACTS} == set(f.TAGS.values())
-    assert {type(answer) for answer in golden.ANSWERS} == set(ANSWER_TAGS.values())
+    assert {type(fact) for facts, _ in golden.TEXTS.values() for fact in facts} == set(f.TAGS.values())
+    assert {type(answer) for _, answers in golden.TEXTS.values() for answer in answers} == set(ANSWER_TAGS.values())
 
 
-def test_facts_and_answers() -> None:
-    lines = (golden.FILES / "facts-1.txt").read_text().splitlines()
-    expected: list[object] = [*golden.FACTS, *golden.ANSWERS]
+@pytest.mark.parametrize("name", golden.TEXTS)
+def test_facts_and_answers(name: str) -> None:
+    lines = (golden.FILES / name).read_text().splitlines()
+    facts, answers = golden.TEXTS[name]
+    expected: list[object] = [*facts, *answers]
     assert len(lines) == len(expected)
     for line, value in zip(lines, expected):
         kind, text = line.split()

@@ -134,7 +134,7 @@ async def test_sessions_stand_across_controllers(world: World) -> None:
 @several
 async def test_a_controller_that_hangs_is_replaced_within_its_lease(world: World) -> None:
     first, second, third = await world.start(1), await world.start(2), await world.start(3)
-    await asyncio.sleep(3)
+    await asyncio.sleep(2.8)
     world.network.cut.add(1)
     first.store.before = lambda method, key: 3600.0
     hung = now()
