@@ -147,6 +147,13 @@ def _definitions() -> Iterable[TopicConfig]:
         "Stored and returned; no election here can lose an acknowledged record.",
     )
     yield TopicConfig(
+        "tidelog.balance",
+        boolean,
+        "true",
+        "tidelog.balance",
+        "false: balance does not move this topic's partitions. Without effect where the broker's setting is off.",
+    )
+    yield TopicConfig(
         "tidelog.wal", string, "volume", "tidelog.wal", "The WAL kind of this topic's partitions.", one_of=("volume",)
     )
 
@@ -334,6 +341,10 @@ class TopicRules:
         if "delete" not in list_value(self._defaults.value(overrides, "cleanup.policy")):
             return None
         return self._defaults.number(overrides, "retention.ms"), self._defaults.number(overrides, "retention.bytes")
+
+    def may_balance(self, overrides: Mapping[str, str]) -> bool:
+        """`tidelog.balance` of the topic. Where the broker's is off nobody asks."""
+        return self._defaults.value(overrides, "tidelog.balance").strip().lower() == "true"
 
     def default_partitions(self) -> int:
         """`num.partitions`."""

@@ -6,6 +6,7 @@ import resource
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from controller.describe import led_by_broker
 from protocol.apis import APIS
 from protocol.errors import ErrorCode
 
@@ -144,4 +145,22 @@ def _control(broker: Broker) -> None:
         "tidelog_wal_missing",
         "WAL instances that logs wait for and nobody has.",
         lambda: len(broker.recovery.missing()),
+    )
+    _balance(broker)
+
+
+def _balance(broker: Broker) -> None:
+    metrics, controller, balancing = broker.metrics, broker.controller, broker.runtime.balancing
+    metrics.gauge(
+        "tidelog_broker_logs",
+        "Logs that each live broker leads.",
+        lambda: [({"node": str(node)}, count) for node, count in led_by_broker(controller.state).items()],
+    )
+    metrics.gauge(
+        "tidelog_broker_committed_bytes_per_second",
+        "What each broker's logs take, on average, as the controller last saw it; nothing elsewhere.",
+        lambda: [({"node": str(node)}, rate) for node, rate in balancing.rates.items()],
+    )
+    metrics.counter(
+        "tidelog_balance_moves", "Moves that balance asked for while this process controls.", lambda: balancing.moves
     )

@@ -195,6 +195,20 @@ class Settings:
     tidelog_controller_lease_ms: int = setting(
         3000, "How long a controller may grant after its last entry.", at_least=100
     )
+    tidelog_balance: bool = setting(
+        True,
+        "Partitions move by themselves so that brokers lead as many and take as many bytes/s. "
+        "What the controller's broker has counts: set it alike on all that may control.",
+    )
+    tidelog_balance_interval_ms: int = setting(
+        30_000, "How often the controller looks whether brokers carry alike.", at_least=100
+    )
+    tidelog_balance_moves_max: int = setting(
+        10, "Partitions that move for balance at the same time.", at_least=2, at_most=1_000
+    )
+    tidelog_balance_threshold_percent: int = setting(
+        25, "By how much a broker's bytes/s may exceed the mean before partitions move.", at_least=5, at_most=1_000
+    )
     tidelog_shutdown_timeout_ms: int = setting(
         30_000,
         "A clean stop that cannot finish in this time leaves the WAL for the next start and exits with 1.",

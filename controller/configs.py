@@ -38,6 +38,10 @@ class ConfigRules(Protocol):
         """(`retention.ms`, `retention.bytes`) in effect, -1 for unlimited; None if the policy does not delete."""
         ...
 
+    def may_balance(self, overrides: Mapping[str, str]) -> bool:
+        """Whether balance may move the logs of a topic with these overrides."""
+        ...
+
     def default_partitions(self) -> int:
         """`num.partitions`."""
         ...
@@ -66,6 +70,10 @@ class PlainRules:
         if "delete" not in overrides.get("cleanup.policy", "delete").split(","):
             return None
         return int(overrides.get("retention.ms", 604_800_000)), int(overrides.get("retention.bytes", -1))
+
+    def may_balance(self, overrides: Mapping[str, str]) -> bool:
+        """Unless the topic says otherwise."""
+        return overrides.get("tidelog.balance", "true") == "true"
 
     def default_partitions(self) -> int:
         """One."""

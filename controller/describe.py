@@ -84,7 +84,11 @@ class MetadataReport:
             f"{about['objects']} objects, {about['bytes']} bytes, {about['doomed_objects']} objects to delete",
         ]
         for broker in about["brokers"]:
-            how = "live session" if broker["alive"] else f"session ended ({broker['ended']})"
+            how = (
+                f"live session, leads {broker['logs']} logs"
+                if broker["alive"]
+                else f"session ended ({broker['ended']})"
+            )
             lines.append(f"broker       {broker['node_id']}, incarnation {broker['incarnation']}, {how}")
         for wal in about["wals"]:
             lines.append(f"WAL          {wal['wal_id']} of broker {wal['node_id']}: {wal['state']}, {wal['logs']} logs")
@@ -201,7 +205,8 @@ def _count(report: MetadataReport, entry: Entry, size: int) -> None:
 
 
 def describe_state(state: ClusterState) -> dict[str, Any]:
-    """The state in plain values: who is alive, what lies where, what was lost."""
+    """The state in plain values: who is alive, who leads how much, what lies where, what was lost."""
+    led = led_by_broker(state)
     return {
         "position": state.position,
         "format_level": state.format_level,
@@ -216,6 +221,8 @@ def describe_state(state: ClusterState) -> dict[str, Any]:
                 "incarnation": f"{broker.incarnation:016x}",
                 "alive": broker.alive,
                 "ended": broker.end_reason or None,
+                "rack": broker.rack,
+                "logs": led.get(broker.node_id, 0),
                 "last_seal": broker.last_seal,
             }
             for broker in state.brokers.values()
@@ -239,6 +246,16 @@ def describe_state(state: ClusterState) -> dict[str, Any]:
         "objects": len(state.objects.named),
         "doomed_objects": len(state.objects.doomed),
         "losses": [describe_loss(loss) for loss in state.wal_table.losses.values()],
+    }
+
+
+def led_by_broker(state: ClusterState) -> dict[int, int]:
+    """How many logs each live broker leads, by node id."""
+    return {
+        broker.node_id: sum(
+            len(state.log_index.led_through.get(wal.wal_id, ())) for wal in state.wal_table.of(broker.incarnation)
+        )
+        for broker in state.broker_table.alive()
     }
 
 

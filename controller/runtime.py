@@ -48,6 +48,10 @@ class ControllerSettings(NamedTuple):
     snapshot_bytes: int = 64 << 20
     snapshot_entries: int = 1_000
     keep_entries: int = KEEP_ENTRIES
+    balance: bool = True
+    balance_interval_ms: int = 30_000
+    balance_moves_max: int = 10
+    balance_threshold_percent: int = 25
     commands_max: int = 10_000
     limits: Limits = Limits()
 
@@ -93,6 +97,8 @@ class Runtime:
         self._answered_ms: int | None = None  # when that was asked to which the last answer came
         self._upkeep = Upkeep(self, store, clock, token)
         self.replica.subscribe(self._facts_applied)
+        self.balancing = self._upkeep.balancing
+        self.replica.subscribe(self.balancing.on_facts)
 
     # What others see
 
@@ -337,7 +343,9 @@ class Runtime:
         state = self.replica.state
         applied = {**self._applied, self.incarnation: state.position}
         heard = Heard(applied, self._validated, self._heard_ms)
-        return Context(self._clock.now_ms(), self._token, self._rules, self.settings.limits, heard)
+        return Context(
+            self._clock.now_ms(), self._token, self._rules, self.settings.limits, heard, self.balancing.rates
+        )
 
     def _lease_fact(self) -> f.LeaseExtended:
         wals = self.replica.state.wals

@@ -1,4 +1,4 @@
-"""What a controller does beside deciding: snapshots, retention, deleting objects, freeing names, loss reports.
+"""What a controller does beside deciding: snapshots, retention, deleting objects, freeing names, loss reports, balance.
 
 Everything that becomes true here becomes so by commands like any other. Nothing here is urgent: errors of the store end
 the round, the next round tries again.
@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from controller.balancing import Balancing
 from controller.collector import SEGMENTS, Grace, is_orphan
 from controller.commands import DrainBroker, ForgetObjects, FreeNames, SweepLogStarts
 from controller.decide.moves import is_leaving
@@ -47,6 +48,7 @@ class Upkeep:
         self._store = store
         self._clock = clock
         self._token = token
+        self.balancing = Balancing(runtime, clock, token)
         self._grace = Grace(runtime.settings.delete_grace_ms)
         self._snapshot: tuple[int, bytes, list[bytes]] | None = None
         self._snapshot_ready = asyncio.Event()
@@ -61,6 +63,7 @@ class Upkeep:
             self._rounds(settings.retention_check_ms, self.retention_round),
             self._rounds(grace_round_ms, self.housekeeping_round),
             self._rounds(settings.orphan_check_ms, self.orphan_round),
+            self.balancing.run(),
             self._rounds(DRAIN_ROUND_MS, self.drain_round),
         ]
 

@@ -1,13 +1,14 @@
 """What a decision may look at besides the state, and what it is made of."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from controller.configs import ConfigRules
 from controller.facts import Fact, LeaderNamed
 from controller.log_index import LogState
-from controller.placement import Candidate, place
+from controller.placement import Candidate, Place, Wanted, place
 from controller.state import RANGES_MAX, RANGES_PER_LOG_MAX, ClusterState
 from controller.topics import Topic
 from controller.wals import ACTIVE
@@ -51,7 +52,7 @@ class Decision(NamedTuple):
 class Context:
     """One per entry: several commands decided on one state share its counters and loads.
 
-    `now_ms` is wall time. `token(n)` gives n random bytes.
+    `now_ms` is wall time. `token(n)` gives n random bytes. `rates`: bytes/s by node id, empty while they are not known.
     """
 
     now_ms: int
@@ -59,6 +60,7 @@ class Context:
     rules: ConfigRules
     limits: Limits = DEFAULT_LIMITS
     heard: Heard = field(default_factory=Heard)
+    rates: Mapping[int, int] = field(default_factory=dict)
     log_ids_taken: int = 0
     producer_ids_taken: int = 0
     loads: dict[int, int] = field(default_factory=dict)
@@ -87,9 +89,16 @@ class Context:
                 )
             wals = {wal.kind: wal.wal_id for wal in active}
             load = self.loads[broker.incarnation]
-            drained = broker.node_id in state.drained
-            found.append(Candidate(broker.node_id, broker.incarnation, broker.rack, wals, load, drained))
+            drained, rate = broker.node_id in state.drained, self.rates.get(broker.node_id, 0)
+            found.append(Candidate(broker.node_id, broker.incarnation, broker.rack, wals, load, drained, rate))
         return found
+
+    def places(self, state: ClusterState, candidates: list[Candidate], wanted: Sequence[Wanted]) -> list[Place | None]:
+        """A place for each log, or None, counted into what later decisions of this entry see."""
+        topics = dict.fromkeys(item.topic for item in wanted)
+        places = place(candidates, wanted, leaders_of(state, [topic for topic in topics if topic in state.topics]))
+        self.count_loads(candidates)
+        return places
 
     def count_loads(self, candidates: list[Candidate]) -> None:
         """Remembers what `place` gave to each candidate."""
@@ -102,14 +111,22 @@ class Context:
 
     def name_leaders(self, state: ClusterState, logs: list[LogState], candidates: list[Candidate]) -> list[LeaderNamed]:
         """Leaders with the next epoch for logs that may open; a log whose WAL kind nobody has gets none."""
-        kinds = [self.wal_kind(state.topics[log.topic]) for log in logs]
-        places = place(candidates, kinds)
-        self.count_loads(candidates)
+        kinds = {topic: self.wal_kind(state.topics[topic]) for topic in dict.fromkeys(log.topic for log in logs)}
+        places = self.places(state, candidates, [Wanted(log.topic, kinds[log.topic]) for log in logs])
         return [
             LeaderNamed(log.log_id, chosen.node_id, chosen.incarnation, log.epoch + 1, chosen.wal_id)
             for log, chosen in zip(logs, places)
             if chosen is not None
         ]
+
+
+def leaders_of(state: ClusterState, topics: Iterable[str]) -> dict[str, Counter[int]]:
+    """Per topic how many of its logs each node leads, or is to lead when the moves that are wanted are done."""
+    logs, moves = state.logs, state.moves
+    return {
+        topic: Counter(moves.get(log_id, logs[log_id].leader_node) for log_id in state.topics[topic].log_ids)
+        for topic in topics
+    }
 
 
 def require_alive(state: ClusterState, incarnation: int) -> None:

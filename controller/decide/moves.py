@@ -18,7 +18,7 @@ from controller.commands import (
 from controller.decide.context import Context, Decision
 from controller.decide.seals import commit_seal
 from controller.log_index import OPEN, LogState
-from controller.placement import place
+from controller.placement import Wanted
 from controller.state import ClusterState
 from controller.topics import Topic
 from controller.wals import WalState
@@ -82,8 +82,8 @@ def choose_targets(state: ClusterState, logs: Sequence[LogState], context: Conte
     found = []
     for incarnation, own in by_leader.items():
         candidates = [one for one in context.candidates(state, without=incarnation) if not one.drained]
-        places = place(candidates, [context.wal_kind(state.topics[log.topic]) for log in own])
-        context.count_loads(candidates)
+        wanted = [Wanted(log.topic, context.wal_kind(state.topics[log.topic])) for log in own]
+        places = context.places(state, candidates, wanted)
         found += [f.MoveTarget(log.log_id, chosen.node_id) for log, chosen in zip(own, places) if chosen is not None]
     return found
 
@@ -190,8 +190,7 @@ def moves_of_kind(state: ClusterState, topic: Topic, kind: str, context: Context
         else:
             away.append(log)
     candidates = [one for one in context.candidates(state) if not one.drained]
-    places = place(candidates, [kind] * len(away))
-    context.count_loads(candidates)
+    places = context.places(state, candidates, [Wanted(topic.name, kind)] * len(away))
     return found + [f.MoveTarget(log.log_id, to.node_id) for log, to in zip(away, places) if to is not None]
 
 

@@ -23,7 +23,7 @@ from controller.commands import (
 from controller.configs import TOPIC
 from controller.decide.context import Context, Decision
 from controller.decide.housekeeping import is_free
-from controller.placement import Candidate, Place, place
+from controller.placement import Candidate, Place, Wanted, place
 from controller.state import ClusterState
 from controller.topics import Topic, collision_key, topic_name_problem
 from protocol.errors import ErrorCode, KafkaError
@@ -130,7 +130,7 @@ def _create(
     if validate_only:
         return _Made([], result)
     kind = context.rules.wal_kind(configs, internal)
-    places = _places(state, context, kind, partitions, assigned)
+    places = _places(state, context, Wanted(new.name, kind), partitions, assigned)
     log_ids = context.take_log_ids(state, partitions)
     topic_id = _new_topic_id(state, context.token)
     created = f.TopicCreated(new.name, topic_id, internal, log_ids, tuple(configs.items()), replication)
@@ -207,28 +207,28 @@ def _spend(budget: list[int], partitions: int) -> None:
 
 
 def _places(
-    state: ClusterState, context: Context, kind: str, count: int, assigned: Sequence[tuple[int, ...]] | None
+    state: ClusterState, context: Context, wanted: Wanted, count: int, assigned: Sequence[tuple[int, ...]] | None
 ) -> list[Place]:
     candidates = context.candidates(state)
     if not candidates:
         raise KafkaError(
             ErrorCode.INVALID_REPLICATION_FACTOR, "Unable to place the partitions: no broker has a live session."
         )
-    able = [candidate for candidate in candidates if kind in candidate.wals]
+    able = [candidate for candidate in candidates if wanted.kind in candidate.wals]
     if not able:
-        raise KafkaError(ErrorCode.INVALID_CONFIG, f"No live broker has a WAL of kind '{kind}'.")
+        raise KafkaError(ErrorCode.INVALID_CONFIG, f"No live broker has a WAL of kind '{wanted.kind}'.")
     if assigned is None:
-        places = place(able, [kind] * count)
+        places = context.places(state, able, [wanted] * count)
     else:
-        places = [_assigned(able, kind, nodes) for nodes in assigned]
-    context.count_loads(able)
+        places = [_assigned(able, wanted, nodes) for nodes in assigned]
+        context.count_loads(able)
     return [chosen for chosen in places if chosen is not None]
 
 
-def _assigned(able: list[Candidate], kind: str, nodes: tuple[int, ...]) -> Place | None:
+def _assigned(able: list[Candidate], wanted: Wanted, nodes: tuple[int, ...]) -> Place | None:
     by_node = {candidate.node_id: candidate for candidate in able}
     named = next((by_node[node] for node in nodes if node in by_node), None)
-    return place([named] if named is not None else able, [kind])[0]
+    return place(able if named is None else [named], [wanted])[0]
 
 
 def create_partitions(state: ClusterState, command: CreatePartitions, context: Context) -> Decision:
@@ -267,7 +267,7 @@ def _grow(state: ClusterState, more: MorePartitions, context: Context, budget: l
     result = TopicResult(more.name, 0, None, topic.topic_id, more.total, topic.replication_factor)
     if validate_only:
         return _Made([], result)
-    places = _places(state, context, context.wal_kind(topic), added, more.assignments)
+    places = _places(state, context, Wanted(topic.name, context.wal_kind(topic)), added, more.assignments)
     log_ids = context.take_log_ids(state, added)
     return _Made([f.PartitionsAdded(topic.topic_id, log_ids), *_first_leaders(log_ids, places)], result)
 

@@ -101,7 +101,11 @@ def _answered(book: Book, event: Event) -> list[Waiting]:
 
 def _late_polls(book: Book, quiet: int) -> Iterator[Finding]:
     """A poll that waits is answered soon after there is something to read. Judged before the first fault, and again
-    for polls that begin when all is quiet."""
+    for polls that begin when all is quiet.
+
+    One that asks for what was there before does not wait: it reads, from the bucket perhaps, which may take a while.
+    """
+    ends: dict[Part, int] = defaultdict(int)
     pending: dict[int, Event] = {}
     due: dict[int, tuple[int, Event]] = {}
     waits: dict[Part, dict[int, int]] = defaultdict(dict)
@@ -112,10 +116,15 @@ def _late_polls(book: Book, quiet: int) -> Iterator[Finding]:
             pending.clear()
             due.clear()
             waits.clear()
+        fields = event.fields
+        if event.kind == "produce.ok":
+            request = book.requests[fields["request"]]
+            ends[request.part] = max(ends[request.part], request.offset + len(request.values))
         if disturbed and event.at_ns < quiet:
             continue
-        fields = event.fields
         if event.kind == "poll.invoke" and fields["min_bytes"] <= 1:
+            if any(offset < ends[topic, partition] for topic, partition, offset in fields["positions"]):
+                continue
             pending[fields["poll"]] = event
             for topic, partition, offset in fields["positions"]:
                 waits[topic, partition][fields["poll"]] = offset
