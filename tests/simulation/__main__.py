@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
-import time
-from contextlib import AbstractContextManager
+import os
 from dataclasses import replace
 
-from tests.simulation.cluster import Options, Result, World
+from tests.simulation.cluster import Options
+from tests.simulation.many import Ran, Wanted, run_all
 from tests.simulation.plants import CLUSTER_PLANTS, PLANTS
-from tests.simulation.scheduler import S
 
 
 def main() -> int:
@@ -26,6 +24,8 @@ def main() -> int:
     parser.add_argument("--brokers", type=int, default=1)
     parser.add_argument("--no-faults", action="store_true")
     parser.add_argument("--digest", action="store_true", help="print seed and digest of every run, and nothing else")
+    jobs = os.cpu_count() or 1
+    parser.add_argument("--jobs", type=int, default=jobs, help="processes that run worlds; one per CPU if not given")
     args = parser.parse_args()
     if args.plants:
         print("\n".join(sorted(plants)))
@@ -35,42 +35,31 @@ def main() -> int:
     options = replace(options, log_level=logging.INFO if args.history else logging.WARNING)
     if args.no_faults:
         options = replace(options, faults={})
-    bad = runs = 0
-    began = time.process_time()
-    for seed in range(int(first), int(last or first) + 1):
-        plant: AbstractContextManager[None] = plants[args.plant].planted() if args.plant else contextlib.nullcontext()
-        with plant:
-            world = World(seed, options)
-            result = world.run()
-        runs += 1
-        bad += bool(result.findings)
+    seeds = range(int(first), int(last or first) + 1)
+    wanted = Wanted(options, args.plant, history=args.history, digest=args.digest)
+    which_worlds = f" --plant {args.plant}" if args.plant else f" --brokers {args.brokers}"
+    bad = 0
+    cpu_s = 0.0
+    for ran in run_all(wanted, seeds, args.jobs):
+        bad += bool(ran.findings)
+        cpu_s += ran.cpu_s
         if args.digest:
-            print(seed, result.digest)
+            print(ran.seed, ran.digest)
             continue
-        if args.history:
-            _tell_history(world, result)
-        if result.findings:
-            _tell(result, args.plant)
+        for line in ran.told:
+            print(line)
+        if ran.findings:
+            _tell(ran, which_worlds)
     if not args.digest:
-        seconds = time.process_time() - began
-        print(f"{runs} worlds, {bad} with findings, {seconds / runs:.2f} s of CPU each")
+        print(f"{len(seeds)} worlds, {bad} with findings, {cpu_s / len(seeds):.2f} s of CPU each")
     return 1 if bad else 0
 
 
-def _tell(result: Result, plant: str | None) -> None:
-    print(f"seed {result.seed}: {len(result.findings)} findings")
-    for finding in result.findings[:20]:
+def _tell(ran: Ran, which_worlds: str) -> None:
+    print(f"seed {ran.seed}: {len(ran.findings)} findings")
+    for finding in ran.findings[:20]:
         print(f"  {finding}")
-    planted = f" --plant {plant}" if plant else ""
-    print(f"  replay: python -m tests.simulation --seed {result.seed} --history{planted}")
-
-
-def _tell_history(world: World, result: Result) -> None:
-    """Events and log lines in the order of their time."""
-    lines = [(event.at_ns, str(event)) for event in result.history]
-    lines += [(at_ns, f"{at_ns / S:12.6f} log {name} {text}") for at_ns, name, text in world.log]
-    for _, line in sorted(lines, key=lambda each: each[0]):
-        print(line)
+    print(f"  replay: python -m tests.simulation --seed {ran.seed} --history{which_worlds}", flush=True)
 
 
 if __name__ == "__main__":

@@ -66,9 +66,13 @@ class Result:
 
     seed: int
     findings: list[str]
-    digest: str
     history: History
     counters: dict[str, int]
+
+    @property
+    def digest(self) -> str:
+        """A hash of the history."""
+        return self.history.digest()
 
 
 class Node:
@@ -337,7 +341,7 @@ class World:
         counters: dict[str, int] = {"events": self.scheduler.events_run, "virtual_ms": self.scheduler.now_ns // MS}
         for event in self.history:
             counters[event.kind] = counters.get(event.kind, 0) + 1
-        return Result(self.seed, self.findings, self.history.digest(), self.history, counters)
+        return Result(self.seed, self.findings, self.history, counters)
 
     def _live(self) -> None:
         scheduler, options = self.scheduler, self.options
@@ -467,11 +471,14 @@ def _deterministic() -> Iterator[None]:
     """Garbage is collected when the run says so, not when the interpreter feels like it.
 
     What an earlier run left behind must not be finalized in the midst of this one: a `finally` would find this one's
-    loop running. `gc.collect(1)`, which brokers call too, does not look at what has survived it once.
+    loop running. Worlds are cycles of 20 MB, so each goes before the next one begins; what was there before the first
+    one is not looked at again.
     """
     enabled = gc.isenabled()
     gc.disable()
-    gc.collect(1)
+    gc.collect()
+    if not gc.get_freeze_count():
+        gc.freeze()
     try:
         yield
     finally:
