@@ -30,6 +30,7 @@ class BrokerProcess:
             "group.initial.rebalance.delay.ms": 0,
             **{key.replace("_", "."): value for key, value in overrides.items()},
         }
+        self.command = [sys.executable, "-m", "broker"]
         self.process: subprocess.Popen[str] | None = None
         self.bootstrap = ""
         self.http = ""
@@ -49,7 +50,7 @@ class BrokerProcess:
         overrides = dict(self.overrides)
         if fixed_port and self.bootstrap:
             overrides["listeners"] = f"PLAINTEXT://{self.bootstrap}"
-        command = [sys.executable, "-m", "broker", "start"]
+        command = [*self.command, "start"]
         for key, value in overrides.items():
             command += ["--override", f"{key}={value}"]
         self._ready.clear()

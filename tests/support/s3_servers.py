@@ -1,9 +1,7 @@
 """Real S3 servers for tests, each a process on a loopback port: moto always, versitygw where Go is present."""
 
 import contextlib
-import fcntl
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from tests.support.go_tools import install, possible
+
 VERSITYGW = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
-CACHE = Path(__file__).parents[2] / ".cache"
-_BINARY = CACHE / f"versitygw-{VERSITYGW.rpartition('@')[2]}" / "versitygw"
 
 REGION = "us-east-1"
 ENVIRONMENT = {
@@ -127,20 +125,12 @@ def versitygw(directory: Path) -> Iterator[S3Server]:
 
 def versitygw_possible() -> bool:
     """Whether this machine has it or can build it."""
-    return shutil.which("go") is not None or _BINARY.exists()
+    return possible(VERSITYGW)
 
 
 def build_versitygw() -> Path:
     """The path of the binary, built once per version into `.cache/`; takes minutes, so allow the first test for it."""
-    binary = _BINARY
-    CACHE.mkdir(exist_ok=True)
-    with open(CACHE / "versitygw.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes run side by side
-        if not binary.exists():
-            subprocess.run(
-                ["go", "install", VERSITYGW], env={**os.environ, "GOBIN": str(binary.parent), "GOFLAGS": ""}, check=True
-            )
-    return binary
+    return install(VERSITYGW)
 
 
 @contextlib.contextmanager
