@@ -90,26 +90,38 @@ class ColdReads:
             offset = window.end
             await asyncio.sleep(0)
 
-    async def producers(self, log_id: int, states: ProducerStates, now_ms: int) -> None:
+    async def warm(self, log_id: int) -> None:
+        """Read ahead what `producers` needs, as far as it is there: the newest range's index, no batches."""
+
+        async def read(rows: Sequence[RangeRow]) -> None:
+            if rows:
+                await self._reader.warm(rows[0])
+
+        await self._planned(lambda: self._newest(log_id), read)
+
+    async def producers(self, log_id: int, states: ProducerStates, now_ms: int) -> int:
         """Fill `states` with what is known at the committed end; waits for a store that is away.
 
-        ValueError: the snapshot is of an unknown version.
+        Returns how many bytes of batches had to be read: none if the newest range has a snapshot. ValueError: the
+        snapshot is of an unknown version.
         """
         snapshot, offset = await self._patiently(lambda: self._snapshot(log_id))
         if snapshot:
             states.load(snapshot)
+        replayed = 0
         while True:
             known = self._controller.state.logs.get(log_id)
             if known is None or offset >= known.end:
-                return
+                return replayed
             read = await self.read_patiently(log_id, offset, known.end, REPLAY_BYTES)
+            replayed += read.size
             for buffer in read.buffers:
                 view = memoryview(buffer)
                 for at, header in iterate_batches(view):
                     if header.base_offset >= offset:
                         states.replay(header, now_ms, view[at : at + header.size])
             if read.next_offset <= offset:
-                return
+                return replayed
             offset = read.next_offset
 
     async def _snapshot(self, log_id: int) -> tuple[bytes, int]:

@@ -29,7 +29,9 @@ class LogStatus(Enum):
     """Its producer state is being read: nothing is served yet."""
     OPEN = "open"
     FROZEN = "frozen"
-    """Reads go on; appends are refused until a fact tells who leads (planned move, clean stop)."""
+    """Reads go on; appends are refused (clean stop, no room for ranges)."""
+    MOVING = "moving"
+    """Reads go on; appends wait for a moment and are then refused, until facts tell whether the log moved."""
     CLOSED = "closed"
     """Not ours any more."""
 
@@ -46,7 +48,7 @@ class LogConfig:
 
 
 class Waiter(Protocol):
-    """A fetch that waits for a log to grow, to move or to close."""
+    """A fetch that waits for a log to grow, to move or to close, or a produce that waits for it to open or to move."""
 
     def wake(self) -> None:
         """Look again."""
@@ -140,7 +142,13 @@ class Log:
     @property
     def serving(self) -> bool:
         """Whether reads are answered."""
-        return self.status is LogStatus.OPEN or self.status is LogStatus.FROZEN
+        status = self.status
+        return status is LogStatus.OPEN or status is LogStatus.FROZEN or status is LogStatus.MOVING
+
+    @property
+    def settling(self) -> bool:
+        """Whether it will be known in a moment where appends go: it is about to open, or to move."""
+        return self.status is LogStatus.OPENING or self.status is LogStatus.MOVING
 
     def append(
         self, header: BatchHeader, batch: Buffer, max_timestamp: int, now_ms: int, reply: Reply | None = None

@@ -84,6 +84,8 @@ class LogTable:
         self._kept: deque[tuple[Log, int]] = deque()
         self._kept_bytes = 0
         self._trimming = False
+        self.replayed_bytes = 0
+        """Bytes of batches read from the bucket because logs opened here; none while ranges carry their snapshots."""
         self.client_bytes_max = settings.tidelog_tail_bytes_max - settings.tidelog_tail_bytes_max // INTERNAL_SHARE
         """What clients may fill of the memory for tails; the rest is for internal logs."""
 
@@ -214,7 +216,9 @@ class LogTable:
                 if opening.status is not LogStatus.OPENING:
                     continue
                 try:
-                    await self.cold.producers(opening.log_id, opening.producers, self.clock.now_ms())
+                    self.replayed_bytes += await self.cold.producers(
+                        opening.log_id, opening.producers, self.clock.now_ms()
+                    )
                 except (KafkaError, ValueError) as error:
                     log.error("%r cannot open, its producer state is unreadable: %s", opening, error)
                     continue
@@ -229,6 +233,7 @@ class LogTable:
         opened.lso = opened.hw if first_open is None else min(first_open, opened.hw)
         for callback in self._on_open:
             callback(opened)
+        opened.wake_all()
 
     def _close(self, closed: Log) -> None:
         was_open = closed.status is not LogStatus.OPENING

@@ -25,6 +25,7 @@ UNCHANGING = (
     f.MovesCancelled,
     f.NodeDrained,
     f.LeadersPreferred,
+    f.BrokerLeaving,
 )
 """Facts that say nothing of topics, partitions and their leaders."""
 

@@ -44,6 +44,7 @@ class Counters:
         "protocol_errors",
         "requests",
         "server_errors",
+        "settle_waits",
         "slow_readers_closed",
     )
 
@@ -60,7 +61,7 @@ class Counters:
         self.bytes_in = self.bytes_out = 0
         self.produce_bytes = self.batches_in = self.duplicates = 0
         self.fetch_bytes = self.fetch_waits = self.fetch_cold = 0
-        self.full_waits = self.full_timeouts = 0
+        self.full_waits = self.full_timeouts = self.settle_waits = 0
         self.connections_opened = self.connections_closed = 0
         self.connections_refused = self.connections_idle_closed = self.slow_readers_closed = 0
         self.protocol_errors = self.server_errors = 0

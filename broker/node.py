@@ -24,6 +24,7 @@ from broker.log import Log
 from broker.log_table import LogTable
 from broker.metadata_cache import MetadataCache
 from broker.metrics import Counters, Metrics
+from broker.moves import Moves
 from broker.operators import FormatLevels, Operators
 from broker.peers import Peers
 from broker.recovery import WalRecovery
@@ -71,6 +72,8 @@ HTTP_LATER_S = 2
 SIBLINGS_SHARE = 12
 """How often in a session other WAL instances on this machine are looked at."""
 PEERS_LATER_S = 5
+LEAVE_SHARE = 2
+"""The part of `tidelog.shutdown.timeout.ms` in which other brokers may take leadership over."""
 DRAIN_MS = 5_000
 """What a clean stop gives clients to read their answers."""
 INDEX_CACHE_SHARE = 8
@@ -260,6 +263,8 @@ class Broker:
         self._operators = Operators(self.recovery, FormatLevels(self.controller, self.token))
         tasks.spawn(self._heartbeats(), name="heartbeats")
         tasks.spawn(self.sealing.run(), name="sealing")
+        tasks.spawn(self.moves.run(), name="move logs")
+        tasks.spawn(self.moves.warm_up(), name="warm up")
         tasks.spawn(self._watch_space(), name="watch space")
         await self.recovery.recover_all(locked, registered)
         await self._wait_for_file(may_begin_full=bool(locked))
@@ -399,11 +404,23 @@ class Broker:
         )
         self.logs.attach(self.wal, self.validation)
         self._build_uploads(tasks, cold)
+        self.moves = Moves(
+            node_id=settings.node_id,
+            incarnation=self.incarnation,
+            controller=controller,
+            logs=self.logs,
+            sealing=self.sealing,
+            cold=cold,
+            clock=self.clock,
+            token=self.token,
+        )
         groups = GroupCoordinators(settings, controller, self.clock, self.token, tasks, self._advance_start)
         metadata_cache = MetadataCache(lambda: controller.state)
-        for listener in (self.logs.apply, self.sealing.on_facts, metadata_cache.on_facts, self._on_facts):
+        told = (self.logs.apply, self.sealing.on_facts, self.moves.on_facts, metadata_cache.on_facts, self._on_facts)
+        for listener in told:
             controller.subscribe(listener)
         self.logs.on_close(self.sealing.on_close)
+        self.logs.on_open(self.moves.on_open)
         groups.follow(self.logs)
         self.services = Services(
             settings=settings,
@@ -583,7 +600,9 @@ class Broker:
     # Stop
 
     async def _stop(self, tasks: Tasks) -> int:
-        """Freeze, answer what is appended, commit everything, say so in one entry. FAILED: the WAL stays.
+        """Hand leadership over, freeze, answer what is appended, commit everything, say so in one entry.
+
+        FAILED: that was not possible, the WAL stays.
 
         Heartbeats go on meanwhile, so that what is appended can be acknowledged.
         """
@@ -591,6 +610,9 @@ class Broker:
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 others = self._others()
+                if others:
+                    await self._leave(timeout_ms // LEAVE_SHARE)
+                self.moves.stop()
                 self.server.stop_accepting(but_peers=others)
                 self.services.groups.stop()
                 self.logs.on_open(Log.freeze)
@@ -619,6 +641,14 @@ class Broker:
             log.warning("%s is not needed any more and cannot be deleted: %s", self.wal.path, error)
         log.info("stopped: everything is in the bucket")
         return DONE
+
+    async def _leave(self, timeout_ms: int) -> None:
+        """Other brokers take the logs over while clients are served: those see no more than a leader that changed."""
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                await self.moves.leave()
+        except TimeoutError:
+            log.warning("%d logs were not taken over in time", len(self.logs))
 
     async def _ask_until_answered(self, command: CleanStop) -> None:
         while True:

@@ -33,6 +33,7 @@ def register(broker: Broker) -> None:
     _logs(broker)
     _wal(broker)
     _bucket(broker)
+    _moves(broker)
     _control(broker)
 
 
@@ -66,6 +67,7 @@ def _requests(broker: Broker) -> None:
         ("fetch_cold", "Partitions of fetches read from the bucket."),
         ("full_waits", "Produce requests that waited for space."),
         ("full_timeouts", "Produce requests refused because there was no space."),
+        ("settle_waits", "Produce requests that waited for a log that was about to move or to open."),
         ("connections_opened", "Connections accepted."),
         ("connections_closed", "Connections that ended."),
         ("connections_refused", "Connections beyond the limits."),
@@ -122,6 +124,26 @@ def _bucket(broker: Broker) -> None:
     )
     metrics.counter("tidelog_reads", "Ranged reads from the bucket.", lambda: reader.gets)
     metrics.counter("tidelog_read_bytes", "Bytes read from the bucket.", lambda: reader.bytes_fetched)
+
+
+def _moves(broker: Broker) -> None:
+    metrics, moves, logs = broker.metrics, broker.moves, broker.logs
+    metrics.counter("tidelog_moves", "Logs that were handed over to another broker.", lambda: moves.moved)
+    metrics.counter("tidelog_moves_refused", "Moves that the controller refused.", lambda: moves.refused)
+    metrics.gauge("tidelog_moves_frozen_logs", "Logs that take no appends because they move.", lambda: moves.frozen)
+    metrics.histogram(
+        "tidelog_move_seconds", "From the freeze of a log to the fact that names its leader.", moves.durations
+    )
+    metrics.counter(
+        "tidelog_moves_sealed_bytes",
+        "Bytes of batches that logs had in memory when they froze: they go to the bucket with or without a move.",
+        lambda: moves.moved_bytes,
+    )
+    metrics.counter(
+        "tidelog_moves_copied_bytes",
+        "Bytes of batches read back from the bucket because a log opened here.",
+        lambda: logs.replayed_bytes,
+    )
 
 
 def _control(broker: Broker) -> None:

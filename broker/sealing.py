@@ -9,7 +9,7 @@ What this costs grows with the logs that are written to, not with those that the
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from broker.log import Log, LogStatus
@@ -21,7 +21,7 @@ from controller.commands import AdvanceLogStart
 from controller.facts import Fact, LogStart, LogStartAdvanced, SealCommitted, StateReloaded
 from protocol.errors import ErrorCode, KafkaError
 from storage.clock import Clock
-from storage.seal import CommittedThrough, SealedLog, Verdict
+from storage.seal import CommittedThrough, Move, SealedLog, Verdict
 from storage.uploader import Uploader
 from storage.wal.port import Wal
 
@@ -103,6 +103,10 @@ class Sealing:
         self._waiting: dict[Log, list[asyncio.Future[None]]] = {}
         self._flights: dict[int, list[Log]] = {}
         """Seal number -> the logs it took, until it is decided."""
+        self._deciding: dict[int, asyncio.Future[None]] = {}
+        """Seal number -> who waits until facts have told what became of its moves."""
+        self._turn = asyncio.Lock()
+        """One seal is made at a time: what it says of the WAL holds for all that was taken before."""
         self._flying_bytes = 0
         """Memory of their batches."""
         self._through = 0
@@ -140,7 +144,10 @@ class Sealing:
 
     async def seal_due(self) -> None:
         """Submit one seal of every log that is due; nothing when too many seals are in flight."""
-        now = self._clock.boottime_ms()
+        async with self._turn:
+            await self._seal_due(self._clock.boottime_ms())
+
+    async def _seal_due(self, now: int) -> None:
         self._note_grown(now)
         if self.in_flight >= SEALS_IN_FLIGHT_PER_UPLOAD * self._settings.tidelog_upload_parallel:
             return
@@ -227,9 +234,26 @@ class Sealing:
                 due[each] = None
                 left -= sizes[each]
 
-    async def _seal(self, due: Sequence[Log]) -> None:
+    async def move(self, targets: Mapping[Log, int]) -> None:
+        """Make the last seal of these logs, all of them `MOVING` and validated to their ends, with their moves to these
+        nodes; return once it is decided and its facts are applied here.
+
+        A log that is not closed by then was not moved, and is ours as before.
+        """
+        async with self._turn:
+            self._note_grown(self._clock.boottime_ms())
+            decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            await self._seal([each for each in targets if each in self._unsealed], targets, decided)
+        await decided
+
+    async def _seal(
+        self,
+        due: Sequence[Log],
+        targets: Mapping[Log, int] | None = None,
+        decided: "asyncio.Future[None] | None" = None,
+    ) -> None:
         """Make one seal of these logs; it holds what is validated when each is taken. It may hold nothing, and only
-        say what the WAL needs no more."""
+        say what the WAL needs no more, or which logs move."""
         taken: list[Log] = []
         sealed: list[SealedLog] = []
         memory = 0
@@ -242,11 +266,18 @@ class Sealing:
                 await asyncio.sleep(0)
         through = self._committed_through()
         self._due_ms = min((noted.due_ms for noted in self._unsealed.values()), default=None)
-        if not sealed and through <= self._through:
+        if not sealed and through <= self._through and targets is None:
             return
-        self._through = through
-        verdict = self._uploader.submit(sealed, (CommittedThrough(self._wal.wal_id, through),))
+        self._through = max(through, self._through)
+        moves = [
+            Move(each.log_id, each.epoch, each.end, node_id)
+            for each, node_id in (targets or {}).items()
+            if each.status is LogStatus.MOVING
+        ]
+        verdict = self._uploader.submit(sealed, (CommittedThrough(self._wal.wal_id, through),), moves=moves)
         seal = self._uploader.last_seal
+        if decided is not None:
+            self._deciding[seal] = decided
         self._flights[seal] = taken
         self._flying_bytes += memory
         self.seals += 1
@@ -314,6 +345,7 @@ class Sealing:
         self._trim(fact.committed_through)
         for each in taken:
             self._wake_waiting(each)
+        self._decide_moves(fact.seal)
 
     def _on_reload(self) -> None:
         """The state was replaced: commits may have been among what was skipped."""
@@ -322,6 +354,16 @@ class Sealing:
             self._trim([CommittedThrough(wal.wal_id, group, lane) for lane, group in wal.committed.items()])
         for each in list(self._waiting):
             self._wake_waiting(each)
+        own = self._controller.state.broker_table.incarnations.get(self._incarnation)
+        if own is not None:
+            self._decide_moves(own.last_seal)
+
+    def _decide_moves(self, seal: int) -> None:
+        """Seals up to this one are decided; what moved is closed already."""
+        for number in [number for number in self._deciding if number <= seal]:
+            decided = self._deciding.pop(number)
+            if not decided.done():
+                decided.set_result(None)
 
     def _trim(self, committed: Iterable[CommittedThrough]) -> None:
         for through in committed:

@@ -367,6 +367,16 @@ class DrainBroker:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaveCluster:
+    """The incarnation is about to stop cleanly: what it leads is to move to others. Answer `DrainAnswer`; ask again for
+    what is left.
+    """
+
+    command_id: bytes
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
 class RaiseFormatLevel:
     """Answer `Done`. UNSUPPORTED_VERSION if a registered broker does not understand `level`."""
 
@@ -477,6 +487,7 @@ COMMAND_TAGS: dict[int, type] = {
     41: CancelMoves,
     42: DrainBroker,
     43: CommitAndMove,
+    44: LeaveCluster,
 }
 
 ANSWER_TAGS: dict[int, type] = {

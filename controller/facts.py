@@ -321,6 +321,13 @@ class LeadersPreferred:
 
 
 @dataclass(frozen=True, slots=True)
+class BrokerLeaving:
+    """The incarnation is about to stop: it gets no new logs, and wanted moves to it are void."""
+
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
 class StateReloaded:
     """Never written: tells listeners that the state was replaced as a whole by a snapshot. Look at everything again."""
 
@@ -352,6 +359,7 @@ Fact = (
     | MovesCancelled
     | NodeDrained
     | LeadersPreferred
+    | BrokerLeaving
     | StateReloaded
 )
 
@@ -382,6 +390,7 @@ TAGS: dict[int, type] = {
     61: MovesCancelled,
     62: NodeDrained,
     63: LeadersPreferred,
+    64: BrokerLeaving,
 }
 
 FIRST_FIELDS: dict[type, int] = {}

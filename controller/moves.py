@@ -4,12 +4,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from controller.facts import LeadersPreferred, MovesCancelled, MovesRequested, NodeDrained
+from controller.facts import BrokerLeaving, LeadersPreferred, MovesCancelled, MovesRequested, NodeDrained
 
 
 @dataclass(slots=True)
 class MoveTable:
     """`wanted`: log id -> node id. `explicit`: those of them that an operator asked for. `drained`: node ids.
+    `leaving`: incarnations that are about to stop.
 
     `preferred`: log id -> the node where the log was created or that an operator last chose; a log without is at home
     where it is.
@@ -18,6 +19,7 @@ class MoveTable:
     wanted: dict[int, int] = field(default_factory=dict)
     explicit: set[int] = field(default_factory=set)
     drained: set[int] = field(default_factory=set)
+    leaving: set[int] = field(default_factory=set)
     preferred: dict[int, int] = field(default_factory=dict)
 
     def request(self, fact: MovesRequested) -> None:
@@ -40,6 +42,20 @@ class MoveTable:
         else:
             self.drained.add(fact.node_id)
             self.lose(fact.node_id)
+
+    def leave(self, fact: BrokerLeaving, node_id: int) -> None:
+        """An incarnation of the node is about to stop."""
+        self.leaving.add(fact.incarnation)
+        self.lose(node_id)
+
+    def end(self, incarnation: int, node_id: int) -> None:
+        """The session of an incarnation of the node ended."""
+        self.leaving.discard(incarnation)
+        self.lose(node_id)
+
+    def takes_none(self, node_id: int, incarnation: int) -> bool:
+        """Whether the broker is to get no logs."""
+        return node_id in self.drained or incarnation in self.leaving
 
     def prefer(self, fact: LeadersPreferred) -> None:
         """An operator chose leaders."""
@@ -89,6 +105,15 @@ class MoveTable:
     def load_drained(self, row: tuple[Any, ...]) -> None:
         """Adds a drained node from its snapshot row."""
         self.drained.add(row[0])
+
+    def leaving_rows(self) -> Iterator[list[Any]]:
+        """Snapshot rows of the incarnations that are about to stop."""
+        for incarnation in sorted(self.leaving):
+            yield [incarnation]
+
+    def load_leaving(self, row: tuple[Any, ...]) -> None:
+        """Adds an incarnation that is about to stop from its snapshot row."""
+        self.leaving.add(row[0])
 
     def preferred_rows(self) -> Iterator[list[Any]]:
         """Snapshot rows of the preferred leaders."""

@@ -27,6 +27,7 @@ _BY_THE_ASKER = (
     c.RetireWal,
     c.CleanStop,
     c.AllocateProducerIds,
+    c.LeaveCluster,
 )
 """Commands in the name of their `incarnation`, which nobody else may give."""
 _BY_ANY_BROKER = (

@@ -221,7 +221,7 @@ class ClusterState:
         self.wal_table.register(fact)
 
     def _session_ended(self, fact: f.SessionEnded) -> None:
-        self.move_table.lose(self.broker_table.incarnations[fact.incarnation].node_id)
+        self.move_table.end(fact.incarnation, self.broker_table.incarnations[fact.incarnation].node_id)
         self.broker_table.end(fact)
         for wal in self.wal_table.end(fact.incarnation):
             self.log_index.recover(wal.wal_id)
@@ -324,6 +324,9 @@ class ClusterState:
     def _node_drained(self, fact: f.NodeDrained) -> None:
         self.move_table.drain(fact)
 
+    def _broker_leaving(self, fact: f.BrokerLeaving) -> None:
+        self.move_table.leave(fact, self.broker_table.incarnations[fact.incarnation].node_id)
+
     def _leaders_preferred(self, fact: f.LeadersPreferred) -> None:
         self.move_table.prefer(fact)
 
@@ -397,6 +400,7 @@ class ClusterState:
             16: (self.move_table.wanted_rows(), self.move_table.load_wanted),
             17: (self.move_table.drained_rows(), self.move_table.load_drained),
             18: (self.move_table.preferred_rows(), self.move_table.load_preferred),
+            19: (self.move_table.leaving_rows(), self.move_table.load_leaving),
         }
 
     def _log_rows(self) -> Iterator[list[Any]]:
@@ -441,5 +445,6 @@ _APPLY = cast(
         f.MovesCancelled: ClusterState._moves_cancelled,
         f.NodeDrained: ClusterState._node_drained,
         f.LeadersPreferred: ClusterState._leaders_preferred,
+        f.BrokerLeaving: ClusterState._broker_leaving,
     },
 )

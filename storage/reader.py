@@ -33,6 +33,7 @@ __all__ = ["Block", "FoundBatch", "RangeMissing", "ReadResult", "Reader", "parse
 
 GET_BYTES_MAX = 4 * 1024 * 1024
 _STREAMS_MAX = 1000
+_ENDS_BYTES_MAX = 8 * 1024 * 1024
 _OFFSET_AND_LENGTH = Struct(">qi").unpack_from
 _LOG_OVERHEAD = 12
 _BLOCK_OVERHEAD = 400
@@ -143,6 +144,7 @@ class Reader:
         self._cluster_id = cluster_id
         self.blocks: ByteCache[tuple[str, int], Block] = ByteCache(cache_bytes_max)
         self.indexes: ByteCache[str, SegmentIndex] = ByteCache(index_bytes_max)
+        self._ends: ByteCache[str, tuple[SegmentIndex, int, bytes]] = ByteCache(_ENDS_BYTES_MAX)
         self._checking = asyncio.Lock()  # one block per turn of the loop is checked, up to a millisecond each
         self._gate = Gate(parallel, max(cache_bytes_max // 2, 1))
         self._get_bytes_max = max(min(GET_BYTES_MAX, cache_bytes_max // (2 * parallel)), BLOCK_BYTES)
@@ -231,8 +233,40 @@ class Reader:
         return best
 
     async def producers(self, row: RangeRow) -> tuple[bytes, int]:
-        """The producer snapshot that belongs to this range, and the offset at which it is exact: `read_producers`."""
-        return await read_producers(self._store, row.key, row.size, row.range.log_id)
+        """The producer snapshot that belongs to this range, and the offset at which it is exact: `read_producers`.
+
+        What is read of an object for one log serves the others in it.
+        """
+        return await read_producers(self._store, row.key, row.size, row.range.log_id, await self._end(row))
+
+    async def warm(self, row: RangeRow) -> None:
+        """Read what opening the log needs of its newest range's object, but no batches. Raises as `producers`."""
+        await self._end(row)
+
+    async def _end(self, row: RangeRow) -> tuple[SegmentIndex, int, bytes]:
+        end = self._ends.get(row.key)
+        if end is None:
+            flight = self._ends.flight(row.key)
+            if flight is None:
+                flight = self._ends.open_flight(row.key)
+                self._tasks.create_task(self._fetch_end(row.key, row.size))
+            end = await arrival(flight)
+        return end
+
+    async def _fetch_end(self, key: str, size: int) -> None:
+        try:
+            async with self._gate.pass_with(min(size, INDEX_GUESS_BYTES)):
+                end = await read_end(self._store, key, size)
+            self.gets += 1
+            self.bytes_fetched += len(end[2])
+            if self._cluster_id not in (None, end[0].cluster_id):
+                raise CorruptSegment(key, f"belongs to cluster {end[0].cluster_id}, this is {self._cluster_id}")
+            self._ends.land(key, end, len(end[2]) + end[0].memory_bytes)
+        except asyncio.CancelledError:
+            self._ends.cancel(key)
+            raise
+        except Exception as error:
+            self._ends.fail(key, error)
 
     async def _read_rows(
         self, rows: Sequence[RangeRow], offset: int, limit: int, max_bytes: int, at_least_one: bool

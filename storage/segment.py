@@ -360,13 +360,16 @@ async def read_index(store: ObjectStore, key: str, size: int) -> SegmentIndex:
     return (await read_end(store, key, size))[0]
 
 
-async def read_producers(store: ObjectStore, key: str, size: int, log_id: int) -> tuple[bytes, int]:
+async def read_producers(
+    store: ObjectStore, key: str, size: int, log_id: int, end: tuple[SegmentIndex, int, bytes] | None = None
+) -> tuple[bytes, int]:
     """The newest producer snapshot of `log_id` that this object knows, and the offset at which it is exact.
 
     That is the end of the range, unless the object points to an older one: then replay what lies between. b"" if no
-    producer was known. One ranged GET if it lies in the last 64 KiB. Raises as `read_index`.
+    producer was known. One ranged GET if it lies in the last 64 KiB, none if it lies in `end`, which `read_end` gave.
+    Raises as `read_index`.
     """
-    index, start, data = await read_end(store, key, size)
+    index, start, data = await read_end(store, key, size) if end is None else end
     log = index.log(log_id)
     pointer = log.producers
     if pointer is None:

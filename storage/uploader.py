@@ -9,10 +9,12 @@ from protocol.errors import KafkaError
 from storage.clock import Clock
 from storage.object_store import NotFound, ObjectStore, OutcomeUnknown, PreconditionFailed, StoreError
 from storage.seal import (
+    CommitAndMove,
     CommitAnswer,
     CommitSeal,
     CommittedThrough,
     CorruptSegment,
+    Move,
     RangeRow,
     Recovery,
     SealedLog,
@@ -69,6 +71,7 @@ class _Seal(NamedTuple):
     objects: list[list[SealedLog]]
     committed_through: tuple[CommittedThrough, ...]
     recovery: Recovery | None
+    moves: tuple[Move, ...]
     verdict: "asyncio.Future[Verdict]"
     earlier: "asyncio.Event"  # set when the seal before it is decided
     decided: "asyncio.Event"
@@ -133,10 +136,12 @@ class Uploader:
         logs: Sequence[SealedLog],
         committed_through: Sequence[CommittedThrough] = (),
         recovery: Recovery | None = None,
+        moves: Sequence[Move] = (),
     ) -> "asyncio.Future[Verdict]":
         """Takes the next seal number, now; the future tells the verdict. Cancelling the future stops nothing.
 
-        `logs` may be empty (a seal that only says `committed_through`) and holds a log at most once. The future fails
+        `moves`: logs that change their leader in the entry of the commit. `logs` may be empty (a seal that only says
+        `committed_through`, or only moves) and holds a log at most once. The future fails
         with the `KafkaError` that refused the seal as a whole, with `CorruptSegment` if the store holds other bytes
         under our key, or, for every later seal, with `UploaderStopped`.
         """
@@ -149,6 +154,7 @@ class Uploader:
             objects,
             tuple(committed_through),
             recovery,
+            tuple(moves),
             verdict,
             self._newest_decided,
             asyncio.Event(),
@@ -183,16 +189,7 @@ class Uploader:
     async def _upload_and_commit(self, seal: _Seal) -> Verdict:
         objects = await self._upload_all(seal)
         await seal.earlier.wait()
-        command = CommitSeal(
-            command_id=self._writer.incarnation.to_bytes(8, "big") + seal.number.to_bytes(8, "big"),
-            node_id=self._writer.node_id,
-            incarnation=self._writer.incarnation,
-            seal=seal.number,
-            objects=objects,
-            committed_through=seal.committed_through,
-            recovery=seal.recovery,
-        )
-        answer = await self._ask(command)
+        answer = await self._ask(self._command(seal, objects))
         refused = frozenset(answer.refused)
         committed = tuple(
             RangeRow(object_.key, object_.size, range_)
@@ -201,6 +198,12 @@ class Uploader:
             if range_.log_id not in refused
         )
         return Verdict(seal.number, committed, refused, answer.position)
+
+    def _command(self, seal: _Seal, objects: tuple[SegmentObject, ...]) -> CommitSeal:
+        command_id = self._writer.incarnation.to_bytes(8, "big") + seal.number.to_bytes(8, "big")
+        who = (command_id, self._writer.node_id, self._writer.incarnation, seal.number)
+        what = (objects, seal.committed_through, seal.recovery)
+        return CommitAndMove(*who, *what, seal.moves) if seal.moves else CommitSeal(*who, *what)
 
     async def _upload_all(self, seal: _Seal) -> tuple[SegmentObject, ...]:
         try:

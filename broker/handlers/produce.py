@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from broker.validation import Validation
     from protocol import Buffer
 
+SETTLE_MS = 1000
+"""How long a request waits for a log that is about to move, or to open: then its client looks for the leader again."""
 COMPACTED_BYTES_MAX = 16 * 1024 * 1024
 """Decompressed size of a batch for a compacted topic: its records are looked at on the loop."""
 
@@ -159,7 +161,8 @@ def _append_usual(
 
 
 class Attempt:
-    """One request until it is appended or refused. Short-lived, but for a request that waits for space."""
+    """One request until it is appended or refused. Short-lived, but for a request that waits for space or for a log
+    that moves."""
 
     __slots__ = (
         "acks",
@@ -171,8 +174,12 @@ class Attempt:
         "pos",
         "results",
         "services",
+        "settling",
+        "slot",
         "started_us",
+        "until_ms",
         "version",
+        "waits",
     )
 
     def __init__(
@@ -197,6 +204,11 @@ class Attempt:
         self.acks = -1
         self.results: list[ProduceResult | None] = []
         self.started_us = connection.started_us
+        self.waits = False
+        self.settling: Log | None = None
+        self.slot = -1
+        self.until_ms = -1
+        """Boottime from when on logs that move are not waited for; -1 before the first one."""
 
     def run(self, request: ProduceRequest, *, first: bool) -> None:
         """Check all, then append all, then answer or owe the answer."""
@@ -221,6 +233,9 @@ class Attempt:
                     raise KafkaError(*refused)
                 log = find.get((topic, partition))
                 if log is None or log.status is not LogStatus.OPEN:
+                    if log is not None and log.settling and self._may_settle():
+                        self._settle(log)
+                        return
                     raise services.logs.refusal(topic, partition)
                 header = check_batch(self.buf, start, stop)
                 self._check_rules(log, header, stop - start, now_ms, start)
@@ -342,7 +357,13 @@ class Attempt:
     # Waiting for space
 
     def _wait(self, size: int, checked: list[Checked], timeout_ms: int) -> None:
-        """The WAL or the memory for tails is full: the request waits and its connection takes no further ones."""
+        """The WAL or the memory for tails is full."""
+        self._park()
+        self.services.logs.space.wait(size, len(checked), timeout_ms / 1000, self._retry, self._expire)
+
+    def _park(self) -> None:
+        """The request waits and its connection takes no further ones."""
+        self.waits = True
         if not self.owned:
             self.buf = bytearray(memoryview(self.buf)[self.pos : self.end])
             self.end -= self.pos
@@ -351,7 +372,6 @@ class Attempt:
         connection = self.connection
         connection.hold(HOLD_FULL)
         connection.hub.budget.take(len(self.buf))
-        self.services.logs.space.wait(size, len(checked), timeout_ms / 1000, self._retry, self._expire)
 
     def _retry(self) -> None:
         self._resume(expired=False)
@@ -361,6 +381,7 @@ class Attempt:
 
     def _resume(self, *, expired: bool) -> None:
         connection = self.connection
+        self.waits = False
         connection.hub.budget.give(len(self.buf))
         if connection.closed:
             return
@@ -379,7 +400,40 @@ class Attempt:
         except Exception:
             connection.broken()
             return
-        connection.release(HOLD_FULL)
+        if not self.waits:
+            connection.release(HOLD_FULL)
+
+    # Waiting for a log that is about to move, or to open
+
+    def _may_settle(self) -> bool:
+        return self.until_ms < 0 or self.services.clock.boottime_ms() < self.until_ms
+
+    def _settle(self, log: Log) -> None:
+        """Nothing of the request was appended yet: it is looked at again as a whole."""
+        if self.until_ms < 0:
+            self.until_ms = self.services.clock.boottime_ms() + SETTLE_MS
+        self.services.counters.settle_waits += 1
+        self._park()
+        self.settling = log
+        log.waiters[self] = None
+        left_ms = self.until_ms - self.services.clock.boottime_ms()
+        self.slot = self.services.wheel.add(left_ms, self._give_up)
+
+    def wake(self) -> None:
+        """The log moved, opened or closed; or only some of what was in flight is validated."""
+        if self.settling is not None and not self.settling.settling:
+            self._settled()
+
+    def _give_up(self) -> None:
+        self.until_ms = 0
+        self._settled()
+
+    def _settled(self) -> None:
+        assert self.settling is not None
+        self.settling.waiters.pop(self, None)
+        self.settling = None
+        self.services.wheel.remove(self.slot, self._give_up)
+        self._resume(expired=False)
 
 
 def _check_timestamps(log: Log, header: BatchHeader, now_ms: int) -> None:

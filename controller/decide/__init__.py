@@ -36,6 +36,7 @@ _DECIDE = cast(
         c.RequestMoves: moves.request_moves,
         c.CancelMoves: moves.cancel_moves,
         c.DrainBroker: moves.drain_broker,
+        c.LeaveCluster: moves.leave_cluster,
         c.CreateTopics: topics.create_topics,
         c.CreateInternalTopic: topics.create_internal_topic,
         c.CreatePartitions: topics.create_partitions,

@@ -89,7 +89,8 @@ class Context:
                 )
             wals = {wal.kind: wal.wal_id for wal in active}
             load = self.loads[broker.incarnation]
-            drained, rate = broker.node_id in state.drained, self.rates.get(broker.node_id, 0)
+            drained = state.move_table.takes_none(broker.node_id, broker.incarnation)
+            rate = self.rates.get(broker.node_id, 0)
             found.append(Candidate(broker.node_id, broker.incarnation, broker.rack, wals, load, drained, rate))
         return found
 

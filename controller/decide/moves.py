@@ -11,11 +11,12 @@ from controller.commands import (
     CancelMoves,
     DrainAnswer,
     DrainBroker,
+    LeaveCluster,
     MoveRefusal,
     MovesAnswer,
     RequestMoves,
 )
-from controller.decide.context import Context, Decision
+from controller.decide.context import Context, Decision, require_alive
 from controller.decide.seals import commit_seal
 from controller.log_index import OPEN, LogState
 from controller.placement import Wanted
@@ -101,9 +102,12 @@ def _check_target(state: ClusterState, log_id: int, node_id: int, context: Conte
         raise KafkaError(
             ErrorCode.INVALID_REPLICA_ASSIGNMENT, f"broker {node_id} is drained (tidelog broker drain {node_id} --undo)"
         )
+    broker = state.brokers.get(node_id)
+    if broker is not None and broker.incarnation in state.move_table.leaving:
+        raise KafkaError(ErrorCode.INVALID_REPLICA_ASSIGNMENT, f"broker {node_id} is about to stop")
     if _target_wal(state, log, node_id, context) is None:
         kind = context.wal_kind(state.topics[log.topic])
-        alive = node_id in state.brokers and state.brokers[node_id].alive
+        alive = broker is not None and broker.alive
         why = f"has no WAL of kind {kind!r}" if alive else "has no live session"
         raise KafkaError(ErrorCode.INVALID_REPLICA_ASSIGNMENT, f"{where} cannot go to broker {node_id}, which {why}")
 
@@ -151,7 +155,22 @@ def drain_broker(state: ClusterState, command: DrainBroker, context: Context) ->
             facts.append(f.MovesCancelled(leaving))
         return Decision(tuple(facts), DrainAnswer(0, 0))
     facts = [] if node_id in state.drained else [f.NodeDrained(node_id)]
-    # A move to oneself ends with the drain: such a log needs another target.
+    return _move_away(state, node_id, led, facts, context)
+
+
+def leave_cluster(state: ClusterState, command: LeaveCluster, context: Context) -> Decision:
+    """As a drain, of this incarnation only."""
+    require_alive(state, command.incarnation)
+    node_id = state.broker_table.incarnations[command.incarnation].node_id
+    known = command.incarnation in state.move_table.leaving
+    facts: list[f.Fact] = [] if known else [f.BrokerLeaving(command.incarnation)]
+    return _move_away(state, node_id, _led_by(state, node_id), facts, context)
+
+
+def _move_away(
+    state: ClusterState, node_id: int, led: Sequence[LogState], facts: list[f.Fact], context: Context
+) -> Decision:
+    # A move to oneself ends here: such a log needs another target.
     staying = [log for log in led if state.moves.get(log.log_id, node_id) == node_id]
     targets = choose_targets(state, staying[:MOVES_PER_COMMAND_MAX], context)
     if targets:
@@ -209,7 +228,8 @@ def commit_and_move(state: ClusterState, command: CommitAndMove, context: Contex
             continue
         broker = state.brokers.get(move.node_id)
         wal = _target_wal(state, log, move.node_id, context)
-        if broker is None or wal is None or wal.wal_id == log.wal_id or move.node_id in state.drained:
+        takes_none = broker is None or state.move_table.takes_none(broker.node_id, broker.incarnation)
+        if broker is None or wal is None or wal.wal_id == log.wal_id or takes_none:
             void.append(move.log_id)
         else:
             leaders.append(f.LeaderNamed(log.log_id, broker.node_id, broker.incarnation, log.epoch + 1, wal.wal_id))

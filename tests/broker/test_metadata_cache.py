@@ -37,6 +37,8 @@ def history() -> list[Sequence[f.Fact]]:
         (f.ProducerIdsAllocated(0, 1000),),
         (f.PartitionsAdded(b"a" * 16, (3,)), f.LeaderNamed(3, NODE, OLD, 0, OLD_WAL)),
         (f.LeaseExtended((f.WalGroup(OLD_WAL, 4),)),),
+        (f.MovesRequested((f.MoveTarget(0, NODE),)), f.LeadersPreferred((f.MoveTarget(1, NODE),))),
+        (f.MovesCancelled((0,)), f.NodeDrained(NODE), f.BrokerLeaving(OLD)),
         (f.SessionEnded(OLD, "silence", 0),),
         (f.BrokerRegistered(NODE, NEW, "boot", None, TOLD, 1, 0), f.WalRegistered(NEW_WAL, NODE, NEW, "volume")),
         (f.RecoveryNamed(OLD_WAL, NODE, NEW, 1),),

@@ -73,6 +73,7 @@ MOVE_FACTS: list[f.Fact] = [
     f.NodeDrained(2),
     f.NodeDrained(2, undone=True),
     f.LeadersPreferred((f.MoveTarget(7, 1),)),
+    f.BrokerLeaving(2**64 - 1),
 ]
 
 MOVE_ANSWERS: list[object] = [

@@ -214,6 +214,23 @@ def test_a_drain_waits_for_somebody_who_takes_the_logs(cluster: Cluster) -> None
     assert cluster.log("t").leader_node == 1
 
 
+def test_brokers_that_stop_together_do_not_give_each_other_their_logs(cluster: Cluster) -> None:
+    assert cluster.decide(c.LeaveCluster(cluster.token(16), 200)) == c.DrainAnswer(1, 0)
+    assert cluster.state.moves == {1: 1} and copy_of(cluster) == cluster.state
+    assert cluster.decide(c.LeaveCluster(cluster.token(16), 100)) == c.DrainAnswer(0, 1)
+    assert cluster.state.moves == {}
+    commit_and_move(cluster, 200, [], [Move(1, 0, 0, 1)])
+    assert cluster.log("t", 1).leader_node == 2
+    assert "about to stop" in ask_moves(cluster, (0, 2)).refused[0].error_message
+    cluster.decide(c.CleanStop(cluster.token(16), 200))
+    assert cluster.state.move_table.leaving == {100}
+    cluster.register(2, 201)
+    assert cluster.decide(c.LeaveCluster(cluster.token(16), 100)) == c.DrainAnswer(2, 0)
+    assert cluster.state.moves == {0: 2, 1: 2}
+    with refused(ErrorCode.STALE_BROKER_EPOCH):
+        cluster.decide(c.LeaveCluster(cluster.token(16), 200))
+
+
 def test_another_wal_kind_is_a_move_to_oneself(cluster: Cluster) -> None:
     def alter(kind: str) -> None:
         change = c.ConfigChange("tidelog.wal", 0, kind)

@@ -16,10 +16,11 @@ from broker.settings import Settings
 from broker.validation import Validation
 from controller import commands as c
 from controller import facts as f
+from controller.configs import PlainRules
 from controller.decide import Context
-from controller.decide.seals import commit_seal
+from controller.decide.moves import commit_and_move
 from protocol import Buffer
-from storage.seal import CommitSeal, CommittedThrough, Range, Recovery, SealedLog, SegmentObject, Verdict
+from storage.seal import CommitAndMove, CommittedThrough, Move, Range, Recovery, SealedLog, SegmentObject, Verdict
 from tests.support.facts_controller import FactsController
 from tests.support.manual_clock import ManualClock
 from tests.support.raw_client import batch_of
@@ -76,6 +77,7 @@ class Flight(NamedTuple):
     logs: list[SealedLog]
     through: tuple[CommittedThrough, ...]
     verdict: "asyncio.Future[Verdict]"
+    moves: tuple[Move, ...] = ()
 
 
 class HandUploader:
@@ -92,10 +94,11 @@ class HandUploader:
         logs: Sequence[SealedLog],
         committed_through: Sequence[CommittedThrough] = (),
         recovery: Recovery | None = None,
+        moves: Sequence[Move] = (),
     ) -> "asyncio.Future[Verdict]":
         self.last_seal += 1
         verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        flight = Flight(self.last_seal, list(logs), tuple(committed_through), verdict)
+        flight = Flight(self.last_seal, list(logs), tuple(committed_through), verdict, tuple(moves))
         self.flights.append(flight)
         self.submitted.append(flight)
         return verdict
@@ -122,8 +125,10 @@ class HandUploader:
             )
             position += log.size
         objects = (SegmentObject(f"segments/1/{flight.number}-0", position, tuple(ranges)),) if ranges else ()
-        command = CommitSeal(bytes(16), NODE, INCARNATION, flight.number, objects, flight.through)
-        decision = commit_seal(self._controller.state, command, Context(0, bytes, cast(Any, None)))
+        command = CommitAndMove(
+            bytes(16), NODE, INCARNATION, flight.number, objects, flight.through, moves=flight.moves
+        )
+        decision = commit_and_move(self._controller.state, command, Context(0, bytes, PlainRules()))
         if quietly:
             self._controller.state.apply_entry(self._controller.position + 1, bytes(32), 0, (), decision.facts)
         else:
