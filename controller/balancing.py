@@ -156,7 +156,11 @@ class Balancing:
 
 def members(state: ClusterState) -> list[int]:
     """Incarnations that may lead more."""
-    return [one.incarnation for one in state.broker_table.alive() if one.node_id not in state.drained]
+    return [
+        one.incarnation
+        for one in state.broker_table.alive()
+        if not state.move_table.takes_none(one.node_id, one.incarnation)
+    ]
 
 
 def balance_nodes(state: ClusterState) -> list[BalanceNode]:
@@ -168,7 +172,7 @@ def balance_nodes(state: ClusterState) -> list[BalanceNode]:
             frozenset(wal.kind for wal in state.wal_table.of(broker.incarnation) if wal.state == ACTIVE),
         )
         for broker in state.broker_table.alive()
-        if broker.node_id not in state.drained
+        if not state.move_table.takes_none(broker.node_id, broker.incarnation)
     ]
 
 
@@ -182,5 +186,5 @@ def still_fits(state: ClusterState, move: BalanceMove) -> bool:
         and move.log_id not in state.moves
         and target is not None
         and target.alive
-        and move.target not in state.drained
+        and not state.move_table.takes_none(move.target, target.incarnation)
     )

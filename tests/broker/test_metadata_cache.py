@@ -116,10 +116,10 @@ def test_a_partition_that_nobody_may_lead() -> None:
     for facts in entries[:3]:
         controller.apply(*facts)
     assert partition_of(controller.state, 0, 0).error_code == ErrorCode.LEADER_NOT_AVAILABLE
-    for facts in entries[3:12]:
+    for facts in entries[3:14]:
         controller.apply(*facts)
     led = partition_of(controller.state, 0, 0)
     assert led == (0, 0, NODE, 0, (NODE,), (NODE,), ())
-    controller.apply(*entries[12])
+    controller.apply(*entries[14])
     waiting = partition_of(controller.state, 0, 0)
     assert waiting == (ErrorCode.LEADER_NOT_AVAILABLE, 0, -1, 0, (), (), ())
