@@ -176,6 +176,7 @@ class LocalCluster:
                     self._announced = True
                     print(announcement(self._nodes), flush=True)
             signal.set_wakeup_fd(-1)
+        print("every broker has ended", flush=True)
         return int(self._failed)
 
     def _stop(self, why: str) -> None:
@@ -220,7 +221,7 @@ def announcement(nodes: Sequence[Node]) -> str:
         (f"kill -9 {victim.process.pid}", f"node {victim.node_id} dies; the others recover its WAL and lead for it"),
         (f"{tidelog} topic describe payments{where}", "leaders and epochs have changed, no record is missing"),
         (f"{tidelog} consume payments --exit-at-end{where} | wc -l", ""),
-        (f"{tidelog} start {victim.file}", f"node {victim.node_id} is back; it takes new partitions"),
+        (f"{tidelog} start {victim.file}", f"node {victim.node_id} is back"),
         (f"kill {leaving.process.pid}", f"node {leaving.node_id} leaves: everything committed, its partitions move"),
     ]
     if victim is first:

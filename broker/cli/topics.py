@@ -1,6 +1,8 @@
 """`tidelog topic list|create|describe|alter|delete`."""
 
 import argparse
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
@@ -76,6 +78,18 @@ def create(options: argparse.Namespace) -> int:
     return 0
 
 
+def offsets(read: Callable[[list[Any]], dict[Any, int]], partitions: list[Any]) -> dict[Any, int]:
+    """What `read` tells of the partitions that have a leader; it fails for all when one has none."""
+    found: dict[Any, int] = {}
+    try:
+        found = read(partitions)
+    except KeyError:
+        for partition in partitions:
+            with suppress(KeyError):
+                found |= read([partition])
+    return found
+
+
 def describe(options: argparse.Namespace) -> int:
     """Print one row a partition, then the configs that were set."""
     with admin(options) as client:
@@ -87,7 +101,7 @@ def describe(options: argparse.Namespace) -> int:
         consumer = KafkaConsumer(**config(options))
         try:
             partitions = [TopicPartition(options.topic, row["partition_index"]) for row in topic["partitions"]]
-            start, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+            start, end = offsets(consumer.beginning_offsets, partitions), offsets(consumer.end_offsets, partitions)
         finally:
             consumer.close()
     rows = [
@@ -95,8 +109,8 @@ def describe(options: argparse.Namespace) -> int:
             "partition": row["partition_index"],
             "leader": row["leader_id"],
             "epoch": row["leader_epoch"],
-            "start": start[TopicPartition(options.topic, row["partition_index"])],
-            "end": end[TopicPartition(options.topic, row["partition_index"])],
+            "start": start.get(TopicPartition(options.topic, row["partition_index"])),
+            "end": end.get(TopicPartition(options.topic, row["partition_index"])),
         }
         for row in sorted(topic["partitions"], key=lambda row: int(row["partition_index"]))
     ]

@@ -27,6 +27,7 @@ from broker.cli.client import typed
 from broker.cli.consume import render, text
 from broker.cli.output import CommandError, show
 from broker.cli.progress import Progress
+from broker.cli.topics import offsets
 from tests.chaos.disk import flip_bit, groups
 from tests.support.broker_process import ROOT, BrokerProcess
 from tests.support.node_runs import NodeRuns, hurry
@@ -95,6 +96,14 @@ def lines(tmp_path: Path, *values: str) -> str:
 
 
 # Topics
+
+
+def test_partitions_without_a_leader_have_no_offsets_to_show() -> None:
+    def read(partitions: list[int]) -> dict[int, int]:
+        return {partition: {0: 10, 2: 30}[partition] for partition in partitions}
+
+    assert offsets(read, [0, 2]) == {0: 10, 2: 30}
+    assert offsets(read, [0, 1, 2]) == {0: 10, 2: 30}
 
 
 def test_topics_from_creation_to_deletion(tidelog: Run) -> None:

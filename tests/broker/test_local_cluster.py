@@ -98,12 +98,18 @@ def test_a_broker_is_killed_nothing_is_lost_and_ctrl_c_ends_them_all(
         ]
         assert [line.split()[-1] for line in listed[1:]] == ["2", "2", "2"]
         assert sum(" yes " in line for line in listed) == 1
+        assert all(" alive " in line for line in listed[1:])
 
         os.kill(int(nodes[2][2]), signal.SIGKILL)
         assert "was killed by SIGKILL" in cluster.read_to("node 2 ")
         assert cluster.read_to("start it again").endswith("start tidelog-data/node-2.properties\n")
         load.wait_for(load.acknowledged + RECORDS)
         check_all(everywhere, load.finish())
+        assert main(["broker", "list", "-b", nodes[1][3]]) == 0
+        listed = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in listed if " gone " in line] == ["2"]
+        assert main(["topic", "describe", "load", "-b", nodes[1][3]]) == 0
+        assert {line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]} == {"1", "3"}
 
         cluster.process.send_signal(signal.SIGINT)
         assert cluster.finish() == 0, "".join(cluster.output)
