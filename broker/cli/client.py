@@ -2,8 +2,8 @@
 
 import argparse
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from kafka import KafkaAdminClient
@@ -89,3 +89,24 @@ def admin(options: argparse.Namespace) -> Iterator[KafkaAdminClient]:
             yield client
         finally:
             client.close()
+
+
+def offsets(read: Callable[[list[Any]], dict[Any, int]], partitions: list[Any]) -> dict[Any, int]:
+    """What `read` tells of the partitions that have a leader; it fails for all when one has none."""
+    found: dict[Any, int] = {}
+    try:
+        found = read(partitions)
+    except KeyError:
+        for partition in partitions:
+            with suppress(KeyError):
+                found |= read([partition])
+    return found
+
+
+def all_offsets(read: Callable[[list[Any]], dict[Any, int]], partitions: list[Any]) -> dict[Any, int]:
+    """What `read` tells of every partition; CommandError when one has no leader."""
+    found = offsets(read, partitions)
+    for partition in partitions:
+        if partition not in found:
+            raise CommandError(f"{partition.topic}-{partition.partition} has no leader now: try again")
+    return found

@@ -8,7 +8,7 @@ from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 
-from broker.cli.client import add_connection, client_errors, config
+from broker.cli.client import add_connection, all_offsets, client_errors, config
 from broker.cli.output import CommandError, positive
 from broker.cli.progress import Progress
 
@@ -116,7 +116,7 @@ def _print_records(consumer: Any, options: argparse.Namespace, progress: Progres
     ends: dict[TopicPartition, int] = {}
     if options.exit_at_end:
         numbers = consumer.partitions_for_topic(options.topic) or ()
-        ends = consumer.end_offsets([TopicPartition(options.topic, number) for number in numbers])
+        ends = all_offsets(consumer.end_offsets, [TopicPartition(options.topic, number) for number in numbers])
     out = sys.stdout.buffer
     idle = 0
     while True:

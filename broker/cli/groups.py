@@ -3,9 +3,10 @@
 import argparse
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import UnknownMemberIdError
 from kafka.structs import OffsetAndMetadata
 
-from broker.cli.client import add_connection, admin, config
+from broker.cli.client import add_connection, admin, all_offsets, config, offsets
 from broker.cli.output import CommandError, add_format, show
 
 
@@ -47,10 +48,10 @@ def describe(options: argparse.Namespace) -> int:
         group = client.describe_groups([options.group])[options.group]
         if group["error"]:
             raise CommandError(f"group {options.group}: {group['error']}")
-        offsets = client.list_group_offsets(options.group)[options.group]
+        committed = client.list_group_offsets(options.group)[options.group]
         consumer = KafkaConsumer(**config(options))
         try:
-            ends = consumer.end_offsets(list(offsets)) if offsets else {}
+            ends = offsets(consumer.end_offsets, list(committed)) if committed else {}
         finally:
             consumer.close()
     owners = {
@@ -61,16 +62,16 @@ def describe(options: argparse.Namespace) -> int:
         for partition in assigned["partitions"]
     }
     rows = []
-    for partition in sorted(set(offsets) | {TopicPartition(*owned) for owned in owners}):
-        committed = offsets[partition].offset if partition in offsets else None
+    for partition in sorted(set(committed) | {TopicPartition(*owned) for owned in owners}):
+        offset = committed[partition].offset if partition in committed else None
         end = ends.get(partition)
         rows.append(
             {
                 "topic": partition.topic,
                 "partition": partition.partition,
-                "committed": committed,
+                "committed": offset,
                 "end": end,
-                "lag": None if committed is None or end is None else end - committed,
+                "lag": None if offset is None or end is None else end - offset,
                 "owner": owners.get(tuple(partition)),
             }
         )
@@ -102,7 +103,8 @@ def reset(options: argparse.Namespace) -> int:
             if not numbers:
                 raise CommandError(f"topic {options.topic} does not exist")
             partitions = [TopicPartition(options.topic, number) for number in sorted(numbers)]
-            start, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+            start = all_offsets(consumer.beginning_offsets, partitions)
+            end = all_offsets(consumer.end_offsets, partitions)
         finally:
             consumer.close()
         if options.to == "earliest":
@@ -113,6 +115,8 @@ def reset(options: argparse.Namespace) -> int:
             wanted = {p: min(max(int(options.to), start[p]), end[p]) for p in partitions}
         new = {partition: OffsetAndMetadata(offset, "", -1) for partition, offset in wanted.items()}
         for partition, result in client.alter_group_offsets(options.group, new).items():
+            if result is UnknownMemberIdError:
+                raise CommandError(f"group {options.group} has members: stop its consumers first")
             if getattr(result, "errno", 0):
                 raise CommandError(f"{partition.topic}-{partition.partition}: {result.__name__}")
     rows = [{"topic": p.topic, "partition": p.partition, "committed": wanted[p]} for p in sorted(wanted)]

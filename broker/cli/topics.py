@@ -1,14 +1,12 @@
 """`tidelog topic list|create|describe|alter|delete`."""
 
 import argparse
-from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from broker.cli.client import add_connection, admin, check, config
+from broker.cli.client import add_connection, admin, check, config, offsets
 from broker.cli.output import CommandError, add_format, show
 
 
@@ -76,18 +74,6 @@ def create(options: argparse.Namespace) -> int:
         partitions = len(client.describe_topics([options.topic])[0]["partitions"])
     show([{"topic": options.topic, "partitions": partitions}], ("topic", "partitions"), options.format)
     return 0
-
-
-def offsets(read: Callable[[list[Any]], dict[Any, int]], partitions: list[Any]) -> dict[Any, int]:
-    """What `read` tells of the partitions that have a leader; it fails for all when one has none."""
-    found: dict[Any, int] = {}
-    try:
-        found = read(partitions)
-    except KeyError:
-        for partition in partitions:
-            with suppress(KeyError):
-                found |= read([partition])
-    return found
 
 
 def describe(options: argparse.Namespace) -> int:

@@ -17,17 +17,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kafka import KafkaConsumer
+from kafka import KafkaConsumer, TopicPartition
 
 import broker.cli.consume
 import broker.node
 from broker.cli import COMMANDS, main, parser
 from broker.cli import start as start_command
-from broker.cli.client import typed
+from broker.cli.client import all_offsets, offsets, typed
 from broker.cli.consume import render, text
 from broker.cli.output import CommandError, show
 from broker.cli.progress import Progress
-from broker.cli.topics import offsets
 from tests.chaos.disk import flip_bit, groups
 from tests.support.broker_process import ROOT, BrokerProcess
 from tests.support.node_runs import NodeRuns, hurry
@@ -104,6 +103,12 @@ def test_partitions_without_a_leader_have_no_offsets_to_show() -> None:
 
     assert offsets(read, [0, 2]) == {0: 10, 2: 30}
     assert offsets(read, [0, 1, 2]) == {0: 10, 2: 30}
+
+    def nobody(partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        raise KeyError(partitions[0])
+
+    with pytest.raises(CommandError, match="made-1 has no leader now: try again"):
+        all_offsets(nobody, [TopicPartition("made", 1)])
 
 
 def test_topics_from_creation_to_deletion(tidelog: Run) -> None:
@@ -349,7 +354,7 @@ def test_a_group_with_a_member(tidelog: Run, served: BrokerProcess, tmp_path: Pa
         assert code == 0 and out.splitlines()[0] == "owners: Stable, 1 members"
         assert [line.split()[-1] for line in out.splitlines()[2:]] == ["me@127.0.0.1"] * 2
         code, _, err = tidelog("group", "reset", "owners", "owned", "--to", "earliest")
-        assert code == 1 and "owned-" in err
+        assert code == 1 and "group owners has members: stop its consumers first" in err
         code, _, err = tidelog("group", "delete", "owners")
         assert code == 1 and "NonEmptyGroup" in err.replace("_", "")
     finally:
