@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from typing import NamedTuple, get_args
 
-from broker.settings import BATCH_ROOM, FIELDS, INT_MAX, LONG_MAX, Settings, key_of
+from broker.settings import FIELDS, INT_MAX, LONG_MAX, WAL_KINDS, Settings, key_of
 from protocol.errors import ErrorCode, KafkaError
 
 
@@ -154,7 +154,12 @@ def _definitions() -> Iterable[TopicConfig]:
         "false: balance does not move this topic's partitions. Without effect where the broker's setting is off.",
     )
     yield TopicConfig(
-        "tidelog.wal", string, "volume", "tidelog.wal", "The WAL kind of this topic's partitions.", one_of=("volume",)
+        "tidelog.wal",
+        string,
+        "volume",
+        "tidelog.wal",
+        "The WAL kind of this topic's partitions; a change moves each of them to its own leader.",
+        one_of=WAL_KINDS,
     )
 
 
@@ -317,10 +322,13 @@ class TopicRules:
         if resource_type != TOPIC_RESOURCE:
             raise KafkaError(ErrorCode.INVALID_REQUEST, f"resource type {resource_type} has no configs here")
         validate_topic_configs(overrides)
-        largest = self._settings.tidelog_wal_file_bytes - BATCH_ROOM
+        kind = self._defaults.value(overrides, "tidelog.wal")
+        largest = self._settings.batch_bytes_max(kind)
         if int(overrides.get("max.message.bytes", 0)) > largest:
             raise _invalid(
-                "max.message.bytes", overrides["max.message.bytes"], f"a file of the WAL holds batches up to {largest}"
+                "max.message.bytes",
+                overrides["max.message.bytes"],
+                f"a WAL of kind {kind} holds batches up to {largest}",
             )
 
     def list_default(self, resource_type: int, key: str) -> str | None:
@@ -330,11 +338,12 @@ class TopicRules:
             return None
         return self._defaults.value({}, key)
 
-    def wal_kind(self, overrides: Mapping[str, str], internal: bool) -> str:
-        """The WAL kind of a topic's logs."""
-        if internal and "tidelog.wal" not in overrides:
-            return self._settings.tidelog_internal_wal
-        return self._defaults.value(overrides, "tidelog.wal")
+    def wal_kind(self, overrides: Mapping[str, str], internal: bool, in_use: Iterable[str] = ()) -> str:
+        """The WAL kind of a topic's logs; of internal ones the strongest `in_use`, if no setting says otherwise."""
+        kind = self._defaults.value(overrides, "tidelog.wal")
+        if not internal or "tidelog.wal" in overrides:
+            return kind
+        return self._settings.tidelog_internal_wal or max((kind, *in_use), key=WAL_KINDS.index)
 
     def retention(self, overrides: Mapping[str, str]) -> tuple[int, int] | None:
         """(retention.ms, retention.bytes), -1 for unlimited; None if the policy does not delete."""

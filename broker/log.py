@@ -179,7 +179,7 @@ class Log:
         """
         if self.status is not LogStatus.OPEN:
             raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{self.topic}-{self.partition} is {self.status.value}")
-        if not self._table.has_room(len(batch), 1, internal=self.internal):
+        if not self._table.has_room(len(batch), 1, internal=self.internal, wals=(self.wal,)):
             raise KafkaError(ErrorCode.NOT_ENOUGH_REPLICAS, "the write-ahead log is full")
         header = parse_header(batch)
         assert header.size == len(batch), "one whole batch"

@@ -69,7 +69,9 @@ class LogTable:
         self.cold = cold
         self.memory = TailMemory()
         """What the tails keep alive together."""
-        self.space = SpaceQueue(lambda n_bytes, n_batches: self.has_room(n_bytes, n_batches, internal=False), counters)
+        self.space = SpaceQueue(
+            lambda n_bytes, n_batches, wals: self.has_room(n_bytes, n_batches, internal=False, wals=wals), counters
+        )
         self._settings = settings
         self._controller = controller
         self._defaults = topic_defaults
@@ -312,14 +314,19 @@ class LogTable:
 
     # Space
 
-    def has_room(self, n_bytes: int, n_batches: int, *, internal: bool) -> bool:
-        """Whether WAL and tails take so much more; asked before an offset is assigned."""
+    def has_room(self, n_bytes: int, n_batches: int, *, internal: bool, wals: tuple[Wal, ...] = ()) -> bool:
+        """Whether the tails and these WAL instances (none: all) take so much more; asked before an offset is assigned.
+
+        A request that goes through several of them needs the room in each.
+        """
         limit = self._settings.tidelog_tail_bytes_max if internal else self.client_bytes_max
         excess = self.memory.bytes + n_bytes + n_batches * BATCH_OVERHEAD_BYTES - limit
         # A request larger than all of it is taken when nothing else is there: else it could never be served.
         if excess > 0 and not self._free_kept(excess) and self.memory.bytes > 0:
             return False
-        return all(wal.has_room(n_bytes, internal=internal, batches=n_batches) for wal, _ in self._wals.values())
+        if not wals:
+            wals = tuple(wal for wal, _ in self._wals.values())
+        return all(wal.has_room(n_bytes, internal=internal, batches=n_batches) for wal in wals)
 
     def room(self) -> None:
         """Space came back (given to the WAL as `on_room`): serve requests that wait for it."""

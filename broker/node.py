@@ -25,6 +25,7 @@ from broker.log_table import LogTable
 from broker.metadata_cache import MetadataCache
 from broker.metrics import Counters, Metrics
 from broker.moves import Moves
+from broker.named_recovery import NamedRecoveries
 from broker.operators import FormatLevels, Operators
 from broker.peers import Peers
 from broker.recovery import WalRecovery
@@ -34,11 +35,11 @@ from broker.server import Server
 from broker.services import Services
 from broker.settings import Listener, Settings
 from broker.siblings import Siblings
-from broker.validation import FileFence, SessionFence, Validation
+from broker.wals import OwnWals
 from broker.wheel import Wheel
 from controller import facts as f
 from controller.client import ClusterController, Session
-from controller.commands import CleanStop, NewWal, RegisterBroker
+from controller.commands import CleanStop, RegisterBroker
 from controller.decide import Limits
 from controller.election import Identity
 from controller.entries import CorruptMetadata, NewerFormat
@@ -55,7 +56,6 @@ from storage.uploader import Uploader, UploaderStopped
 from storage.wal.disk import Disk, LinuxDisk
 from storage.wal.instances import LockedInstance, lock_instances
 from storage.wal.port import InstanceLocked, WalError
-from storage.wal.volume import VolumeWal
 from storage.wal.worker import StartWorker, ThreadWorker
 
 if TYPE_CHECKING:
@@ -116,15 +116,14 @@ class Broker:
         self.clock = clock
         self.token = token
         self.incarnation = int.from_bytes(token(8), "big") or 1
-        self.wal_id = token(16)
         self.counters = Counters()
         self.metrics = Metrics()
         self.session = Session()
-        self.validation = Validation()
         self.ready = False
         self.listeners: list[Listener] = []
         self.http_address: tuple[str, int] | None = None
         self.cluster_id = ""
+        self.wals = OwnWals(settings, token=token, on_failed=self.fail, on_room=lambda: self.logs.room())
         self._open_store = open_store or (lambda uri: open_store_of(uri, token=token))
         self._disk = disk or LinuxDisk()
         self._start_worker = start_worker
@@ -192,7 +191,7 @@ class Broker:
         if self._fatal.done():
             log.critical("stopping: %s", self._fatal.result())
         elif not starting.done():
-            log.warning("stopped while starting: what the WAL in %s holds stays there", self.settings.wal_dir)
+            log.warning("stopped while starting: what older WAL instances hold stays there")
         return FAILED
 
     def _tell_end(self, errors: BaseExceptionGroup) -> None:
@@ -251,8 +250,14 @@ class Broker:
         self._releases.append(self.store.close)
         probing = tasks.spawn(bucket.probe(), name="probe the store")
         self.cluster_id = (await bucket.find_cluster(probing)).cluster_id
-        locked = await self._find_instances()
-        await self._create_wal()
+        locked: list[LockedInstance] = []
+        if self.settings.uses_volume:
+            locked = await self._find_instances()
+            await self.wals.create_volume(
+                self.cluster_id, disk=self._disk, start_worker=self._start_worker, fence_kind=self._fence_kind
+            )
+        self.wals.create_objects(self.store, tasks)
+        self._releases.append(self._release_wals)
         await probing  # a store that was not found to keep its word gets no data
         self.controller = self._make_controller(locked)
         tasks.spawn(self.controller.run(), name="controller")
@@ -266,13 +271,16 @@ class Broker:
         tasks.spawn(self.moves.run(), name="move logs")
         tasks.spawn(self.moves.warm_up(), name="warm up")
         tasks.spawn(self._watch_space(), name="watch space")
+        tasks.spawn(self.named.run(), name="recover named instances")
         await self.recovery.recover_all(locked, registered)
         await self._wait_for_file(may_begin_full=bool(locked))
+        await self.named.wait_own()
         await self.logs.wait_opened()
         await self.server.serve()
         self._started.set()
         tasks.spawn(collect_young_garbage(), name="collect young garbage")
-        tasks.spawn(self.siblings.run(), name="watch siblings")
+        if self.wals.volume is not None:
+            tasks.spawn(self.siblings.run(), name="watch siblings")
 
     def _lock_instances(self) -> list[LockedInstance]:
         settings = self.settings
@@ -298,49 +306,26 @@ class Broker:
                     raise CannotStart(str(error)) from None
             await asyncio.sleep(RETRY_S)
 
-    async def _create_wal(self) -> None:
-        """A new instance; its first file is prepared beside the steps that follow."""
-        settings = self.settings
-        try:
-            self.wal = await VolumeWal.create(
-                settings.wal_dir,
-                cluster_id=self.cluster_id,
-                node_id=settings.node_id,
-                wal_id=self.wal_id,
-                on_durable=self.validation.on_durable,
-                on_failed=lambda error: self.fail(f"the WAL cannot be written: {error}"),
-                on_room=lambda: self.logs.room(),
-                bytes_max=settings.tidelog_wal_bytes_max,
-                message_bytes_max=settings.message_max_bytes,
-                file_bytes=settings.tidelog_wal_file_bytes,
-                wait=False,
-                fence_kind=self._fence_kind,
-                disk=self._disk,
-                start_worker=self._start_worker,
-            )
-        except (WalError, OSError) as error:
-            raise CannotStart(f"tidelog.wal.dir {settings.wal_dir}: {error}") from None
-        self._releases.append(self._release_wal)
-        for warning in self.wal.warnings:
-            log.warning("%s", warning)
-
     async def _wait_for_file(self, *, may_begin_full: bool) -> None:
         """The first WAL file. `may_begin_full`: older instances give back their space now that they are recovered."""
+        wal = self.wals.volume
+        if wal is None:
+            return
         try:
-            await self.wal.ready()
+            await wal.ready()
         except OSError as error:
             if not may_begin_full:
                 raise CannotStart(f"tidelog.wal.dir {self.settings.wal_dir}: {error}") from None
             log.warning("no space for a WAL file in %s; older instances go first", self.settings.wal_dir)
             await self.recovery.remove_settled()
-            self.wal.look_for_space()
+            wal.look_for_space()
 
     def _make_controller(self, locked: list[LockedInstance]) -> ClusterController:
         settings = self.settings
         identity = Identity(
             settings.node_id,
             self.incarnation,
-            wal_ids=(self.wal_id,),
+            wal_ids=self.wals.locked_ids,
             locked=tuple(instance.wal_id for instance in locked if instance.same_boot()),
             eligible=settings.may_control,
         )
@@ -384,10 +369,7 @@ class Broker:
     def _build(self, tasks: Tasks) -> None:
         """Everything that needs the WAL and the controller; from here on facts are listened to."""
         settings, controller = self.settings, self.controller
-        if self.wal.fence_kind == "session":
-            self.validation.attach(SessionFence(self.wal, self.session, self.clock))
-        else:
-            self.validation.attach(FileFence(self.wal, self.session, self.clock, lambda: controller.reachable))
+        self.wals.attach_fences(self.session, self.clock, lambda: controller.reachable)
         cache = settings.tidelog_read_cache_bytes
         reader = Reader(
             self.store,
@@ -402,7 +384,8 @@ class Broker:
         self.logs = LogTable(
             settings, controller, self.clock, defaults, cold, tasks, self.counters, incarnation=self.incarnation
         )
-        self.logs.attach(self.wal, self.validation)
+        for wal, validation in self.wals:
+            self.logs.attach(wal, validation)
         self._build_uploads(tasks, cold)
         self.moves = Moves(
             node_id=settings.node_id,
@@ -416,8 +399,14 @@ class Broker:
         )
         groups = GroupCoordinators(settings, controller, self.clock, self.token, tasks, self._advance_start)
         metadata_cache = MetadataCache(lambda: controller.state)
-        told = (self.logs.apply, self.sealing.on_facts, self.moves.on_facts, metadata_cache.on_facts, self._on_facts)
-        for listener in told:
+        for listener in (
+            self.logs.apply,
+            self.sealing.on_facts,
+            self.moves.on_facts,
+            metadata_cache.on_facts,
+            self.named.on_facts,
+            self._on_facts,
+        ):
             controller.subscribe(listener)
         self.logs.on_close(self.sealing.on_close)
         self.logs.on_open(self.moves.on_open)
@@ -472,8 +461,7 @@ class Broker:
             incarnation=self.incarnation,
             controller=self.controller,
             logs=self.logs,
-            wal=self.wal,
-            validation=self.validation,
+            wals=self.wals.all,
             uploader=self.uploader,
             on_failed=lambda error: self.fail(f"a seal cannot be committed: {error}"),
         )
@@ -497,8 +485,17 @@ class Broker:
             recovery=self.recovery,
             token=self.token,
             interval_ms=settings.tidelog_session_timeout_ms // SIBLINGS_SHARE,
+            shared=self.wals.volume is not None and self.wals.volume.fence_kind == "session",
         )
         self._releases.append(self.siblings.close)
+        self.named = NamedRecoveries(
+            node_id=settings.node_id,
+            incarnation=self.incarnation,
+            store=self.store,
+            controller=self.controller,
+            recovery=self.recovery,
+            token=self.token,
+        )
 
     async def _bind(self) -> list[Listener]:
         try:
@@ -532,7 +529,7 @@ class Broker:
             self._disk.boot_id(),
             self.settings.broker_rack,
             tuple(f.Listener(one.name, one.security_protocol, one.host or every, one.port) for one in told),
-            (NewWal(self.wal_id, self.wal.kind),),
+            self.wals.registered,
             tuple(instance.wal_id for instance in locked if instance.same_boot()),
             format_level=f.FORMAT_LEVEL,
         )
@@ -553,15 +550,15 @@ class Broker:
             sent_ms = self.clock.boottime_ms()
             next_ms = self.settings.tidelog_session_timeout_ms // 12
             try:
-                validated = {self.wal_id: self.validation.validated_group}
-                grant = await self.controller.heartbeat(self.incarnation, self.controller.position, validated)
+                position = self.controller.position
+                grant = await self.controller.heartbeat(self.incarnation, position, self.wals.validated)
             except KafkaError as error:
                 if error.code is ErrorCode.STALE_BROKER_EPOCH:
                     self._session_ended(error.message)
                     return
             else:
                 self.session.granted(sent_ms, grant)
-                self.validation.recheck()
+                self.wals.recheck()
                 next_ms = grant.next_ms
             await asyncio.sleep(max(0, sent_ms + next_ms - self.clock.boottime_ms()) / 1000)
 
@@ -570,7 +567,7 @@ class Broker:
         full, error = False, ""
         while True:
             await asyncio.sleep(WATCH_S)
-            now = str(self.wal.file_error or "")
+            now = str(self.wals.volume.file_error or "") if self.wals.volume is not None else ""
             if now and not error:
                 log.warning("no further WAL file can be prepared in %s, trying on: %s", self.settings.wal_dir, now)
             elif error and not now:
@@ -628,17 +625,12 @@ class Broker:
                 await self._ask_until_answered(CleanStop(self.token(16), self.incarnation))
         except (TimeoutError, KafkaError, StoreError) as error:
             log.error(
-                "no clean stop within tidelog.shutdown.timeout.ms=%d (%s): the WAL in %s stays and the next start "
-                "recovers it",
+                "no clean stop within tidelog.shutdown.timeout.ms=%d (%s): the WAL stays and will be recovered",
                 timeout_ms,
                 str(error) or "time is over",
-                self.settings.wal_dir,
             )
             return FAILED
-        try:
-            await self.wal.remove()
-        except OSError as error:
-            log.warning("%s is not needed any more and cannot be deleted: %s", self.wal.path, error)
+        await self.wals.remove()
         log.info("stopped: everything is in the bucket")
         return DONE
 
@@ -663,11 +655,8 @@ class Broker:
 
     # After the end
 
-    async def _release_wal(self) -> None:
-        if self._registration is not None and self._registration.asked:
-            await self.wal.close()
-        else:  # nobody ever heard of it
-            await self.wal.remove()
+    async def _release_wals(self) -> None:
+        await self.wals.release(known=self._registration is not None and self._registration.asked)
 
     async def _release_locks(self, locking: "asyncio.Future[list[LockedInstance]]") -> None:
         with contextlib.suppress(CannotStart, InstanceLocked):

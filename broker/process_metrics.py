@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 from controller.describe import led_by_broker
 from protocol.apis import APIS
 from protocol.errors import ErrorCode
+from storage.wal.objects import ObjectWal
+from storage.wal.volume import VolumeWal
 
 if TYPE_CHECKING:
+    from broker.metrics import Metrics
     from broker.node import Broker
+    from broker.validation import Validation
 
 Labelled = Iterable[tuple[Mapping[str, str], float]]
 
@@ -93,7 +97,14 @@ def _logs(broker: Broker) -> None:
 
 
 def _wal(broker: Broker) -> None:
-    wal, validation, metrics = broker.wal, broker.validation, broker.metrics
+    for wal, validation in broker.wals:
+        if isinstance(wal, VolumeWal):
+            _volume(broker.metrics, wal, validation)
+        elif isinstance(wal, ObjectWal):
+            _objects(broker.metrics, wal, validation)
+
+
+def _volume(metrics: Metrics, wal: VolumeWal, validation: Validation) -> None:
     metrics.counter("tidelog_wal_groups", "Groups made durable.", lambda: wal.groups)
     metrics.counter("tidelog_wal_bytes", "Bytes made durable.", lambda: wal.bytes)
     metrics.counter("tidelog_wal_sync_seconds", "Time spent in writes and syncs.", lambda: wal.sync_ns_sum / 1e9)
@@ -107,6 +118,23 @@ def _wal(broker: Broker) -> None:
     metrics.counter(
         "tidelog_wal_withheld", "Durable groups that could not be acknowledged.", lambda: validation.withheld
     )
+
+
+def _objects(metrics: Metrics, wal: ObjectWal, validation: Validation) -> None:
+    prefix = "tidelog_wal_objects"
+    metrics.counter(f"{prefix}_groups", "Groups stored as objects.", lambda: wal.groups)
+    metrics.counter(f"{prefix}_bytes", "Bytes of them.", lambda: wal.bytes)
+    metrics.counter(f"{prefix}_puts", "PUTs begun for them; this is what the store bills.", lambda: wal.puts)
+    metrics.gauge(f"{prefix}_puts_last_hour", "The same within the last hour.", lambda: wal.puts_last_hour)
+    metrics.counter(f"{prefix}_looks", "Reads after PUTs that were refused or not answered.", lambda: wal.looks)
+    metrics.counter(f"{prefix}_deletes", "Deletions of committed groups.", lambda: wal.deletes)
+    metrics.histogram(f"{prefix}_put_seconds", "One group, from its first PUT to stored.", wal.put_histogram)
+    metrics.gauge(f"{prefix}_in_flight", "Groups on their way.", lambda: wal.in_flight)
+    metrics.gauge(f"{prefix}_oldest_seconds", "Age of the oldest of them.", lambda: wal.oldest_in_flight_s)
+    metrics.gauge(f"{prefix}_free_bytes", "What may still be stored before its commit.", lambda: wal.free_bytes)
+    metrics.gauge(f"{prefix}_appended", "Last append sequence.", lambda: wal.appended)
+    metrics.gauge(f"{prefix}_validated", "Last validated append sequence.", lambda: validation.validated)
+    metrics.counter(f"{prefix}_withheld", "Groups that could not be acknowledged.", lambda: validation.withheld)
 
 
 def _bucket(broker: Broker) -> None:
@@ -162,6 +190,11 @@ def _control(broker: Broker) -> None:
         "tidelog_wal_waiting_for_operator",
         "WAL instances here that need a decision.",
         lambda: len(broker.recovery.waiting),
+    )
+    metrics.counter(
+        "tidelog_wal_recovered_for_others",
+        "WAL instances in the bucket that this broker was named to recover.",
+        lambda: broker.named.recovered,
     )
     metrics.gauge(
         "tidelog_wal_missing",

@@ -1,5 +1,5 @@
-"""Recovering WAL instances of this node's earlier runs and of other brokers on this machine (DESIGN 7.4), and what an
-operator decides about the rest.
+"""Recovering WAL instances of this node's earlier runs, of other brokers on this machine, and those in the bucket that
+the controller named us for (DESIGN 7.4); and what an operator decides about the rest.
 
 Fence, scan, report the scan, replay what no segment holds, retire. Each step is a fact with a recovery number, so a
 recovery that stops anywhere is simply done again. What cannot be recovered without losing acknowledged bytes is kept,
@@ -12,14 +12,13 @@ error is the end of the process: no later seal could be committed.
 import asyncio
 import json
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from broker.background import Tasks
 from broker.cold import ColdReads
+from broker.replay import SEALS_IN_FLIGHT, Recovered, RecoveryStopped, Replay, Seals
 from controller.client import ControllerClient
 from controller.commands import DeclareLost, NameRecoverer, ReplayLog, ReportScan, RetireWal
 from controller.describe import describe_loss
@@ -31,17 +30,19 @@ from protocol.records import parse_header
 from storage.clock import Clock
 from storage.object_store import ObjectStore, PreconditionFailed, StoreError
 from storage.producers import ProducerStates
-from storage.seal import Recovery, SealedLog, Verdict
-from storage.tail import BATCH_OVERHEAD_BYTES
+from storage.seal import Recovery
 from storage.uploader import Uploader
 from storage.wal.instances import Instance, LockedInstance
+from storage.wal.object_format import LANE, ObjectGroup
+from storage.wal.object_recovery import ObjectInstance
 from storage.wal.port import Damaged, WalError
 from storage.wal.recovery import Damage, ScanReport
+
+__all__ = ["SEALS_IN_FLIGHT", "Recovered", "RecoveryStopped", "WalRecovery"]
 
 log = logging.getLogger(__name__)
 
 SEAL_BYTES_MAX = 32 * 1024 * 1024
-SEALS_IN_FLIGHT = 4
 MEMORY_SHARE = 8
 """A seal takes at most this part of the memory for tails, which are empty meanwhile; one more is being made."""
 MEMORY_SHARE_SERVING = 32
@@ -52,137 +53,22 @@ STEP_BATCHES = 4_000
 RETRY_S = 0.5
 AGAIN_S, AGAIN_S_MAX = 2.0, 60.0
 """Between attempts to recover an instance whose disk failed; doubled each time."""
+BEGIN_AT_ONCE = 16
+"""Producer states that are read at the same time where several logs are replayed together."""
 BYTES_PER_MS = 50_000
 """What is assumed of a replay before one was measured."""
 
 
-class RecoveryStopped(Exception):
-    """The instance cannot be recovered as it is; the message says why and what the operator can do."""
+Recoverable = Instance | ObjectInstance
 
 
 class Waiting(NamedTuple):
     """An instance that only the operator can decide about, and why."""
 
-    instance: Instance
+    instance: Recoverable
     why: str
     disk: bool
     """Whether its disk failed: that may pass by itself."""
-
-
-@dataclass(slots=True)
-class Recovered:
-    """What one recovery did, in batches and bytes."""
-
-    logs: int = 0
-    batches: int = 0
-    bytes: int = 0
-    dropped: int = 0
-    """Batches of another epoch than the one under recovery: never acknowledged."""
-    gaps: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        dropped = f", {self.dropped} of other epochs dropped" if self.dropped else ""
-        return f"{self.batches} batches ({self.bytes} bytes) of {self.logs} logs{dropped}"
-
-
-@dataclass(slots=True)
-class _Replay:
-    """One log on its way from the WAL into seals."""
-
-    plan: ReplayLog
-    producers: ProducerStates
-    end: int
-    base: int
-    batches: list[bytes] = field(default_factory=list)
-    size: int = 0
-    max_timestamp: int = -1
-
-    @property
-    def memory(self) -> int:
-        """What the batches taken since the last seal keep alive."""
-        return self.size + BATCH_OVERHEAD_BYTES * len(self.batches)
-
-    def take(self, batch: bytes, now_ms: int) -> None:
-        """The next batch of the log; applies producer state, which refuses nothing here."""
-        header = parse_header(batch)
-        self.producers.replay(header, now_ms, batch)
-        self.batches.append(batch)
-        self.size += len(batch)
-        self.end = header.next_offset
-        self.max_timestamp = max(self.max_timestamp, header.max_timestamp)
-
-    def seal(self) -> SealedLog:
-        """What was taken since the last seal."""
-        sealed = SealedLog(
-            log_id=self.plan.log_id,
-            leader_epoch=self.plan.epoch,
-            base=self.base,
-            end=self.end,
-            batches=list(self.batches),
-            max_timestamp=self.max_timestamp,
-            last_stable_offset=self.producers.last_stable_offset(self.end),
-            producers=self.producers.snapshot(self.end),
-            aborted=self.producers.aborted(self.base, self.end),
-            size=self.size,
-        )
-        self.base, self.size, self.max_timestamp = self.end, 0, -1
-        self.batches.clear()
-        return sealed
-
-
-class _Seals:
-    """Seals of one recovery: several logs share one while they are small, a few are in flight at a time."""
-
-    def __init__(self, uploader: Uploader, named: Recovery, seal_bytes: int) -> None:
-        self._uploader = uploader
-        self._named = named
-        self._seal_bytes = seal_bytes
-        self._sealed: list[SealedLog] = []
-        self._memory = 0
-        self._flights: deque[asyncio.Future[Verdict]] = deque()
-        self.position = 0
-        """Metadata entry of the last commit."""
-
-    @property
-    def room(self) -> int:
-        """Bytes, overhead included, that the seal being made still takes."""
-        return self._seal_bytes - self._memory
-
-    async def add(self, sealed: SealedLog) -> None:
-        """Put it into the seal being made; submit that when it is full. RecoveryStopped: a commit was refused."""
-        self._sealed.append(sealed)
-        self._memory += sealed.size + BATCH_OVERHEAD_BYTES * len(sealed.batches)
-        if self.room <= 0:
-            await self._submit()
-
-    async def finish(self) -> None:
-        """Everything added is committed when this returns."""
-        if self._sealed:
-            await self._submit()
-        await self.settle()
-
-    async def settle(self) -> None:
-        """Wait for what is in flight, so that a later attempt does not meet it."""
-        refused: RecoveryStopped | None = None
-        while self._flights:
-            try:
-                await self._decided(self._flights.popleft())
-            except RecoveryStopped as stopped:
-                refused = refused or stopped
-        if refused is not None:
-            raise refused
-
-    async def _submit(self) -> None:
-        while len(self._flights) >= SEALS_IN_FLIGHT:
-            await self._decided(self._flights.popleft())
-        self._flights.append(self._uploader.submit(self._sealed, recovery=self._named))
-        self._sealed, self._memory = [], 0
-
-    async def _decided(self, flight: "asyncio.Future[Verdict]") -> None:
-        verdict = await flight
-        self.position = verdict.position
-        if verdict.refused:
-            raise RecoveryStopped(f"another recovery took over: ranges of logs {sorted(verdict.refused)} were refused")
 
 
 class WalRecovery:
@@ -216,7 +102,7 @@ class WalRecovery:
         self._seal_bytes = min(SEAL_BYTES_MAX, memory_bytes // MEMORY_SHARE)
         self.waiting: dict[bytes, Waiting] = {}
         """Instances that only the operator can decide about, by `wal_id`."""
-        self._recovering: bytes | None = None
+        self._recovering: set[bytes] = set()
         self._operations: dict[bytes, asyncio.Future[dict[str, Any]]] = {}
         self._trying: set[bytes] = set()
         self._settled: list[LockedInstance] = []
@@ -248,7 +134,7 @@ class WalRecovery:
                 wal.wal_id.hex(),
             )
 
-    async def recover_for_another(self, instance: Instance, named: Recovery | None = None) -> None:
+    async def recover_for_another(self, instance: Recoverable, named: Recovery | None = None) -> None:
         """Recover an instance whose writer, another broker, is gone or stopped; its session has ended.
 
         Without its lock only what nobody but we was `named` for.
@@ -259,15 +145,21 @@ class WalRecovery:
         self._seal_bytes = min(SEAL_BYTES_MAX, self._memory_bytes // MEMORY_SHARE_SERVING)
         await self._recover_or_keep(instance, named)
 
-    def _settle(self, instance: Instance) -> None:
-        """Its end is a fact: whoever holds its lock may delete it."""
-        if isinstance(instance, Instance) and not isinstance(instance, LockedInstance):
+    def decided(self, wal_id: bytes) -> None:
+        """An instance in the bucket that waited here found its end, or another recoverer: it is not our business."""
+        waiting = self.waiting.get(wal_id)
+        if waiting is not None and isinstance(waiting.instance, ObjectInstance) and wal_id not in self._operations:
+            self._forget(wal_id)
+
+    def _settle(self, instance: Recoverable) -> None:
+        """Its end is a fact: whoever holds its lock may delete it; what lies in the bucket is collected."""
+        if isinstance(instance, Recoverable) and not isinstance(instance, LockedInstance):
             instance.close()
         else:
             self._settled.append(instance)
 
-    async def _recover_or_keep(self, instance: Instance, named: Recovery | None) -> None:
-        self._recovering = instance.wal_id
+    async def _recover_or_keep(self, instance: Recoverable, named: Recovery | None) -> None:
+        self._recovering.add(instance.wal_id)
         try:
             recovered = await self._recover(instance, named)
         except RecoveryStopped as stopped:
@@ -284,14 +176,14 @@ class WalRecovery:
             self._settle(instance)
             log.info("recovered WAL instance %s: %s", instance.wal_id.hex(), recovered)
         finally:
-            self._recovering = None
+            self._recovering.discard(instance.wal_id)
 
     async def _try_again(self, wal_id: bytes) -> None:
         """A disk that failed or was full may work later: try until it does, or until the operator has decided."""
         wait_s = AGAIN_S
         while (waiting := self.waiting.get(wal_id)) is not None and waiting.disk:
             await asyncio.sleep(wait_s)
-            if wal_id in self.waiting and wal_id not in self._operations and self._recovering is None:
+            if wal_id in self.waiting and wal_id not in self._operations and not self._recovering:
                 wait_s = min(2 * wait_s, AGAIN_S_MAX)
                 await self._recover_or_keep(self.waiting.pop(wal_id).instance, None)
                 await self.remove_settled()
@@ -320,7 +212,7 @@ class WalRecovery:
         return [wal for wal in self._controller.state.wals.values() if self._is_missing(wal)]
 
     def _is_missing(self, wal: WalState) -> bool:
-        return wal.state == ENDED and wal.wal_id not in self.waiting and wal.wal_id != self._recovering
+        return wal.state == ENDED and wal.wal_id not in self.waiting and wal.wal_id not in self._recovering
 
     def rows(self, *, settled: bool) -> list[dict[str, Any]]:
         """Every instance for the operator; with `settled`, also those that are retired or lost."""
@@ -383,7 +275,7 @@ class WalRecovery:
             outcome.cancel()
             del self._operations[wal_id]
 
-    async def _accept_loss(self, instance: Instance) -> dict[str, Any]:
+    async def _accept_loss(self, instance: Recoverable) -> dict[str, Any]:
         wal = self._controller.state.wals[instance.wal_id]
         last_group = wal.recovered_group
         if not wal.closed:  # else an earlier attempt came as far as the loss
@@ -403,7 +295,7 @@ class WalRecovery:
         wal = self._controller.state.wals.get(wal_id)
         if wal is not None and wal.incarnation == self._incarnation:
             raise KafkaError(ErrorCode.INVALID_REQUEST, "this broker writes the instance: it is not lost")
-        if wal_id == self._recovering:
+        if wal_id in self._recovering:
             raise KafkaError(ErrorCode.CONCURRENT_TRANSACTIONS, "this broker recovers the instance just now")
         report = await self._declare(DeclareLost(self._token(16), wal_id, host_is_destroyed))
         self._forget(wal_id)
@@ -430,7 +322,7 @@ class WalRecovery:
 
     # One instance
 
-    async def _recover(self, instance: Instance, named: Recovery | None) -> Recovered:
+    async def _recover(self, instance: Recoverable, named: Recovery | None) -> Recovered:
         """Recover one instance to its end and retire it. RecoveryStopped: nothing was lost, the operator decides."""
         named = named or await self._name(instance.wal_id)
         try:
@@ -472,8 +364,14 @@ class WalRecovery:
         named: Recovery = await self._ask(NameRecoverer(self._token(16), wal_id, self._incarnation))
         return named
 
-    async def _scan(self, instance: Instance, *, accept_loss: bool) -> ScanReport:
+    async def _scan(self, instance: Recoverable, *, accept_loss: bool) -> ScanReport:
         wal = self._controller.state.wals[instance.wal_id]
+        if isinstance(instance, ObjectInstance):
+            return await instance.fence_and_scan(
+                validated_group=wal.validated_group,
+                committed_group=wal.committed.get(LANE, 0),
+                accept_loss=accept_loss,
+            )
         await asyncio.to_thread(instance.fence)
         return await asyncio.to_thread(
             instance.scan,
@@ -497,14 +395,17 @@ class WalRecovery:
         plans: tuple[ReplayLog, ...] = (await self._ask(command)).logs
         return plans
 
-    async def _replay_all(self, instance: Instance, named: Recovery, plans: Sequence[ReplayLog]) -> Recovered:
+    async def _replay_all(self, instance: Recoverable, named: Recovery, plans: Sequence[ReplayLog]) -> Recovered:
         """Upload and commit what the plans name, each log up to its first gap."""
         done = Recovered()
         began_ms = self._clock.boottime_ms()
-        seals = _Seals(self._uploader, named, self._seal_bytes)
+        seals = Seals(self._uploader, named, self._seal_bytes)
         try:
-            for plan in plans:
-                if plan.scanned_end > plan.end:
+            wanted = [plan for plan in plans if plan.scanned_end > plan.end]
+            if isinstance(instance, ObjectInstance):
+                await self._replay_together(instance, wanted, seals, done)
+            else:
+                for plan in wanted:
                     await self._replay(instance, plan, seals, done)
             await seals.finish()
         except (RecoveryStopped, WalError, OSError):
@@ -515,7 +416,7 @@ class WalRecovery:
         self._replayed_ms += self._clock.boottime_ms() - began_ms
         return done
 
-    async def _replay(self, instance: Instance, plan: ReplayLog, seals: _Seals, done: Recovered) -> None:
+    async def _replay(self, instance: Instance, plan: ReplayLog, seals: Seals, done: Recovered) -> None:
         replay = await self._begin(plan)
         batches = _wanted(instance.batches(plan.log_id), plan, done)
         done.logs += 1
@@ -526,19 +427,60 @@ class WalRecovery:
                 done.batches += len(replay.batches)
                 done.bytes += replay.size
                 await seals.add(replay.seal())
-        if replay.end != plan.scanned_end:
-            done.gaps.append(f"log {plan.log_id} has a gap at offset {replay.end} of {plan.scanned_end}")
+        replay.note_gap(done)
 
-    async def _begin(self, plan: ReplayLog) -> _Replay:
+    async def _replay_together(
+        self, instance: ObjectInstance, plans: Sequence[ReplayLog], seals: Seals, done: Recovered
+    ) -> None:
+        """All logs at once, object by object: each holds a little of many logs."""
+        replays: dict[int, Replay] = {}
+        for at in range(0, len(plans), BEGIN_AT_ONCE):
+            begun = await asyncio.gather(*map(self._begin, plans[at : at + BEGIN_AT_ONCE]), return_exceptions=True)
+            for replay in begun:
+                if isinstance(replay, BaseException):
+                    raise replay
+                replays[replay.plan.log_id] = replay
+        done.logs += len(replays)
+        going_on = dict(replays)
+        async for group in instance.groups():
+            await asyncio.to_thread(self._take_group, group, going_on, done)
+            if sum(replay.memory for replay in replays.values()) >= seals.room:
+                await self._seal_all(replays.values(), seals, done)
+        await self._seal_all(replays.values(), seals, done)
+        for replay in replays.values():
+            replay.note_gap(done)
+
+    def _take_group(self, group: ObjectGroup, going_on: dict[int, Replay], done: Recovered) -> None:
+        """In a thread: what continues a log in the epoch under recovery; a log ends at its gap."""
+        now_ms = self._clock.now_ms()
+        for entry, batch in group.batches:
+            replay = going_on.get(entry.log_id)
+            if replay is None:
+                continue
+            if entry.leader_epoch != replay.plan.epoch:
+                done.dropped += 1
+            elif entry.base_offset == replay.end < replay.plan.scanned_end:
+                replay.take(bytes(batch), now_ms)
+            elif entry.base_offset > replay.end:
+                del going_on[entry.log_id]
+
+    async def _seal_all(self, replays: Iterable[Replay], seals: Seals, done: Recovered) -> None:
+        for replay in replays:
+            if replay.batches:
+                done.batches += len(replay.batches)
+                done.bytes += replay.size
+                await seals.add(replay.seal())
+
+    async def _begin(self, plan: ReplayLog) -> Replay:
         producers = ProducerStates()
         try:
             await self._cold.producers(plan.log_id, producers, self._clock.now_ms())
         except (KafkaError, ValueError) as error:
             why = f"log {plan.log_id}: its producer state in the bucket is unreadable: {error}"
             raise RecoveryStopped(why) from error
-        return _Replay(plan, producers, plan.end, plan.end)
+        return Replay(plan, producers, plan.end, plan.end)
 
-    def _take(self, replay: _Replay, batches: Iterator[bytes], most: int) -> bool:
+    def _take(self, replay: Replay, batches: Iterator[bytes], most: int) -> bool:
         """In a thread: take batches until they take `most` bytes more; whether there may be more."""
         now_ms = self._clock.now_ms()
         until = replay.memory + most
@@ -562,9 +504,9 @@ def _wanted(batches: Iterator[tuple[int, int, bytes]], plan: ReplayLog, done: Re
             return
 
 
-def _advice(instance: Instance) -> str:
+def _advice(instance: Recoverable) -> str:
     return (
-        f"Its files are kept in {instance.path}. To take what is readable and give up the rest: "
+        f"It is kept in {instance.path}. To take what is readable and give up the rest: "
         f"tidelog wal recover --accept-loss {instance.wal_id.hex()}"
     )
 

@@ -64,6 +64,20 @@ class _Unsealed(NamedTuple):
     """Append sequence of the oldest of these batches."""
 
 
+class _Instance:
+    """One WAL instance of this process, as sealing sees it."""
+
+    __slots__ = ("closed_at", "through", "validation", "wal")
+
+    def __init__(self, wal: Wal, validation: Validation) -> None:
+        self.wal = wal
+        self.validation = validation
+        self.through = 0
+        """The highest group that a seal said may go."""
+        self.closed_at = 0
+        """Append sequence at the last time a log was closed: what the WAL holds of it up to there is settled."""
+
+
 class Sealing:
     """Owns the decision to seal, and gives WAL space back. `run` is its task, and the only one that makes seals.
 
@@ -79,20 +93,18 @@ class Sealing:
         incarnation: int,
         controller: ControllerClient,
         logs: LogTable,
-        wal: Wal,
-        validation: Validation,
+        wals: Sequence[tuple[Wal, Validation]],
         uploader: Uploader,
         on_failed: Callable[[BaseException], None],
     ) -> None:
-        """`validation` is that of `wal`. `on_failed`: a seal can never be committed, so the process has to end."""
+        """`wals`: each instance with its validation. `on_failed`: a seal can never be committed: end the process."""
         self._settings = settings
         self._clock = clock
         self._token = token
         self._incarnation = incarnation
         self._controller = controller
         self._logs = logs
-        self._wal = wal
-        self._validation = validation
+        self._instances = {wal.wal_id: _Instance(wal, validation) for wal, validation in wals}
         self._uploader = uploader
         self._on_failed = on_failed
         self._unsealed: dict[Log, _Unsealed] = {}
@@ -109,10 +121,6 @@ class Sealing:
         """One seal is made at a time: what it says of the WAL holds for all that was taken before."""
         self._flying_bytes = 0
         """Memory of their batches."""
-        self._through = 0
-        """The highest group that a seal said may go."""
-        self._closed_at = 0
-        """Append sequence at the last time a log was closed: what the WAL holds of it up to there is settled."""
         self._full: dict[Log, None] = {}
         """Logs that take no records because of their number of ranges."""
         self._draining = False
@@ -153,17 +161,20 @@ class Sealing:
             return
         due = self._choose(now) if self._unsealed else []
         # Without this the batches of a deleted topic would fill the WAL for as long as nothing else can be written.
-        settled = 0 < self._closed_at <= self._validation.validated
-        if settled:
-            self._closed_at = 0
+        settled = [one for one in self._instances.values() if 0 < one.closed_at <= one.validation.validated]
+        for one in settled:
+            one.closed_at = 0
         if due or settled:
             await self._seal(due)
 
     def _note_grown(self, now: int) -> None:
         """Take over which logs got validated batches."""
-        if not self._validation.grown:
-            return
-        grown, self._validation.grown = self._validation.grown, {}
+        for one in self._instances.values():
+            if one.validation.grown:
+                grown, one.validation.grown = one.validation.grown, {}
+                self._note(grown, now)
+
+    def _note(self, grown: Iterable[Log], now: int) -> None:
         for grew in grown:
             if grew in self._unsealed or grew.hw <= grew.sealed_end or grew.status is LogStatus.CLOSED:
                 continue
@@ -266,15 +277,14 @@ class Sealing:
                 await asyncio.sleep(0)
         through = self._committed_through()
         self._due_ms = min((noted.due_ms for noted in self._unsealed.values()), default=None)
-        if not sealed and through <= self._through and targets is None:
+        if not sealed and not through and targets is None:
             return
-        self._through = max(through, self._through)
         moves = [
             Move(each.log_id, each.epoch, each.end, node_id)
             for each, node_id in (targets or {}).items()
             if each.status is LogStatus.MOVING
         ]
-        verdict = self._uploader.submit(sealed, (CommittedThrough(self._wal.wal_id, through),), moves=moves)
+        verdict = self._uploader.submit(sealed, through, moves=moves)
         seal = self._uploader.last_seal
         if decided is not None:
             self._deciding[seal] = decided
@@ -303,14 +313,25 @@ class Sealing:
             size=taken.tail.payload_between(base, end),
         )
 
-    def _committed_through(self) -> int:
-        """The highest group all of whose batches are in seals: once those are committed the WAL needs it no more.
+    def _committed_through(self) -> list[CommittedThrough]:
+        """Per instance the highest group all of whose batches are in seals, if it is a higher one than seals said yet.
 
-        A batch of a log that is not ours any more counts as settled: the facts refused it for good.
+        Once those are committed the WAL needs it no more. A batch of a log that is not ours any more counts as settled:
+        the facts refused it for good.
         """
         self._note_grown(self._clock.boottime_ms())
-        first = min((noted.first_sequence for noted in self._unsealed.values()), default=self._validation.validated + 1)
-        return self._wal.group_below(first)
+        firsts = {wal_id: one.validation.validated + 1 for wal_id, one in self._instances.items()}
+        for each, noted in self._unsealed.items():
+            wal_id = each.wal.wal_id
+            if noted.first_sequence < firsts[wal_id]:
+                firsts[wal_id] = noted.first_sequence
+        found = []
+        for wal_id, one in self._instances.items():
+            group = one.wal.group_below(firsts[wal_id])
+            if group > one.through:
+                one.through = group
+                found.append(CommittedThrough(wal_id, group))
+        return found
 
     def _decided(self, seal: int, memory: int, verdict: "asyncio.Future[Verdict]") -> None:
         self._flights.pop(seal, None)
@@ -349,9 +370,10 @@ class Sealing:
 
     def _on_reload(self) -> None:
         """The state was replaced: commits may have been among what was skipped."""
-        wal = self._controller.state.wals.get(self._wal.wal_id)
-        if wal is not None:
-            self._trim([CommittedThrough(wal.wal_id, group, lane) for lane, group in wal.committed.items()])
+        for wal_id in self._instances:
+            wal = self._controller.state.wals.get(wal_id)
+            if wal is not None:
+                self._trim([CommittedThrough(wal_id, group, lane) for lane, group in wal.committed.items()])
         for each in list(self._waiting):
             self._wake_waiting(each)
         own = self._controller.state.broker_table.incarnations.get(self._incarnation)
@@ -367,15 +389,16 @@ class Sealing:
 
     def _trim(self, committed: Iterable[CommittedThrough]) -> None:
         for through in committed:
-            if through.wal_id == self._wal.wal_id:
-                self._wal.trim(through.group)
+            own = self._instances.get(through.wal_id)
+            if own is not None:
+                own.wal.trim(through.group)
 
     def on_close(self, closed: Log) -> None:
         """Given to `LogTable.on_close`: the log is not ours any more, nothing of it is sealed and nobody waits."""
         self._unsealed.pop(closed, None)
         self._wanted.pop(closed, None)
         self._full.pop(closed, None)
-        self._closed_at = self._wal.appended
+        self._instances[closed.wal.wal_id].closed_at = closed.wal.appended
         self._wake_waiting(closed)
 
     def _wake_waiting(self, about: Log) -> None:
@@ -420,9 +443,10 @@ class Sealing:
     async def drain(self) -> None:
         """Commit everything of all logs, which are frozen: the last step before a clean stop."""
         self._draining = True
-        validated = asyncio.Event()
-        self._validation.when_validated(self._wal.appended, validated.set)
-        await validated.wait()
+        for one in self._instances.values():
+            validated = asyncio.Event()
+            one.validation.when_validated(one.wal.appended, validated.set)
+            await validated.wait()
         behind = [each for each in self._logs.logs if each.committed_end < each.hw]
         self._wanted.update((each, None) for each in behind if each.sealed_end < each.hw)
         for each in behind:

@@ -20,6 +20,12 @@ LONG_MAX = 2**63 - 1
 BATCH_ROOM = 64 * KIB
 """What a WAL file needs beside the largest batch."""
 
+WAL_KINDS = ("volume", "objects")
+"""The weaker one first: what only a disk has is gone with it."""
+
+OBJECT_BATCH_SHARE = 4
+"""No batch may take more than this part of the space of a WAL of kind `objects`."""
+
 
 class SettingError(ValueError):
     """A setting that cannot be used; the message names the key and what to write instead."""
@@ -155,13 +161,37 @@ class Settings:
         "The bucket: `s3://bucket/prefix?region=...&endpoint=...`, `file:PATH` or `memory:` (lost at exit); "
         "default `file:<tidelog.data.dir>/bucket`. Credentials come from the standard AWS chain.",
     )
-    tidelog_wal: str = setting("volume", "WAL kind of topics that do not name one.", one_of=("volume",))
-    tidelog_internal_wal: str = setting("volume", "WAL kind of internal topics.", one_of=("volume",))
+    tidelog_wal: str = setting(
+        "volume",
+        "WAL kind of topics that do not name one: `volume` (a disk, one sync per group) or `objects` (the bucket).",
+        one_of=WAL_KINDS,
+    )
+    tidelog_internal_wal: str | None = setting(
+        None, "WAL kind of internal topics; default: the strongest kind that any topic uses.", one_of=WAL_KINDS
+    )
     tidelog_wal_dir: str | None = setting(
-        None, "Root of the WAL instances of this machine; default `<tidelog.data.dir>/wal`. Put it on the fastest disk."
+        None,
+        "Root of the WAL instances of this machine; default `<tidelog.data.dir>/wal`. Put it on the fastest disk. "
+        "No disk is touched if this is not set and neither `tidelog.wal` nor `tidelog.internal.wal` is `volume`.",
     )
     tidelog_wal_bytes_max: int = setting(4 * GIB, "Disk the WAL may use; full means producers wait.", at_least=4 * MIB)
     tidelog_wal_file_bytes: int = setting(64 * MIB, "Size of one WAL file.", at_least=1 * MIB, at_most=1 * GIB)
+    tidelog_wal_objects_interval_ms: int = setting(
+        250, "Kind `objects`: time between two PUTs of little data; the first one after idle does not wait.", at_least=1
+    )
+    tidelog_wal_objects_busy_interval_ms: int = setting(
+        100, "The same once `tidelog.wal.objects.busy.bytes` are waiting.", at_least=1
+    )
+    tidelog_wal_objects_busy_bytes: int = setting(64 * KIB, "See above.", at_least=1)
+    tidelog_wal_objects_group_bytes: int = setting(
+        4 * MIB, "As much is put at once, without waiting.", at_least=64 * KIB, at_most=64 * MIB
+    )
+    tidelog_wal_objects_in_flight_max: int = setting(8, "PUTs at the same time.", at_least=1, at_most=64)
+    tidelog_wal_objects_bytes_max: int = setting(
+        1 * GIB,
+        "What may lie in the bucket as WAL and not yet in segments, per broker; full means producers wait.",
+        at_least=1 * MIB,
+    )
     tidelog_tail_bytes_max: int = setting(
         256 * MIB,
         "Memory for batches that are not yet in the bucket (250 bytes a batch counted beside its payload).",
@@ -227,6 +257,17 @@ class Settings:
     def wal_dir(self) -> str:
         """Where WAL instances are."""
         return self.tidelog_wal_dir or f"{self.tidelog_data_dir}/wal"
+
+    @property
+    def uses_volume(self) -> bool:
+        """Whether this broker has a WAL on a disk."""
+        return self.tidelog_wal_dir is not None or "volume" in (self.tidelog_wal, self.tidelog_internal_wal)
+
+    def batch_bytes_max(self, kind: str) -> int:
+        """The largest batch that a WAL of this kind can hold."""
+        if kind == "objects":
+            return self.tidelog_wal_objects_bytes_max // OBJECT_BATCH_SHARE - BATCH_ROOM
+        return self.tidelog_wal_file_bytes - BATCH_ROOM
 
     @property
     def retention_ms(self) -> int:
@@ -365,8 +406,16 @@ def check(settings: Settings) -> None:
         raise SettingError("group.min.session.timeout.ms is above group.max.session.timeout.ms")
     if settings.tidelog_wal_bytes_max < 3 * settings.tidelog_wal_file_bytes:
         raise SettingError("tidelog.wal.bytes.max must hold at least three files of tidelog.wal.file.bytes")
-    if settings.message_max_bytes + BATCH_ROOM > settings.tidelog_wal_file_bytes:
+    if settings.message_max_bytes > settings.batch_bytes_max("volume"):
         raise SettingError("message.max.bytes does not fit a WAL file: raise tidelog.wal.file.bytes")
+    if settings.message_max_bytes > settings.batch_bytes_max("objects"):
+        raise SettingError(
+            f"message.max.bytes is more than 1/{OBJECT_BATCH_SHARE} of tidelog.wal.objects.bytes.max: raise that one"
+        )
+    if settings.tidelog_wal_objects_busy_interval_ms > settings.tidelog_wal_objects_interval_ms:
+        raise SettingError(
+            "tidelog.wal.objects.busy.interval.ms must not be longer than tidelog.wal.objects.interval.ms"
+        )
     if settings.tidelog_tail_keep_bytes > settings.tidelog_tail_bytes_max // 2:
         raise SettingError("tidelog.tail.keep.bytes must be at most half of tidelog.tail.bytes.max")
     if settings.tidelog_controller_lease_ms > settings.tidelog_session_timeout_ms:

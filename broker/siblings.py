@@ -34,7 +34,9 @@ class Siblings:
         recovery: WalRecovery,
         token: Callable[[int], bytes],
         interval_ms: int,
+        shared: bool = False,
     ) -> None:
+        """`shared`: other machines use the root too, and what is acknowledged there needs the session (DESIGN 4.3)."""
         self._root = root
         self._disk = disk
         self._incarnation = incarnation
@@ -42,6 +44,7 @@ class Siblings:
         self._recovery = recovery
         self._token = token
         self._interval_ms = interval_ms
+        self._shared = shared
         self._held: dict[bytes, Instance] = {}
         self._told: set[bytes] = set()
 
@@ -125,15 +128,16 @@ class Siblings:
         return True
 
     async def _recover_beside_its_writer(self, instance: Instance, wal: WalState) -> bool:
-        """A process that was stopped until its session had ended holds its lock still: the fence is what stops it."""
-        if wal.state != ENDED or not instance.same_boot():
+        """A process that was stopped until its session had ended holds its lock still: the fence is what stops it, and
+        where the directory is shared the end of the session alone."""
+        if wal.state != ENDED or not (self._shared or instance.same_boot()):
             return False
         command = NameRecoverer(self._token(16), wal.wal_id, self._incarnation)
         try:
             named = await self._controller.ask(command)
         except KafkaError:
             return False
-        log.warning("the process of node %d on this machine is stopped: recovering its WAL", wal.node_id)
+        log.warning("the process of node %d is stopped: recovering its WAL", wal.node_id)
         await self._recovery.recover_for_another(instance, named)
         return True
 

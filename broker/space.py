@@ -5,76 +5,134 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from broker.metrics import Counters
+    from storage.wal.port import Wal
 
 WAIT_SECONDS_MAX = 30.0
 
 
 class Waiting:
-    """One request that waits for `n_bytes` in `n_batches`."""
+    """One request that waits for `n_bytes` in `n_batches`, to be appended through `wals`; none: any of them."""
 
-    __slots__ = ("expire", "n_batches", "n_bytes", "over", "retry", "timer")
+    __slots__ = ("expire", "n_batches", "n_bytes", "number", "over", "retry", "timer", "wals")
 
-    def __init__(self, n_bytes: int, n_batches: int, retry: Callable[[], None], expire: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        n_bytes: int,
+        n_batches: int,
+        retry: Callable[[], None],
+        expire: Callable[[], None],
+        wals: tuple[Wal, ...],
+        number: int,
+    ) -> None:
         self.n_bytes = n_bytes
         self.n_batches = n_batches
         self.retry = retry
         self.expire = expire
+        self.wals = wals
+        self.number = number
         self.over = False
         self.timer: asyncio.TimerHandle | None = None
 
 
-class SpaceQueue:
-    """At most one request per connection waits here (its connection takes no further ones meanwhile)."""
+HasRoom: TypeAlias = "Callable[[int, int, tuple[Wal, ...]], bool]"
+"""(bytes, batches, WAL instances): whether so much can be appended now."""
 
-    def __init__(self, has_room: Callable[[int, int], bool], counters: Counters) -> None:
+
+class SpaceQueue:
+    """At most one request per connection waits here (its connection takes no further ones meanwhile).
+
+    A full WAL holds up only those who need it: requests wait in a queue per set of instances, and whoever came later
+    waits behind everybody who needs one of the same.
+    """
+
+    def __init__(self, has_room: HasRoom, counters: Counters) -> None:
         self._has_room = has_room
         self._counters = counters
-        self.queue: deque[Waiting] = deque()
+        self._queues: dict[tuple[Wal, ...], deque[Waiting]] = {}
+        self._came = 0
+        self.waiting = 0
+        """How many wait, those included that gave up and were not passed yet."""
 
     def __len__(self) -> int:
-        return len(self.queue)
+        return self.waiting
+
+    def blocks(self, wals: tuple[Wal, ...]) -> bool:
+        """Whether somebody waits before a request for these instances."""
+        return any(not one or not wals or not set(one).isdisjoint(wals) for one in self._queues)
 
     def wait(
-        self, n_bytes: int, n_batches: int, timeout_s: float, retry: Callable[[], None], expire: Callable[[], None]
+        self,
+        n_bytes: int,
+        n_batches: int,
+        timeout_s: float,
+        retry: Callable[[], None],
+        expire: Callable[[], None],
+        wals: tuple[Wal, ...] = (),
     ) -> None:
         """Call `retry` when there is room and nobody came before, or `expire` after `timeout_s` (at most 30 s)."""
         self._counters.full_waits += 1
-        waiting = Waiting(n_bytes, n_batches, retry, expire)
+        self._came += 1
+        self.waiting += 1
+        waiting = Waiting(n_bytes, n_batches, retry, expire, wals, self._came)
         seconds = max(0.0, min(timeout_s, WAIT_SECONDS_MAX))
         waiting.timer = asyncio.get_running_loop().call_later(seconds, self._expire, waiting)
-        self.queue.append(waiting)
+        self._queues.setdefault(wals, deque()).append(waiting)
 
     def serve(self) -> None:
         """Room may have come back."""
-        queue = self.queue
-        while queue:
+        while self._serve_one():
+            pass
+
+    def _serve_one(self) -> bool:
+        """Whether somebody was passed: the first one who has room and whose instances nobody before waits for."""
+        blocked: list[Wal] = []
+        for queue in sorted(self._queues.values(), key=_number):
             first = queue[0]
             if first.over:
-                queue.popleft()
-            elif self._has_room(first.n_bytes, first.n_batches):
-                queue.popleft()
+                self._pass(queue)
+                return True
+            if blocked and not set(blocked).isdisjoint(first.wals):
+                blocked += first.wals
+            elif self._has_room(first.n_bytes, first.n_batches, first.wals):
+                self._pass(queue)
                 assert first.timer is not None
                 first.timer.cancel()
                 first.retry()
+                return True
+            elif not first.wals:
+                return False
             else:
-                return
+                blocked += first.wals
+        return False
+
+    def _pass(self, queue: deque[Waiting]) -> None:
+        first = queue.popleft()
+        self.waiting -= 1
+        if not queue:
+            del self._queues[first.wals]
 
     def expire_all(self) -> None:
         """Nobody waits any longer: the broker stops."""
-        for waiting in list(self.queue):
-            if not waiting.over:
-                assert waiting.timer is not None
-                waiting.timer.cancel()
-                self._expire(waiting)
-        self.queue.clear()
+        queues, self._queues, self.waiting = self._queues, {}, 0
+        for queue in queues.values():
+            for waiting in queue:
+                if not waiting.over:
+                    assert waiting.timer is not None
+                    waiting.timer.cancel()
+                    self._expire(waiting)
 
     def _expire(self, waiting: Waiting) -> None:
         waiting.over = True
         self._counters.full_timeouts += 1
-        if self.queue and self.queue[0] is waiting:
-            self.queue.popleft()
+        queue = self._queues.get(waiting.wals)
+        if queue and queue[0] is waiting:
+            self._pass(queue)
         waiting.expire()
+
+
+def _number(queue: deque[Waiting]) -> int:
+    return queue[0].number

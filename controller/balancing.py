@@ -15,7 +15,7 @@ from controller.commands import MovesAnswer, RequestMoves
 from controller.load import LoadMeter
 from controller.log_index import OPEN
 from controller.state import MOVES_LEVEL, ClusterState
-from controller.topics import Topic
+from controller.topics import Topic, wal_kinds_named
 from controller.wals import ACTIVE
 from protocol.errors import KafkaError
 from storage.clock import Clock
@@ -117,7 +117,9 @@ class Balancing:
 
     def _placed(self, state: ClusterState, topic: Topic, meter: LoadMeter | None, scale: float) -> list[PlacedLog]:
         rules = self._runtime.rules
-        kind, movable = rules.wal_kind(topic.configs, topic.internal), rules.may_balance(topic.configs)
+        in_use = wal_kinds_named(state.topics.values()) if topic.internal else ()
+        kind = rules.wal_kind(topic.configs, topic.internal, in_use)
+        movable = rules.may_balance(topic.configs)
         placed = []
         for log_id in topic.log_ids:
             log = state.logs[log_id]

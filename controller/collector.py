@@ -3,12 +3,17 @@
 Doomed objects were un-named by facts. Orphans were uploaded but no fact names them; one may go only if no later
 commit can name it: its seal is at or below the last committed one of its incarnation, or the incarnation is over and
 all its WAL instances are retired or lost. Neither ever becomes false again, so an old view of the state does no harm.
+
+Objects of a WAL go by the same kind of rule: what is committed, and everything of an instance that is retired or lost.
+Only its fence stays for a while: with it the object store itself refuses what a process of long ago still sends.
 """
 
 import re
 from collections.abc import Iterable
 
 from controller.state import ClusterState
+from storage.object_store import ObjectInfo
+from storage.wal.object_format import FENCE_SIZE, parse_key
 
 SEGMENTS = "segments/"
 _KEY = re.compile(r"segments/(\d+)/([0-9a-f]{16})/(\d+)-(\d+)")
@@ -28,6 +33,27 @@ def is_orphan(state: ClusterState, key: str) -> bool:
     if seal <= broker.last_seal:
         return True
     return not broker.alive and all(wal.closed for wal in state.wal_table.of(incarnation))
+
+
+FENCE_MS = 7 * 24 * 3_600_000
+"""How long the fence of an instance stays after that was closed."""
+
+
+def is_wal_orphan(state: ClusterState, info: ObjectInfo, now_ms: int) -> bool:
+    """Whether this object of a WAL is needed by nobody any more. `now_ms` is wall time, for fences alone.
+
+    Unknown instances are left alone: they may be newer than the state.
+    """
+    name = parse_key(info.key)
+    wal = None if name is None else state.wals.get(name.wal_id)
+    if wal is None or name is None:
+        return False
+    if not wal.closed:
+        return name.sequence <= wal.committed.get(name.lane, 0)  # a late attempt made it once more
+    if info.size != FENCE_SIZE:
+        return True
+    closed_ms = state.wal_table.closed_ms.get(wal.wal_id)
+    return closed_ms is not None and now_ms >= closed_ms + FENCE_MS
 
 
 class Grace:

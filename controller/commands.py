@@ -240,6 +240,13 @@ class DeclareLost:
 
 
 @dataclass(frozen=True, slots=True)
+class RecoverInstances:
+    """The controller's own: instances in the bucket that wait for a live recoverer get one. Answer `Done`."""
+
+    command_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class CreateTopics:
     """Answer `TopicResults`, in the order asked."""
 
@@ -488,6 +495,7 @@ COMMAND_TAGS: dict[int, type] = {
     42: DrainBroker,
     43: CommitAndMove,
     44: LeaveCluster,
+    60: RecoverInstances,
 }
 
 ANSWER_TAGS: dict[int, type] = {

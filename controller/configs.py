@@ -4,7 +4,7 @@ configs.
 The definitions (names, types, bounds, defaults) belong to the broker and are passed in as `ConfigRules`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,8 +30,11 @@ class ConfigRules(Protocol):
         """The default of a list-valued config, comma-separated; None if `key` is not list-valued."""
         ...
 
-    def wal_kind(self, overrides: Mapping[str, str], internal: bool) -> str:
-        """The WAL kind that the logs of a topic with these overrides are led through."""
+    def wal_kind(self, overrides: Mapping[str, str], internal: bool, in_use: Iterable[str] = ()) -> str:
+        """The WAL kind that the logs of a topic with these overrides are led through.
+
+        `in_use`: the kinds that other topics name.
+        """
         ...
 
     def retention(self, overrides: Mapping[str, str]) -> tuple[int, int] | None:
@@ -61,7 +64,7 @@ class PlainRules:
         """Only `cleanup.policy` is a list."""
         return "delete" if key == "cleanup.policy" else None
 
-    def wal_kind(self, overrides: Mapping[str, str], internal: bool) -> str:
+    def wal_kind(self, overrides: Mapping[str, str], internal: bool, in_use: Iterable[str] = ()) -> str:
         """`volume`, unless the topic says otherwise."""
         return overrides.get("tidelog.wal", "volume")
 

@@ -237,12 +237,18 @@ class ClusterState:
 
     def _wal_retired(self, fact: f.WalRetired) -> None:
         wal = self.wal_table.retire(fact.wal_id)
+        self._note_closed(wal)
         self.log_index.release(wal.wal_id)
         self._close_incarnation(wal.incarnation)
 
     def _wal_lost(self, fact: f.WalLost) -> None:
         wal = self.wal_table.lose(fact)
+        self._note_closed(wal)
         self._close_incarnation(wal.incarnation)
+
+    def _note_closed(self, wal: WalState) -> None:
+        if self.format_level >= 2:  # older processes cannot read a snapshot that holds it
+            self.wal_table.note_closed(wal, self.wall_ms)
 
     def _loss_declared(self, fact: f.LossDeclared) -> None:
         log = self.logs[fact.log_id]
@@ -401,6 +407,7 @@ class ClusterState:
             17: (self.move_table.drained_rows(), self.move_table.load_drained),
             18: (self.move_table.preferred_rows(), self.move_table.load_preferred),
             19: (self.move_table.leaving_rows(), self.move_table.load_leaving),
+            20: (self.wal_table.closed_rows(), self.wal_table.load_closed),
         }
 
     def _log_rows(self) -> Iterator[list[Any]]:

@@ -124,3 +124,8 @@ class TopicTable:
         """Adds a deleted name from its snapshot row."""
         name, position, leaders = row
         self.deleted[name] = DeletedTopic(position, leaders)
+
+
+def wal_kinds_named(topics: Iterable[Topic]) -> tuple[str, ...]:
+    """The WAL kinds that topics ask for by their own configs."""
+    return tuple(dict.fromkeys(kind for topic in topics if (kind := topic.configs.get("tidelog.wal")) is not None))

@@ -12,9 +12,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from controller.balancing import Balancing
-from controller.collector import SEGMENTS, Grace, is_orphan
-from controller.commands import DrainBroker, ForgetObjects, FreeNames, SweepLogStarts
+from controller.collector import SEGMENTS, Grace, is_orphan, is_wal_orphan
+from controller.commands import DrainBroker, ForgetObjects, FreeNames, RecoverInstances, SweepLogStarts
 from controller.decide.moves import is_leaving
+from controller.decide.takeover import take_over
 from controller.describe import describe_loss
 from controller.facts import LogStart
 from controller.retention import sweep
@@ -22,6 +23,7 @@ from controller.wals import Loss
 from protocol.errors import KafkaError
 from storage.clock import Clock
 from storage.object_store import ObjectStore, OutcomeUnknown, PreconditionFailed, StoreError
+from storage.wal.object_format import PREFIX as WAL_OBJECTS
 
 if TYPE_CHECKING:
     from controller.runtime import Runtime
@@ -34,6 +36,7 @@ LOGS_PER_STEP = 200
 STARTS_PER_COMMAND = 1_000
 TICK_MS = 1_000
 DRAIN_ROUND_MS = 5_000
+TAKEOVER_ROUND_MS = 5_000
 TINY_SNAPSHOT = 8
 """Beyond the entry count, a snapshot is taken once the entries since weigh an eighth of the last one."""
 
@@ -65,6 +68,7 @@ class Upkeep:
             self._rounds(settings.orphan_check_ms, self.orphan_round),
             self.balancing.run(),
             self._rounds(DRAIN_ROUND_MS, self.drain_round),
+            self._rounds(TAKEOVER_ROUND_MS, self.takeover_round),
         ]
 
     async def _ask(self, command: Any) -> None:
@@ -160,6 +164,13 @@ class Upkeep:
             ):
                 await self._ask(DrainBroker(self._token(16), node_id))
 
+    # WAL instances in the bucket
+
+    async def takeover_round(self) -> None:
+        """Instances that got no recoverer when their session ended, because nobody could be named, get one."""
+        if take_over(self._runtime.replica.state):
+            await self._ask(RecoverInstances(self._token(16)))
+
     # Objects, names, losses
 
     async def housekeeping_round(self) -> None:
@@ -175,10 +186,16 @@ class Upkeep:
             await self._ask(ForgetObjects(self._token(16), tuple(keys)))
 
     async def orphan_round(self) -> None:
-        """Deletes segments that nothing names and nothing ever will."""
+        """Deletes segments and WAL objects that nothing names and nothing ever will."""
         found: list[str] = []
         async for info in self._store.list(SEGMENTS):
             if is_orphan(self._runtime.replica.state, info.key):
+                found.append(info.key)
+            if len(found) >= DELETES_PER_ROUND:
+                await self._delete(found)
+                found = []
+        async for info in self._store.list(WAL_OBJECTS):
+            if is_wal_orphan(self._runtime.replica.state, info, self._clock.now_ms()):
                 found.append(info.key)
             if len(found) >= DELETES_PER_ROUND:
                 await self._delete(found)

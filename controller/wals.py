@@ -56,11 +56,15 @@ class Loss:
 
 @dataclass(slots=True)
 class WalTable:
-    """`wals` by id, never forgotten (one per kind and restart); `by_incarnation` in order; `losses` by WAL."""
+    """`wals` by id, never forgotten (one per kind and restart); `by_incarnation` in order; `losses` by WAL.
+
+    `closed_ms`: when (wall time of the entry) an instance that may have a fence in the bucket was retired or lost.
+    """
 
     wals: dict[bytes, WalState] = field(default_factory=dict)
     by_incarnation: dict[int, list[WalState]] = field(default_factory=dict)
     losses: dict[bytes, Loss] = field(default_factory=dict)
+    closed_ms: dict[bytes, int] = field(default_factory=dict)
 
     def register(self, fact: WalRegistered) -> None:
         """A new active instance."""
@@ -135,6 +139,11 @@ class WalTable:
             if wal is not None and group > wal.validated_group:
                 wal.validated_group = group
 
+    def note_closed(self, wal: WalState, wall_ms: int) -> None:
+        """When it was closed, if a recoverer may have made a fence object: that stays for a while."""
+        if wal.kind == "objects" and wal.recovery_number:
+            self.closed_ms[wal.wal_id] = wall_ms
+
     def commit_through(self, through: Iterable[CommittedThrough]) -> None:
         """Committed group numbers only grow."""
         for item in through:
@@ -156,6 +165,15 @@ class WalTable:
         *head, scanned, validated_group, recovered_group, committed = row
         fields = [*head, dict(scanned), validated_group, recovered_group, dict(committed)]
         self._add(WalState(*fields))
+
+    def closed_rows(self) -> Iterator[list[Any]]:
+        """Snapshot rows of `closed_ms`."""
+        for wal_id, wall_ms in self.closed_ms.items():
+            yield [wal_id, wall_ms]
+
+    def load_closed(self, row: tuple[Any, ...]) -> None:
+        """Adds a time from its snapshot row."""
+        self.closed_ms[row[0]] = row[1]
 
     def loss_rows(self) -> Iterator[list[Any]]:
         """Snapshot rows of the losses."""

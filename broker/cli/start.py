@@ -81,7 +81,10 @@ def announce(broker: Broker, began_s: float) -> None:
     lines = [f"tidelog {version('tidelog')}, node {settings.node_id} of cluster {broker.cluster_id}"]
     lines += [f"  clients  {listener}" for listener in broker.listeners]
     lines.append(f"  bucket   {settings.storage_uri}")
-    lines.append(f"  wal      {broker.wal.path} (fence: {broker.wal.fence_kind})")
+    if broker.wals.volume is not None:
+        lines.append(f"  wal      {broker.wals.volume.path} (fence: {broker.wals.volume.fence_kind})")
+    if broker.wals.objects is not None and (settings.tidelog_wal == "objects" or broker.wals.volume is None):
+        lines.append(f"  wal      {broker.wals.objects.path} in the bucket")
     if broker.http_address is not None:
         lines.append(f"  http     http://{host_port(*broker.http_address)}")
     lines.append(f"ready in {took_s:.2f} s")

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from broker.services import Services
     from broker.validation import Validation
     from protocol import Buffer
+    from storage.wal.port import Wal
 
 SETTLE_MS = 1000
 """How long a request waits for a log that is about to move, or to open: then its client looks for the leader again."""
@@ -131,7 +132,7 @@ def _append_usual(
         or size > config.max_message_bytes
         or header[7] < now_ms - config.timestamp_before_max_ms
         or header[8] > now_ms + config.timestamp_after_max_ms
-        or logs.space.queue
+        or logs.space.waiting
         or logs.memory.bytes + size + BATCH_OVERHEAD_BYTES > logs.client_bytes_max
         or not log.wal.has_room(size, internal=False)
     ):
@@ -246,8 +247,11 @@ class Attempt:
                 checked.append(Checked(index, log, header, start, stop))
         if checked:
             logs = services.logs
-            if (first and len(logs.space)) or not logs.has_room(size, len(checked), internal=False):
-                self._wait(size, checked, timeout_ms)
+            wals = tuple(dict.fromkeys([item.log.wal for item in checked]))
+            if (first and logs.space.waiting and logs.space.blocks(wals)) or not logs.has_room(
+                size, len(checked), internal=False, wals=wals
+            ):
+                self._wait(size, checked, timeout_ms, wals)
                 return
         self._append(parts, checked, now_ms)
 
@@ -356,10 +360,10 @@ class Attempt:
 
     # Waiting for space
 
-    def _wait(self, size: int, checked: list[Checked], timeout_ms: int) -> None:
+    def _wait(self, size: int, checked: list[Checked], timeout_ms: int, wals: tuple[Wal, ...]) -> None:
         """The WAL or the memory for tails is full."""
         self._park()
-        self.services.logs.space.wait(size, len(checked), timeout_ms / 1000, self._retry, self._expire)
+        self.services.logs.space.wait(size, len(checked), timeout_ms / 1000, self._retry, self._expire, wals)
 
     def _park(self) -> None:
         """The request waits and its connection takes no further ones."""

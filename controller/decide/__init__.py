@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from controller import commands as c
 from controller import facts as f
-from controller.decide import brokers, configs, housekeeping, moves, recovery, seals, topics
+from controller.decide import brokers, configs, housekeeping, moves, recovery, seals, takeover, topics
 from controller.decide.context import Context, Decision, Heard, Limits
 from controller.state import ClusterState
 from protocol.errors import ErrorCode, KafkaError
@@ -28,6 +28,7 @@ _DECIDE = cast(
         c.CleanStop: brokers.clean_stop,
         c.RaiseFormatLevel: brokers.raise_format_level,
         c.NameRecoverer: recovery.name_recoverer,
+        c.RecoverInstances: takeover.recover_instances,
         c.ReportScan: recovery.report_scan,
         c.RetireWal: recovery.retire_wal,
         c.DeclareLost: recovery.declare_lost,
@@ -74,7 +75,10 @@ def decide(state: ClusterState, command: Any, context: Context) -> Decision:
 
 def is_remembered(command: Any) -> bool:
     """Whether entries keep the command's answer: all but those that find their own first answer in the state."""
-    return not isinstance(command, CommitSeal | c.EndSilentSessions | c.SweepLogStarts | c.ForgetObjects | c.FreeNames)
+    return not isinstance(
+        command,
+        CommitSeal | c.EndSilentSessions | c.RecoverInstances | c.SweepLogStarts | c.ForgetObjects | c.FreeNames,
+    )
 
 
 __all__ = ["Context", "Decision", "Heard", "Limits", "decide", "is_remembered"]

@@ -16,6 +16,8 @@ from controller.commands import (
     RegisterWal,
 )
 from controller.decide.context import Context, Decision, require_alive
+from controller.decide.takeover import ANYWHERE, take_over
+from controller.decide.takeover import FORMAT_LEVEL as TAKEOVER_LEVEL
 from controller.placement import Candidate
 from controller.state import ClusterState
 from controller.wals import ACTIVE, RECOVERING, WalState
@@ -56,12 +58,17 @@ def register_broker(state: ClusterState, command: RegisterBroker, context: Conte
     recoveries = []
     for wal_id in dict.fromkeys(command.locked):
         found = state.wals.get(wal_id)
-        if found is not None and _needs_recoverer(state, found, ended):
+        if found is not None and found.kind != ANYWHERE and _needs_recoverer(state, found, ended):
             number = found.recovery_number + 1
             facts.append(f.RecoveryNamed(wal_id, command.node_id, command.incarnation, number))
             recoveries.append(Recovery(wal_id, number))
+    facts += take_over(state, ended, joining=_joining(command))
     facts += _open_leaderless(state, command, context, ended)
     return Decision(tuple(facts), Registered(tuple(recoveries)))
+
+
+def _joining(command: RegisterBroker) -> tuple[int, int] | None:
+    return (command.node_id, command.incarnation) if command.format_level >= TAKEOVER_LEVEL else None
 
 
 def _check_registration(state: ClusterState, command: RegisterBroker) -> None:
@@ -146,7 +153,7 @@ def end_session_now(state: ClusterState, command: EndSession, context: Context) 
     require_alive(state, command.incarnation)
     assert broker is not None
     if command.requester == command.incarnation:
-        return Decision((end_session(state, command.incarnation, "request", context),), Done())
+        return Decision(_ended(state, [command.incarnation], "request", context), Done())
     require_alive(state, command.requester)
     requester = state.broker_table.incarnations[command.requester]
     wal = state.wals.get(command.locked_wal_id or b"")
@@ -155,19 +162,18 @@ def end_session_now(state: ClusterState, command: EndSession, context: Context) 
             ErrorCode.CLUSTER_AUTHORIZATION_FAILED,
             "only the holder of the lock of its WAL, on the same running machine, may end another broker's session",
         )
-    return Decision((end_session(state, command.incarnation, "restart", context),), Done())
+    return Decision(_ended(state, [command.incarnation], "restart", context), Done())
 
 
 def end_silent_sessions(state: ClusterState, command: EndSilentSessions, context: Context) -> Decision:
     """The controller saw that these sessions passed their deadline, on every clock."""
-    return Decision(
-        tuple(
-            end_session(state, incarnation, "silence", context)
-            for incarnation in command.incarnations
-            if state.broker_table.is_alive(incarnation)
-        ),
-        Done(),
-    )
+    silent = [one for one in command.incarnations if state.broker_table.is_alive(one)]
+    return Decision(_ended(state, silent, "silence", context), Done())
+
+
+def _ended(state: ClusterState, incarnations: list[int], reason: str, context: Context) -> tuple[f.Fact, ...]:
+    ends = [end_session(state, incarnation, reason, context) for incarnation in incarnations]
+    return (*ends, *take_over(state, incarnations)) if ends else ()
 
 
 def clean_stop(state: ClusterState, command: CleanStop, context: Context) -> Decision:
@@ -180,6 +186,8 @@ def clean_stop(state: ClusterState, command: CleanStop, context: Context) -> Dec
     logs = [state.logs[log_id] for wal in own for log_id in state.log_index.through(wal.wal_id)]
     facts: list[f.Fact] = [f.WalRetired(wal.wal_id) for wal in own]
     facts.append(end_session(state, command.incarnation, "clean", context))
+    retired = {wal.wal_id for wal in own}
+    facts += [fact for fact in take_over(state, [command.incarnation]) if fact.wal_id not in retired]
     facts += context.name_leaders(state, logs, context.candidates(state, without=command.incarnation))
     return Decision(tuple(facts), Done())
 

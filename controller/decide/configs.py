@@ -58,8 +58,8 @@ def _moves(
     if topic is None:
         return []
     after = {key: value for key, value in {**topic.configs, **dict(changes)}.items() if value is not None}
-    kind = context.rules.wal_kind(after, topic.internal)
-    return moves_of_kind(state, topic, kind, context) if kind != context.wal_kind(topic) else []
+    kind = context.kind_of(state, after, topic.internal)
+    return moves_of_kind(state, topic, kind, context) if kind != context.wal_kind(state, topic) else []
 
 
 def _overrides(state: ClusterState, wanted: ConfigAlteration) -> dict[str, str]:

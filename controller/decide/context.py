@@ -10,7 +10,7 @@ from controller.facts import Fact, LeaderNamed
 from controller.log_index import LogState
 from controller.placement import Candidate, Place, Wanted, place
 from controller.state import RANGES_MAX, RANGES_PER_LOG_MAX, ClusterState
-from controller.topics import Topic
+from controller.topics import Topic, wal_kinds_named
 from controller.wals import ACTIVE
 from protocol.errors import ErrorCode, KafkaError
 
@@ -64,6 +64,7 @@ class Context:
     log_ids_taken: int = 0
     producer_ids_taken: int = 0
     loads: dict[int, int] = field(default_factory=dict)
+    kinds_in_use: tuple[str, ...] | None = None
 
     def take_log_ids(self, state: ClusterState, count: int) -> tuple[int, ...]:
         """Log ids that nobody used before. POLICY_VIOLATION beyond the cluster's bound."""
@@ -106,13 +107,21 @@ class Context:
         for candidate in candidates:
             self.loads[candidate.incarnation] = candidate.load
 
-    def wal_kind(self, topic: Topic) -> str:
+    def wal_kind(self, state: ClusterState, topic: Topic) -> str:
         """The WAL kind of a topic's logs."""
-        return self.rules.wal_kind(topic.configs, topic.internal)
+        return self.kind_of(state, topic.configs, topic.internal)
+
+    def kind_of(self, state: ClusterState, configs: Mapping[str, str], internal: bool) -> str:
+        """The WAL kind of the logs of a topic with these overrides."""
+        if not internal:
+            return self.rules.wal_kind(configs, internal)
+        if self.kinds_in_use is None:
+            self.kinds_in_use = wal_kinds_named(state.topics.values())
+        return self.rules.wal_kind(configs, internal, self.kinds_in_use)
 
     def name_leaders(self, state: ClusterState, logs: list[LogState], candidates: list[Candidate]) -> list[LeaderNamed]:
         """Leaders with the next epoch for logs that may open; a log whose WAL kind nobody has gets none."""
-        kinds = {topic: self.wal_kind(state.topics[topic]) for topic in dict.fromkeys(log.topic for log in logs)}
+        kinds = {topic: self.wal_kind(state, state.topics[topic]) for topic in dict.fromkeys(log.topic for log in logs)}
         places = self.places(state, candidates, [Wanted(log.topic, kinds[log.topic]) for log in logs])
         return [
             LeaderNamed(log.log_id, chosen.node_id, chosen.incarnation, log.epoch + 1, chosen.wal_id)

@@ -83,7 +83,7 @@ def choose_targets(state: ClusterState, logs: Sequence[LogState], context: Conte
     found = []
     for incarnation, own in by_leader.items():
         candidates = [one for one in context.candidates(state, without=incarnation) if not one.drained]
-        wanted = [Wanted(log.topic, context.wal_kind(state.topics[log.topic])) for log in own]
+        wanted = [Wanted(log.topic, context.wal_kind(state, state.topics[log.topic])) for log in own]
         places = context.places(state, candidates, wanted)
         found += [f.MoveTarget(log.log_id, chosen.node_id) for log, chosen in zip(own, places) if chosen is not None]
     return found
@@ -106,7 +106,7 @@ def _check_target(state: ClusterState, log_id: int, node_id: int, context: Conte
     if broker is not None and broker.incarnation in state.move_table.leaving:
         raise KafkaError(ErrorCode.INVALID_REPLICA_ASSIGNMENT, f"broker {node_id} is about to stop")
     if _target_wal(state, log, node_id, context) is None:
-        kind = context.wal_kind(state.topics[log.topic])
+        kind = context.wal_kind(state, state.topics[log.topic])
         alive = broker is not None and broker.alive
         why = f"has no WAL of kind {kind!r}" if alive else "has no live session"
         raise KafkaError(ErrorCode.INVALID_REPLICA_ASSIGNMENT, f"{where} cannot go to broker {node_id}, which {why}")
@@ -116,12 +116,12 @@ def _target_wal(state: ClusterState, log: LogState, node_id: int, context: Conte
     broker = state.brokers.get(node_id)
     if broker is None or not broker.alive:
         return None
-    return state.wal_table.active(broker.incarnation, context.wal_kind(state.topics[log.topic]))
+    return state.wal_table.active(broker.incarnation, context.wal_kind(state, state.topics[log.topic]))
 
 
 def _has_right_kind(state: ClusterState, log: LogState, context: Context) -> bool:
     wal = state.wals.get(log.wal_id)
-    return wal is not None and wal.kind == context.wal_kind(state.topics[log.topic])
+    return wal is not None and wal.kind == context.wal_kind(state, state.topics[log.topic])
 
 
 def cancel_moves(state: ClusterState, command: CancelMoves, context: Context) -> Decision:

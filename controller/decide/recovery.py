@@ -19,6 +19,7 @@ from controller.commands import (
 )
 from controller.decide.brokers import end_session
 from controller.decide.context import Context, Decision, require_alive
+from controller.decide.takeover import take_over
 from controller.log_index import LogState
 from controller.state import ClusterState
 from controller.wals import ACTIVE, LOST, RECOVERING, RETIRED, WalState
@@ -127,6 +128,7 @@ def declare_lost(state: ClusterState, command: DeclareLost, context: Context) ->
     without = None
     if wal.state == ACTIVE:
         facts.append(end_session(state, wal.incarnation, "lost", context))
+        facts += take_over(state, [wal.incarnation], lost=wal.wal_id)
         without = wal.incarnation
     validated = max(wal.validated_group, context.heard.validated.get(wal.wal_id, 0))
     facts.append(f.WalLost(wal.wal_id, validated, command.recovered_group, context.now_ms))

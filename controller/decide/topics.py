@@ -129,7 +129,7 @@ def _create(
     result = TopicResult(new.name, 0, None, bytes(16), partitions, replication)
     if validate_only:
         return _Made([], result)
-    kind = context.rules.wal_kind(configs, internal)
+    kind = context.kind_of(state, configs, internal)
     places = _places(state, context, Wanted(new.name, kind), partitions, assigned)
     log_ids = context.take_log_ids(state, partitions)
     topic_id = _new_topic_id(state, context.token)
@@ -267,7 +267,7 @@ def _grow(state: ClusterState, more: MorePartitions, context: Context, budget: l
     result = TopicResult(more.name, 0, None, topic.topic_id, more.total, topic.replication_factor)
     if validate_only:
         return _Made([], result)
-    places = _places(state, context, Wanted(topic.name, context.wal_kind(topic)), added, more.assignments)
+    places = _places(state, context, Wanted(topic.name, context.wal_kind(state, topic)), added, more.assignments)
     log_ids = context.take_log_ids(state, added)
     return _Made([f.PartitionsAdded(topic.topic_id, log_ids), *_first_leaders(log_ids, places)], result)
 

@@ -360,13 +360,13 @@ async def test_producers_that_wait_for_space_are_told_of_once(
     full = OSError(28, "No space left on device")
     for _ in range(2):
         caplog.clear()
-        run.wal._ring.error = full
+        run.wals.volume._ring.error = full
         run.logs.space.wait(1 << 40, 1, 5, lambda: None, lambda: None)
         await until(lambda: "producers wait" in caplog.text)
         await asyncio.sleep(0.02)
         assert caplog.text.count("the WAL or the memory for tails is full: producers wait") == 1
         assert caplog.text.count("no further WAL file can be prepared in") == 1 and str(full) in caplog.text
-        run.wal._ring.error = None
+        run.wals.volume._ring.error = None
         run.logs.space.expire_all()
         await until(lambda: "producers go on" in caplog.text and "can be prepared again" in caplog.text)
 
@@ -400,10 +400,10 @@ async def test_a_stop_answers_what_is_appended_and_what_waits(runs: NodeRuns) ->
     await runs.create("t")
     run = runs.broker
     log = run.logs.find["t", 0]
-    validation = run.validation
-    durable = run.wal._on_durable
+    validation = run.wals.all[0].validation
+    durable = run.wals.volume._on_durable
     held: list[tuple[int, int]] = []
-    run.wal._on_durable = lambda sequence, group: held.append((sequence, group))
+    run.wals.volume._on_durable = lambda sequence, group: held.append((sequence, group))
     async with runs.client() as producer, runs.client() as consumer:
         consumer.send(ApiKey.FETCH, 12, fetch_request([("t", 0, 0)], max_wait_ms=60_000))
         producer.send(ApiKey.PRODUCE, 9, produce_request([("t", 0, batch_of(b"x"))]))
@@ -411,7 +411,7 @@ async def test_a_stop_answers_what_is_appended_and_what_waits(runs: NodeRuns) ->
         stopping = asyncio.ensure_future(runs.stop())  # noqa: TID251
         await until(lambda: log.status is LogStatus.FROZEN)
         assert not log.hw and not stopping.done()
-        run.wal._on_durable = durable
+        run.wals.volume._on_durable = durable
         validation.on_durable(*held[-1])
         _, produced = await producer.receive(ApiKey.PRODUCE, 9)
         assert produced.responses[0].partition_responses[0].error_code == 0
@@ -474,7 +474,7 @@ async def test_a_stop_without_the_store_says_so_and_keeps_the_wal(
     began = asyncio.get_running_loop().time()
     assert await runs.stop() == 1
     assert asyncio.get_running_loop().time() - began < 2
-    assert "no clean stop within tidelog.shutdown.timeout.ms=300 (time is over): the WAL in" in caplog.text
+    assert "no clean stop within tidelog.shutdown.timeout.ms=300 (time is over): the WAL stays" in caplog.text
     await runs.start()
     assert await runs.offsets("t") == (0, 1)
 
@@ -505,7 +505,7 @@ async def test_a_wal_that_fails_while_stopping_ends_the_process_at_once(
     await runs.produce("t", batch_of(b"a"))
     stopping = asyncio.ensure_future(runs.stop())  # noqa: TID251
     await until(lambda: runs.broker.uploader.in_flight)
-    runs.broker.wal._on_failed(OSError(5, "Input/output error"))
+    runs.broker.wals.volume._on_failed(OSError(5, "Input/output error"))
     assert await stopping == 1
     assert "the WAL cannot be written: [Errno 5] Input/output error" in caplog.text
 

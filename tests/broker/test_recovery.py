@@ -454,6 +454,7 @@ class Bench:
         self.instance = HandInstance()
         told = (f.Listener("PLAINTEXT", "PLAINTEXT", "here", 1),)
         self.controller.apply(
+            f.FormatLevel(f.FORMAT_LEVEL),
             f.BrokerRegistered(1, OLD, "boot", None, told, 1, 0),
             f.WalRegistered(OLD_WAL, 1, OLD, "volume"),
             f.TopicCreated("t", bytes(15) + b"t", False, (0, 1), ()),
@@ -644,9 +645,9 @@ async def test_what_the_operator_may_not_declare_lost(bench: Bench) -> None:
     assert await refusal(OLD_WAL) is ErrorCode.POLICY_VIOLATION
     assert await refusal(b"?" * 16, True) is ErrorCode.RESOURCE_NOT_FOUND
     assert await refusal(NEW_WAL, True) is ErrorCode.INVALID_REQUEST, "its writer is alive: this broker"
-    bench.recovery._recovering = OLD_WAL
+    bench.recovery._recovering = {OLD_WAL}
     assert await refusal(OLD_WAL, True) is ErrorCode.CONCURRENT_TRANSACTIONS
-    bench.recovery._recovering = None
+    bench.recovery._recovering = set()
     assert [wal.wal_id for wal in bench.recovery.missing()] == [OLD_WAL]
     report = await bench.recovery.declare_lost(OLD_WAL, host_is_destroyed=True)
     assert len(report["logs"]) == 2 and not bench.recovery.missing()

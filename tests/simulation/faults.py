@@ -310,7 +310,7 @@ class Faults:
         Without a later group nothing tells it from a torn tail.
         """
         node = self._node()
-        wal = None if node is None or node.broker is None or not node.ready else node.broker.wal
+        wal = None if node is None or node.broker is None or not node.ready else node.broker.wals.volume
         if node is None or wal is None or self.world.quiet:
             return
         written = wal._progress

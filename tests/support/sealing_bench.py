@@ -196,8 +196,7 @@ class Bench:
             incarnation=INCARNATION,
             controller=controller,
             logs=self.logs,
-            wal=cast(Any, self.wal),
-            validation=self.validation,
+            wals=[(cast(Any, self.wal), self.validation)],
             uploader=cast(Any, self.uploader),
             on_failed=self.failures.append,
         )

@@ -155,7 +155,8 @@ def wal_trimmed_before_the_commit() -> Patches:
 
     async def hasty(self: Sealing, due: Sequence[Log]) -> None:
         await seal(self, due)
-        self._wal.trim(self._through)
+        for one in self._instances.values():
+            one.wal.trim(one.through)
 
     yield Sealing, "_seal", hasty
 
