@@ -1,6 +1,7 @@
 """The Helm chart: linted and rendered by helm for several value sets, every object held against Kubernetes' schemas,
 every setting against the broker's own code."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,10 @@ import yaml
 
 from broker.settings import Settings
 from broker.settings_sources import load
+from tests.chaos.load import IdempotentLoad, check_all, create_topic
 from tests.deploy.tools import CHART, Refused, checker, environment_of, expand, helm, needs_go, one
+from tests.support.broker_process import BrokerProcess
+from tests.support.s3_servers import free_port
 
 pytestmark = needs_go
 
@@ -241,6 +245,44 @@ def test_racks(tmp_path: Path) -> None:
     zone = brokers(rendered(tmp_path, VALUES["zone"]))
     assert [(each.node_id, each.broker_rack) for each in zone] == [(100, "eu-central-1b"), (101, "eu-central-1b")]
     assert {each.broker_rack for each in brokers(rendered(tmp_path, VALUES["little"]))} == {None}
+
+
+@pytest.mark.compatibility
+def test_a_rolling_restart_of_its_brokers_without_pods(tmp_path: Path) -> None:
+    """As a StatefulSet does it: from the highest ordinal down, SIGTERM, the next one when this one is ready."""
+    listeners = ("INTERNAL", "CLIENT")
+    nodes = []
+    for settings in brokers(rendered(tmp_path, LEAST)):
+        told = {listener.name for listener in settings.told_listeners or []}
+        assert told == set(listeners)
+        nodes.append(
+            BrokerProcess(
+                tmp_path / f"node-{settings.node_id}",  # a volume of its own
+                node_id=settings.node_id,
+                broker_rack=settings.broker_rack,
+                listeners=",".join(f"{name}://127.0.0.1:{free_port()}" for name in listeners),
+                listener_security_protocol_map=settings.listener_security_protocol_map,
+                inter_broker_listener_name=settings.inter_broker_listener_name,
+                tidelog_shutdown_timeout_ms=settings.tidelog_shutdown_timeout_ms,
+                tidelog_storage=f"file:{tmp_path}/bucket",
+            )
+        )
+    with contextlib.ExitStack() as stack:
+        for node in nodes:
+            stack.enter_context(node)
+        everywhere = ",".join(node.bootstrap for node in nodes)
+        create_topic(everywhere, 9)
+        records = IdempotentLoad(everywhere, 9, records_per_s=4000).start()
+        for node in reversed(nodes):
+            records.wait_for(records.acknowledged + 4000)
+            assert node.stop() == 0
+            node.spawn(fixed_port=False)
+            node.wait_ready()
+        records.wait_for(records.acknowledged + 4000)
+        check_all(everywhere, records.finish())
+        for node in nodes:
+            assert node.stop() == 0
+            assert "Traceback" not in node.log_tail(100_000)
 
 
 def test_a_changed_setting_restarts_the_brokers_and_more_brokers_do_not(tmp_path: Path) -> None:

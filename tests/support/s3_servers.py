@@ -106,7 +106,7 @@ def moto() -> Iterator[S3Server]:
 def versitygw(directory: Path) -> Iterator[S3Server]:
     """versitygw over `directory`, a durable S3 server; starting it again over the same directory finds the objects."""
     binary = build_versitygw()
-    port = _free_port()
+    port = free_port()
     process = subprocess.Popen(
         [binary, "--port", f"127.0.0.1:{port}", "--region", REGION, "--keep-alive", "--quiet", "posix", str(directory)],
         env={
@@ -145,7 +145,8 @@ def _ending(process: "subprocess.Popen[str] | subprocess.Popen[bytes]") -> Itera
                 stream.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
