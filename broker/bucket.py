@@ -6,7 +6,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from broker.metadata_place import MetadataPlace, WrongPlace
 from controller.cluster_file import ClusterFile, ClusterFileError, open_cluster, read_cluster
+from controller.postgres_tables import TablesError
 from storage.object_store import Denied, NotFound, ObjectStore, OutcomeUnknown, StoreError, Unavailable
 from storage.probe import probe
 
@@ -39,8 +41,8 @@ class Bucket:
         """Returns when the store was found to keep its word."""
         await self._patiently(lambda: probe(self.store, self._token))
 
-    async def find_cluster(self, probed: Awaitable[None]) -> ClusterFile:
-        """Which cluster the bucket holds. An empty one gets its own, once `probed` returns."""
+    async def find_cluster(self, probed: Awaitable[None], place: MetadataPlace) -> ClusterFile:
+        """Which cluster the bucket holds. An empty one gets its own, once `probed` returns, with its log in `place`."""
 
         async def look() -> ClusterFile | None:
             try:
@@ -48,10 +50,12 @@ class Bucket:
             except NotFound:
                 return None
 
-        known = await self._patiently(look)
-        if known is None:
+        found = await self._patiently(look)
+        if found is None:
             await probed
-            known = await self._patiently(lambda: open_cluster(self.store, self._token))
+            found = await self._patiently(lambda: open_cluster(self.store, self._token, elsewhere=place.elsewhere))
+        known = found
+        await self._patiently(lambda: place.check(known))
         return known
 
     async def _patiently(self, work: Callable[[], Awaitable[_T]]) -> _T:
@@ -59,7 +63,7 @@ class Bucket:
 
         def tell(why: object) -> None:
             if not self._told:
-                log.warning("waiting for the object store %s: %s", self._uri, why)
+                log.warning("waiting for %s: %s", self._uri, why)
                 self._told = True
 
         telling = asyncio.get_running_loop().call_later(TELL_S, tell, f"no success within {TELL_S} s")
@@ -70,6 +74,10 @@ class Bucket:
                 except (Unavailable, OutcomeUnknown) as error:
                     tell(error)
                     await asyncio.sleep(RETRY_S)
+        except TablesError as error:
+            raise CannotStart(f"tidelog.metadata: {error}") from None
+        except WrongPlace as error:
+            raise CannotStart(str(error)) from None
         except Denied as error:
             raise CannotStart(f"the object store refuses: {error}; check credentials and permissions") from None
         except (StoreError, ClusterFileError) as error:

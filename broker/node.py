@@ -23,6 +23,7 @@ from broker.handlers.init_producer_id import ProducerIds
 from broker.log import Log
 from broker.log_table import LogTable
 from broker.metadata_cache import MetadataCache
+from broker.metadata_place import MetadataPlace
 from broker.metrics import Counters, Metrics
 from broker.moves import Moves
 from broker.named_recovery import NamedRecoveries
@@ -43,7 +44,7 @@ from controller.commands import CleanStop, RegisterBroker
 from controller.decide import Limits
 from controller.election import Identity
 from controller.entries import CorruptMetadata, NewerFormat
-from controller.object_log import ObjectLog
+from controller.metadata_log import MetadataLog
 from controller.remote import RemoteController
 from controller.runtime import ControllerSettings, Runtime
 from controller.service import ControllerService
@@ -249,7 +250,10 @@ class Broker:
         self.store = bucket.store
         self._releases.append(self.store.close)
         probing = tasks.spawn(bucket.probe(), name="probe the store")
-        self.cluster_id = (await bucket.find_cluster(probing)).cluster_id
+        place = MetadataPlace(self.settings.tidelog_metadata)
+        self.cluster_id = (await bucket.find_cluster(probing, place)).cluster_id
+        metadata = place.open(self.store, self.cluster_id, self.settings.node_id)
+        self._releases.append(metadata.close)
         locked: list[LockedInstance] = []
         if self.settings.uses_volume:
             locked = await self._find_instances()
@@ -259,7 +263,7 @@ class Broker:
         self.wals.create_objects(self.store, tasks)
         self._releases.append(self._release_wals)
         await probing  # a store that was not found to keep its word gets no data
-        self.controller = self._make_controller(locked)
+        self.controller = self._make_controller(metadata, locked)
         tasks.spawn(self.controller.run(), name="controller")
         self._build(tasks)
         self.listeners = await self._bind()
@@ -320,7 +324,7 @@ class Broker:
             await self.recovery.remove_settled()
             wal.look_for_space()
 
-    def _make_controller(self, locked: list[LockedInstance]) -> ClusterController:
+    def _make_controller(self, metadata: MetadataLog, locked: list[LockedInstance]) -> ClusterController:
         settings = self.settings
         identity = Identity(
             settings.node_id,
@@ -339,7 +343,7 @@ class Broker:
             listener=settings.peer_listener,
         )
         self.runtime = Runtime(
-            log=ObjectLog(self.store, self.cluster_id),
+            log=metadata,
             store=self.store,
             cluster_id=self.cluster_id,
             clock=self.clock,

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
+from controller.postgres_uri import check_uri
+
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
@@ -160,6 +162,12 @@ class Settings:
         None,
         "The bucket: `s3://bucket/prefix?region=...&endpoint=...`, `file:PATH` or `memory:` (lost at exit); "
         "default `file:<tidelog.data.dir>/bucket`. Credentials come from the standard AWS chain.",
+    )
+    tidelog_metadata: str = setting(
+        "",
+        "Where the metadata log is; empty: in the bucket. `postgresql://user@host:port/database` with PostgreSQL's "
+        "usual options (`sslmode=verify-full`, `sslrootcert=PATH`, `passfile=PATH`); the password comes from "
+        "`PGPASSWORD` or a passfile. The same for all brokers, and for ever: a cluster's log does not move.",
     )
     tidelog_wal: str = setting(
         "volume",
@@ -420,5 +428,10 @@ def check(settings: Settings) -> None:
         raise SettingError("tidelog.tail.keep.bytes must be at most half of tidelog.tail.bytes.max")
     if settings.tidelog_controller_lease_ms > settings.tidelog_session_timeout_ms:
         raise SettingError("tidelog.controller.lease.ms must not be longer than tidelog.session.timeout.ms")
+    if settings.tidelog_metadata:
+        try:
+            check_uri(settings.tidelog_metadata)
+        except ValueError as error:
+            raise SettingError(f"tidelog.metadata {error}") from None
     if settings.tidelog_http_listener and not settings.tidelog_http_listener.rpartition(":")[2].isdecimal():
         raise SettingError(f"tidelog.http.listener={settings.tidelog_http_listener}: write host:port")

@@ -1,12 +1,13 @@
-"""What the metadata in a bucket says, for `tidelog inspect metadata`. Verifies every byte it reads; never modifies.
+"""What the metadata of a cluster says, for `tidelog inspect metadata`. Verifies every byte it reads; never modifies.
 
-Works on any store, also on a copy of a bucket; it needs no broker and takes no part in the cluster.
+Works on any store, also on a copy of a bucket, and on the tables in PostgreSQL; it needs no broker and takes no part in
+the cluster.
 """
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from controller.cluster_file import ClusterFile, ClusterFileError, read_cluster
 from controller.codec import Malformed
@@ -28,6 +29,65 @@ from storage.object_store import NotFound, ObjectStore
 _UNREADABLE = (CorruptMetadata, NewerFormat, UnknownFact, Malformed, AssertionError, KeyError)
 
 
+class LogBytes(Protocol):
+    """Everything that a metadata log holds, as bytes with names, in order."""
+
+    async def boundary(self) -> tuple[int, str]:
+        """The boundary, and whose it is. `ValueError` if it cannot be read."""
+        ...
+
+    def snapshots(self) -> AsyncIterator[tuple[str, bytes]]:
+        """Snapshots, oldest first."""
+        ...
+
+    def entries(self) -> AsyncIterator[tuple[int, str, bytes]]:
+        """Entries with their positions."""
+        ...
+
+    async def notes(self) -> list[str]:
+        """What else is to be said, a line each."""
+        ...
+
+
+class BucketBytes:
+    """The log in the bucket itself."""
+
+    def __init__(self, store: ObjectStore, cluster_id: str) -> None:
+        self._store = store
+        self._cluster_id = cluster_id
+
+    async def boundary(self) -> tuple[int, str]:
+        """See `LogBytes`."""
+        try:
+            value = json.loads((await self._store.get(BOUNDARY)).data)
+            return int(value["position"]), str(value["cluster_id"])
+        except NotFound:
+            return 0, self._cluster_id
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{BOUNDARY}: cannot be read: {error!r}") from None
+
+    async def snapshots(self) -> AsyncIterator[tuple[str, bytes]]:
+        """See `LogBytes`."""
+        async for item in self._bodies(SNAPSHOTS):
+            yield item
+
+    async def entries(self) -> AsyncIterator[tuple[int, str, bytes]]:
+        """See `LogBytes`."""
+        async for key, data in self._bodies(ENTRIES):
+            yield int(key.removeprefix(ENTRIES)), key, data
+
+    async def notes(self) -> list[str]:
+        """See `LogBytes`."""
+        return []
+
+    async def _bodies(self, prefix: str) -> AsyncIterator[tuple[str, bytes]]:
+        async for info in self._store.list(prefix):
+            try:
+                yield info.key, (await self._store.get(info.key)).data
+            except NotFound:
+                continue  # trimmed meanwhile
+
+
 @dataclass(slots=True)
 class MetadataReport:
     """The findings. `state` is that after the last entry that could be applied; `problems` is empty if all is well.
@@ -45,6 +105,7 @@ class MetadataReport:
     zombies: int = 0
     facts: dict[str, int] = field(default_factory=dict)
     state: ClusterState | None = None
+    notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
@@ -63,6 +124,7 @@ class MetadataReport:
             },
             "facts": dict(sorted(self.facts.items())),
             "state": describe_state(state) if state is not None else None,
+            "notes": self.notes,
             "problems": self.problems,
         }
 
@@ -96,13 +158,16 @@ class MetadataReport:
             lines.append(f"loss         WAL {loss['wal_id']} of broker {loss['node_id']}, {len(loss['logs'])} logs")
         if self.zombies:
             lines.append(f"leftovers    {self.zombies} entries at or below the boundary")
-        return lines
+        return lines + self.notes
 
 
-async def describe_metadata(store: ObjectStore) -> MetadataReport:
+async def describe_metadata(
+    store: ObjectStore, elsewhere: Callable[[ClusterFile], LogBytes] | None = None
+) -> MetadataReport:
     """Reads cluster file, boundary, snapshots and entries; checks checksums, chain and that the facts apply.
 
-    What cannot be read becomes a problem in the report. `StoreError` if the store cannot be reached.
+    `elsewhere`: the log of a cluster that does not keep it in the bucket. What cannot be read becomes a problem in the
+    report. `StoreError` if the store cannot be reached.
     """
     report = MetadataReport()
     try:
@@ -114,38 +179,36 @@ async def describe_metadata(store: ObjectStore) -> MetadataReport:
         report.problems.append(str(error))
         return report
     report.state = ClusterState(report.cluster.cluster_id)
-    await _read_boundary(store, report)
-    await _read_snapshots(store, report)
-    await _read_entries(store, report)
+    log = BucketBytes(store, report.cluster.cluster_id) if elsewhere is None else elsewhere(report.cluster)
+    await _read_boundary(log, report)
+    await _read_snapshots(log, report)
+    await _read_entries(log, report)
+    report.notes = await log.notes()
     return report
 
 
-async def _read_boundary(store: ObjectStore, report: MetadataReport) -> None:
+async def _read_boundary(log: LogBytes, report: MetadataReport) -> None:
     try:
-        value = json.loads((await store.get(BOUNDARY)).data)
-        report.boundary = int(value["position"])
-        if report.cluster and value["cluster_id"] != report.cluster.cluster_id:
-            report.problems.append(f"{BOUNDARY}: belongs to cluster {value['cluster_id']}")
-    except NotFound:
-        pass
-    except (ValueError, KeyError, TypeError) as error:
-        report.problems.append(f"{BOUNDARY}: cannot be read: {error!r}")
+        report.boundary, owner = await log.boundary()
+    except ValueError as error:
+        report.problems.append(str(error))
+        return
+    if report.cluster and owner != report.cluster.cluster_id:
+        report.problems.append(f"{BOUNDARY}: belongs to cluster {owner}")
 
 
-async def _read_snapshots(store: ObjectStore, report: MetadataReport) -> None:
+async def _read_snapshots(log: LogBytes, report: MetadataReport) -> None:
     assert report.cluster is not None
-    async for info in store.list(SNAPSHOTS):
+    async for name, data in log.snapshots():
         try:
-            head, encoded = unframe_snapshot((await store.get(info.key)).data)
+            head, encoded = unframe_snapshot(data)
             if head.cluster_id != report.cluster.cluster_id:
                 raise CorruptMetadata(f"belongs to cluster {head.cluster_id}")
             state = ClusterState.decode([bytes(encoded)])
             if (state.position, state.entry_hash) != (head.position, head.entry_hash):
                 raise CorruptMetadata(f"says entry {head.position}, holds the state at {state.position}")
-        except NotFound:
-            continue
         except _UNREADABLE as error:
-            report.problems.append(f"{info.key}: {error}")
+            report.problems.append(f"{name}: {error}")
             continue
         report.snapshots.append(head.position)
         report.state = state
@@ -153,12 +216,11 @@ async def _read_snapshots(store: ObjectStore, report: MetadataReport) -> None:
         report.problems.append(f"no readable snapshot above the boundary {report.boundary}")
 
 
-async def _read_entries(store: ObjectStore, report: MetadataReport) -> None:
+async def _read_entries(log: LogBytes, report: MetadataReport) -> None:
     """Follows the chain from the first entry above the boundary; applies those beyond the newest snapshot."""
     previous: bytes | None = FIRST_HASH if not report.boundary else None
     expected = report.boundary + 1
-    async for key, data in _bodies(store):
-        position = int(key.removeprefix(ENTRIES))
+    async for position, key, data in log.entries():
         if position <= report.boundary:
             report.zombies += 1
             continue
@@ -174,14 +236,6 @@ async def _read_entries(store: ObjectStore, report: MetadataReport) -> None:
             _count(report, entry, len(data))
         previous = hash_of(data)
         expected = position + 1
-
-
-async def _bodies(store: ObjectStore) -> AsyncIterator[tuple[str, bytes]]:
-    async for info in store.list(ENTRIES):
-        try:
-            yield info.key, (await store.get(info.key)).data
-        except NotFound:
-            continue  # trimmed meanwhile
 
 
 def _check(report: MetadataReport, entry: Entry, position: int, previous: bytes | None) -> None:

@@ -1,6 +1,7 @@
 """The port to the metadata log: where entries are kept, one per position, for ever the same.
 
-Engines: `object_log.py` (the object store; default). What every engine keeps, and the contract suite checks:
+Engines: `object_log.py` (the object store; default), `postgres_log.py`. What every engine keeps, and the contract suite
+checks:
 
 - Of all writers of position N exactly one wins; what it wrote never changes.
 - `append` knows: won, lost to these bytes, or an error. After an error the only ways on are the *same bytes* at the
@@ -32,7 +33,11 @@ class Snapshot(NamedTuple):
 
 
 class MetadataLog(Protocol):
-    """All methods may raise `storage.object_store.StoreError` (or one of its kinds): try again later."""
+    """All methods but `applied` may raise `storage.object_store.StoreError` (or one of its kinds): try again later."""
+
+    def applied(self, position: int, entry_hash: bytes) -> None:
+        """This process acts on entries 1 to `position`: an engine whose medium can lose its end holds it to that."""
+        ...
 
     async def append(self, position: int, entry: bytes) -> bytes:
         """Makes `entry` the entry at `position`, if nobody else did: returns the bytes that the position now holds.
@@ -60,4 +65,8 @@ class MetadataLog(Protocol):
 
     async def trim(self) -> int:
         """Deletes entries at or below the boundary and old snapshots; returns how many objects."""
+        ...
+
+    async def close(self) -> None:
+        """Gives back what the engine holds of its own."""
         ...

@@ -43,6 +43,9 @@ class ObjectLog:
         self._store = store
         self._cluster_id = cluster_id
 
+    def applied(self, position: int, entry_hash: bytes) -> None:
+        """As the port says. An object store that loses objects is damaged, which the chain of hashes shows."""
+
     async def append(self, position: int, entry: bytes) -> bytes:
         """As the port says. One attempt, and a look if its outcome is not known."""
         try:
@@ -160,6 +163,9 @@ class ObjectLog:
         for at in range(0, len(keys), DELETES_AT_ONCE):
             await asyncio.gather(*[self._store.delete(key) for key in keys[at : at + DELETES_AT_ONCE]])
         return len(keys)
+
+    async def close(self) -> None:
+        """As the port says: nothing, the store is its owner's."""
 
     async def _keys_through(self, boundary: int) -> list[str]:
         last = entry_key(boundary)

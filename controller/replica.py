@@ -110,6 +110,7 @@ class Replica:
                 raise CorruptMetadata(f"snapshot {snapshot.position} holds the state at {fresh.position}")
             self.snapshot_bytes = len(snapshot.state)
         self.state.adopt(fresh)
+        self.log.applied(fresh.position, fresh.entry_hash)
         self.recent.clear(fresh.position)
         self.bytes_since_snapshot = self.entries_since_snapshot = 0
         self._publish((StateReloaded(),))
@@ -140,6 +141,7 @@ class Replica:
         entry = decode_entry(data)
         self._verify(entry)
         self.state.apply_entry(entry.position, hash_of(data), entry.wall_ms, entry.answers, entry.facts)
+        self.log.applied(entry.position, self.state.entry_hash)
         self.recent.add(entry.position, data)
         self.bytes_since_snapshot += len(data)
         self.entries_since_snapshot += 1

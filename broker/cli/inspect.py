@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from broker.cli.metadata import opened_log
 from broker.cli.output import CommandError, add_format, show
 from controller.describe import describe_metadata
 from controller.upkeep import LOSSES
@@ -20,6 +21,8 @@ from storage.segment import describe_segment
 from storage.wal.inspect import describe_instance
 
 STORE_HELP = "URI of the bucket, such as file:./tidelog-data/bucket or s3://bucket/prefix?region=..."
+
+METADATA_HELP = "tidelog.metadata of the brokers, if the log is in PostgreSQL: postgresql://user@host/database"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     segment.set_defaults(run=inspect_segment)
     metadata = verbs.add_parser("metadata", help="the metadata log of a bucket")
     metadata.add_argument("store", help=STORE_HELP)
+    metadata.add_argument("--metadata", metavar="URI", default="", help=METADATA_HELP)
     metadata.set_defaults(run=inspect_metadata)
     losses = verbs.add_parser("losses", help="the reports of declared losses in a bucket")
     losses.add_argument("store", help=STORE_HELP)
@@ -148,7 +152,8 @@ def inspect_metadata(options: argparse.Namespace) -> int:
     """Entries, snapshots, boundary, and what they say is true."""
 
     async def work(store: ObjectStore) -> int:
-        report = await describe_metadata(store)
+        async with opened_log(store, options.metadata) as log:
+            report = await describe_metadata(store, log)
         if options.format == "json":
             print(json.dumps(report.summary(), indent=2))
             return 1 if report.problems else 0

@@ -19,6 +19,7 @@ import uvloop
 from broker.bucket import CannotStart
 from broker.cli.output import CommandError
 from broker.clock import SystemClock
+from broker.metadata_place import MetadataPlace
 from broker.node import FAILED, Broker
 from broker.settings import SettingError
 from broker.settings_sources import Loaded, load, parse_overrides
@@ -81,6 +82,8 @@ def announce(broker: Broker, began_s: float) -> None:
     lines = [f"tidelog {version('tidelog')}, node {settings.node_id} of cluster {broker.cluster_id}"]
     lines += [f"  clients  {listener}" for listener in broker.listeners]
     lines.append(f"  bucket   {settings.storage_uri}")
+    if settings.tidelog_metadata:
+        lines.append(f"  metadata {MetadataPlace(settings.tidelog_metadata).name}")
     if broker.wals.volume is not None:
         lines.append(f"  wal      {broker.wals.volume.path} (fence: {broker.wals.volume.fence_kind})")
     if broker.wals.objects is not None and (settings.tidelog_wal == "objects" or broker.wals.volume is None):

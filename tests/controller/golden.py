@@ -1,4 +1,4 @@
-"""Every durable form of the controller, once: facts, answers, an entry, a snapshot.
+"""Every durable form of the controller, once: facts, answers, entry, snapshot, `cluster.json`, tables in PostgreSQL.
 
 `python -m tests.controller.golden` writes the files that are missing; it never changes one. Bytes of the first
 release are read for ever: when a form grows, add a new file beside the old ones.
@@ -11,7 +11,8 @@ import msgpack
 from controller import commands as c
 from controller import facts as f
 from controller.commands import encode_answer
-from controller.entries import Entry, RememberedAnswer, SnapshotHead, encode_entry, frame_snapshot
+from controller.entries import Entry, RememberedAnswer, SnapshotHead, encode_entry, frame_snapshot, hash_of
+from controller.postgres_tables import CREATE, schema_of
 from storage.seal import CommitAnswer, CommittedThrough, Range, Recovery, SegmentObject
 from tests.controller.builders import CLUSTER, LISTENERS, Cluster, next_range, wal_id
 
@@ -124,12 +125,34 @@ def cluster() -> Cluster:
     return made
 
 
+def tables() -> str:
+    """A metadata log in PostgreSQL as SQL: one entry, one snapshot in two parts, a boundary, a doubt."""
+    schema, state = schema_of(CLUSTER), cluster().state
+    head = SnapshotHead(CLUSTER, state.position, state.entry_hash)
+    snapshot = b"".join(frame_snapshot(head, state.encode_chunks()))
+    data = encode_entry(entry())
+    rows = {
+        "cluster": f"(true, '{CLUSTER}', 1, '7/1', 11, NULL)",
+        "entry": f"(12, '\\x{hash_of(data).hex()}', '\\x{data.hex()}')",
+        "snapshot": f"({state.position}, 2)",
+        "snapshot_part": f"({state.position}, 0, '\\x{snapshot[:99].hex()}'), "
+        f"({state.position}, 1, '\\x{snapshot[99:].hex()}')",
+        "doubt": f"('broker 2', 12, '\\x{hash_of(data).hex()}')",
+    }
+    lines = [f"CREATE SCHEMA {schema}", *[statement.format(schema=schema) for statement in CREATE]]
+    lines += [f"INSERT INTO {schema}.{table} VALUES {values}" for table, values in rows.items()]
+    return ";\n".join(lines) + ";\n"
+
+
 def files() -> dict[str, bytes]:
     """File name to bytes, as this version writes them."""
     state = cluster().state
     head = SnapshotHead(CLUSTER, state.position, state.entry_hash)
     return {
         **{name: facts_text(*held).encode() for name, held in TEXTS.items()},
+        "cluster-1.json": f'{{"cluster_id": "{CLUSTER}", "format": 1}}\n'.encode(),
+        "cluster-2.json": f'{{"cluster_id": "{CLUSTER}", "format": 2, "metadata": "postgresql"}}\n'.encode(),
+        "postgres-1.sql": tables().encode(),
         "entry-1.bin": encode_entry(entry()),
         "snapshot-1.bin": b"".join(frame_snapshot(head, state.encode_chunks())),
     }

@@ -1,74 +1,17 @@
-"""The contract of every metadata log engine, and what the object engine does when the store is faulty."""
+"""The engine in the object store: the contract, and what it does when the store is faulty."""
 
-import asyncio
 from collections.abc import Callable
 
 import pytest
 
 from controller.entries import CorruptMetadata
-from controller.metadata_log import BelowBoundary, MetadataLog
+from controller.metadata_log import MetadataLog
 from controller.object_log import BOUNDARY, ENTRIES, ObjectLog, entry_key, snapshot_key
 from storage.memory import MemoryStore
 from storage.object_store import OutcomeUnknown, PreconditionFailed, Unavailable
 from tests.controller.builders import CLUSTER
+from tests.controller.log_contract import HASH, LogContract
 from tests.support.faulty_store import FaultyStore, Mishap, in_order
-
-HASH = b"h" * 32
-
-
-class LogContract:
-    """Each engine subclasses this; `logs` are two processes' views of one log."""
-
-    @pytest.fixture
-    def logs(self) -> tuple[MetadataLog, MetadataLog]:
-        raise NotImplementedError
-
-    async def test_one_writer_wins_and_the_other_is_told_who(self, logs: tuple[MetadataLog, MetadataLog]) -> None:
-        outcomes = await asyncio.gather(*[log.append(1, b"of %d" % i) for i, log in enumerate(logs * 8)])
-        assert len(set(outcomes)) == 1 and outcomes[0].startswith(b"of ")
-        assert await logs[1].read_from(1, 10) == [outcomes[0]]
-
-    async def test_the_same_bytes_again_are_no_second_entry(self, logs: tuple[MetadataLog, MetadataLog]) -> None:
-        assert await logs[0].append(1, b"one") == b"one"
-        assert await logs[0].append(1, b"one") == b"one"
-        assert await logs[1].append(1, b"other") == b"one"
-
-    async def test_reading_in_order_up_to_the_end(self, logs: tuple[MetadataLog, MetadataLog]) -> None:
-        entries = [b"entry %d" % position for position in range(1, 101)]
-        for position, data in enumerate(entries, 1):
-            await logs[0].append(position, data)
-        assert await logs[1].read_from(1, 1000) == entries
-        assert await logs[1].read_from(50, 7) == entries[49:56]
-        assert await logs[1].read_from(101, 10) == []
-
-    async def test_snapshots(self, logs: tuple[MetadataLog, MetadataLog]) -> None:
-        assert await logs[0].newest_snapshot() is None
-        await logs[0].write_snapshot(5, HASH, [b"old"])
-        await logs[0].write_snapshot(9, HASH, [b"st", b"ate"])
-        await logs[1].write_snapshot(9, HASH, [b"state"])
-        newest = await logs[1].newest_snapshot()
-        assert newest is not None
-        assert (newest.position, newest.entry_hash, bytes(newest.state)) == (9, HASH, b"state")
-
-    async def test_below_the_boundary_nothing_counts(self, logs: tuple[MetadataLog, MetadataLog]) -> None:
-        first, second = logs
-        for position in range(1, 11):
-            await first.append(position, b"entry %d" % position)
-        await first.write_snapshot(10, HASH, [b"state"])
-        assert await first.advance_boundary(6) == 6
-        assert await second.advance_boundary(4) == 6, "never back"
-        assert await first.trim() == 6
-        for position in (1, 6):
-            with pytest.raises(BelowBoundary):
-                await second.read_from(position, 5)
-            with pytest.raises(BelowBoundary):
-                await second.append(position, b"late")
-        assert await second.read_from(7, 2) == [b"entry 7", b"entry 8"]
-        assert await first.trim() in (0, 2), "what paused writers left there"
-
-    async def test_racing_boundaries_end_at_the_highest(self, logs: tuple[MetadataLog, MetadataLog]) -> None:
-        await asyncio.gather(*[log.advance_boundary(10 + 5 * i) for i, log in enumerate(logs * 4)])
-        assert await logs[0].advance_boundary(0) == 45
 
 
 class TestObjectLog(LogContract):
