@@ -45,6 +45,7 @@ VALUES: dict[str, dict[str, Any]] = {
         **LEAST,
         "external": {"enabled": True, "type": "NodePort", "host": "{hostIP}", "nodePortPrefix": 3100},
     },
+    "objects": {**LEAST, "wal": {"kind": "objects"}},
     "zone": {
         **LEAST,
         "replicas": 2,
@@ -185,9 +186,12 @@ def test_ports_probes_and_volumes_fit(objects: list[dict[str, Any]]) -> None:
             rules = each["spec"]["ingress"]
             assert {port["port"] for rule in rules for port in rule["ports"]} <= named
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    claims = {claim["metadata"]["name"] for claim in spec["volumeClaimTemplates"]}
+    claims = {claim["metadata"]["name"] for claim in spec.get("volumeClaimTemplates", [])}
     assert set(mounts) == {volume["name"] for volume in pod["volumes"]} | claims
-    assert mounts["data"] == settings.tidelog_data_dir
+    if settings.uses_volume:
+        assert mounts["data"] == settings.tidelog_data_dir
+    else:
+        assert not claims
     assert container["args"] == ["start", f"{mounts['config']}/server.properties"]
 
 
@@ -308,6 +312,7 @@ def test_a_changed_setting_restarts_the_brokers_and_more_brokers_do_not(tmp_path
             {**LEAST, "replicas": 11, "external": {"enabled": True, "type": "NodePort", "host": "{hostIP}"}},
             "must stay below 10",
         ),
+        ({**LEAST, "wal": {"kind": "objects"}, "settings": {"tidelog.internal.wal": "volume"}}, "needs a disk"),
         ({**LEAST, "ports": {"client": 9091}}, "two listeners have the same port"),
     ],
 )
@@ -329,6 +334,11 @@ def test_every_value_is_documented_and_in_the_schema() -> None:
 
     schema = json.loads((CHART / "values.schema.json").read_text())
     keys(schema, yaml.safe_load((CHART / "values.yaml").read_text()), "")
+
+
+def test_versions_are_the_projects() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert f'\nversion = "{chart["appVersion"]}"\n' in (CHART.parents[2] / "pyproject.toml").read_text()
 
 
 def test_notes_tell_where_the_brokers_are(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   "tidelog.http.listener" (printf ":%v" .Values.ports.http)
   "tidelog.shutdown.timeout.ms" (printf "%d" (mul .Values.shutdownTimeoutSeconds 1000))
   "tidelog.storage" .Values.storage.uri
+  "tidelog.wal" .Values.wal.kind
 }}
 {{- $other := list "node.id" "broker.id" "broker.rack" "advertised.listeners" "tidelog.wal.dir" }}
 {{- range $key, $value := .Values.settings }}
@@ -87,6 +88,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if and (eq .Values.external.type "NodePort") (gt $end 10) }}
 {{- fail "external.type=NodePort: node ids must stay below 10; use LoadBalancer" }}
 {{- end }}
+{{- end }}
+{{- if and (eq .Values.wal.kind "objects") (eq (get .Values.settings "tidelog.internal.wal") "volume") }}
+{{- fail "settings: tidelog.internal.wal=volume needs a disk: write wal.kind=volume and set tidelog.wal of the topics" }}
 {{- end }}
 {{- $ports := list .Values.ports.client .Values.ports.internal .Values.ports.http }}
 {{- if .Values.external.enabled }}
