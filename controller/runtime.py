@@ -19,6 +19,7 @@ from controller.configs import ConfigRules
 from controller.decide import Context, Decision, Heard, Limits, decide, is_remembered
 from controller.election import Election, Identity, is_over
 from controller.entries import FIRST_HASH, CorruptMetadata, Entry, RememberedAnswer, encode_entry
+from controller.hedging import HedgedLog
 from controller.metadata_log import KEEP_ENTRIES, BelowBoundary, MetadataLog
 from controller.queue import CommandQueue, Waiting
 from controller.remote import ControllerSilent, RemoteController
@@ -31,6 +32,8 @@ from storage.object_store import ObjectStore, StoreError
 
 RETRY_MS = 100
 RETRY_MS_MAX = 2_000
+HEDGE_SHARE = 3
+"""The part of a lease that a call of the metadata log may take before it is made again beside."""
 STEP_MS = 5
 """Encoding a snapshot gives way to the event loop after so long."""
 
@@ -76,7 +79,7 @@ class Runtime:
         commands wait here until this process leads again.
         """
         self.settings = settings or ControllerSettings()
-        self.replica = Replica(log, cluster_id)
+        self.replica = Replica(HedgedLog(log, self.settings.lease_ms // HEDGE_SHARE), cluster_id)
         self.queue = CommandQueue(self.settings.commands_max)
         self.ready = asyncio.Event()
         self.incarnation = identity.incarnation

@@ -6,6 +6,7 @@
 import asyncio
 import random  # noqa: TID251
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from copy import copy
 from typing import Any, TypeVar
 
 from controller import commands as c
@@ -32,19 +33,33 @@ class ChaosStore:
         self._store = store
         self._random = rng
         self._group = group
-        self.faulty = True
+        self.trouble = asyncio.Event()
+        """Set while calls go wrong."""
+        self.trouble.set()
+        self._paused_until = 0.0
+
+    def of_one_process(self) -> "ChaosStore":
+        """The same store in the hands of a process, which is paused apart from others."""
+        return copy(self)
+
+    async def _travel(self) -> None:
+        """The process makes the call, if it is not paused: then all that it has in its hands waits."""
+        await asyncio.sleep(self._random.expovariate(100))
+        while (left_s := self._paused_until - asyncio.get_running_loop().time()) > 0:
+            await asyncio.sleep(left_s)
 
     async def _read(self, call: Callable[[], Awaitable[T]]) -> T:
-        await asyncio.sleep(self._random.expovariate(100))
-        if self.faulty and self._random.random() < 0.02:
+        await self._travel()
+        if self.trouble.is_set() and self._random.random() < 0.02:
             raise Unavailable("chaos")
         return await call()
 
     async def _write(self, key: str, call: Callable[[], Awaitable[T]]) -> T:
-        await asyncio.sleep(self._random.expovariate(100))
-        dice = self._random.random() if self.faulty else 1.0
+        await self._travel()
+        dice = self._random.random() if self.trouble.is_set() else 1.0
         if key.startswith(ENTRIES) and dice < 0.05:
-            await asyncio.sleep(self._random.uniform(2, 40))  # the process is paused with the request in its hands
+            self._paused_until = asyncio.get_running_loop().time() + self._random.uniform(2, 40)
+            await self._travel()
         elif dice < 0.07:
             raise Unavailable("chaos")
         elif dice < 0.09:
@@ -53,7 +68,7 @@ class ChaosStore:
             self._group.create_task(self._later(call))
             raise OutcomeUnknown("late")
         result = await call()
-        if self.faulty and self._random.random() < 0.05:
+        if self.trouble.is_set() and self._random.random() < 0.05:
             raise OutcomeUnknown("unheard")
         return result
 
@@ -144,7 +159,7 @@ class World:
         tasks = [group.create_task(work) for work in (self._client(0), self._client(1), self._crash(group, store))]
         tasks += [group.create_task(self._broker(group, store, node_id)) for node_id in (1, 2)]
         await asyncio.sleep(FAULTS_S)
-        store.faulty = False
+        store.trouble.clear()
         await asyncio.sleep(QUIET_S)
         for task in tasks:
             task.cancel()
@@ -162,7 +177,7 @@ class World:
         self.incarnations += 1
         process = Process(
             group,
-            store,
+            store.of_one_process(),
             node_id,
             node_id * 1000 + self.incarnations,
             settings=SETTINGS,
@@ -182,7 +197,7 @@ class World:
     async def _crash(self, group: asyncio.TaskGroup, store: ChaosStore) -> None:
         while True:
             await asyncio.sleep(self.random.uniform(3, 25))
-            if store.faulty:
+            if store.trouble.is_set():
                 await self._restart(group, store, self.random.choice([1, 2]))
 
     async def _restart(self, group: asyncio.TaskGroup, store: ChaosStore, node_id: int) -> None:

@@ -6,6 +6,7 @@ The mistakes are those of `model/metalog.py` of the design, put into the real co
 import asyncio
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -123,13 +124,13 @@ def two_paused_writers(log: type[ObjectLog]) -> bool:
 
     async def main() -> bool:
         store = MemoryStore()
-        gates: list[asyncio.Future[None]] = []
+        gates: dict[str, list[asyncio.Future[None]]] = {"first": [], "second": []}  # PUTs, those made again included
 
-        def hold(method: str, key: str) -> asyncio.Future[None] | None:
+        def hold(who: str, method: str, key: str) -> asyncio.Future[None] | None:
             if method != "put_if_absent" or not key.startswith(ENTRIES):
                 return None
-            gates.append(asyncio.get_running_loop().create_future())
-            return gates[-1]
+            gates[who].append(asyncio.get_running_loop().create_future())
+            return gates[who][-1]
 
         small = ControllerSettings(snapshot_entries=6, keep_entries=1)
         truth: dict[int, set[bytes]] = {}
@@ -143,15 +144,17 @@ def two_paused_writers(log: type[ObjectLog]) -> bool:
             third.store.before = lambda method, key: 4.0 if key.startswith(ENTRIES) and method == "get" else None
             await asyncio.sleep(2)
             assert first.client.leads
-            first.store.before = second.store.before = hold
-            while len(gates) < 2:
+            first.store.before = partial(hold, "first")
+            second.store.before = partial(hold, "second")
+            while not all(gates.values()):
                 await asyncio.sleep(0.1)
             third.store.before = lambda method, key: None
             await asyncio.sleep(30)
             assert third.client.leads and await ObjectLog(store, CLUSTER).newest_snapshot() is not None
-            for gate in reversed(gates):
-                gate.set_result(None)
-                await asyncio.sleep(1)
+            for gate in [*gates["second"], *gates["first"]]:
+                if not gate.done():
+                    gate.set_result(None)
+                    await asyncio.sleep(0.2)  # not so long that third deletes again
             for process in processes:
                 await process.kill()
         return any(len(hashes) > 1 for hashes in truth.values())
