@@ -58,12 +58,13 @@ class Tasks:
         self._again = asyncio.get_running_loop().call_later(CANCEL_AGAIN_S, self._cancel_all)
 
     def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
-        """Start `work`; it is cancelled when the owner leaves its block."""
+        """Start `work`; it is cancelled when the owner leaves its block, at once when it has left it already."""
         try:
             task = self._group.create_task(work, name=name)
-        except RuntimeError:  # the owner is leaving; Python 3.11 would complain that nobody awaited the work
-            work.close()
-            raise
+        except RuntimeError:  # of a group that ends; connections are closed only after that, and requests still come
+            task = asyncio.get_running_loop().create_task(work, name=name)
+            task.cancel()
+            return task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -91,3 +91,21 @@ async def test_what_cycles_hold_goes_without_a_full_collection(monkeypatch: pyte
                     await asyncio.sleep(0.001)
     finally:
         gc.set_threshold(*before)
+
+
+def test_work_for_an_owner_that_has_left_is_cancelled_at_once() -> None:
+    """Requests still come while a process ends: they are not answered, and that is no bug."""
+    began = []
+
+    async def work() -> None:
+        began.append(True)
+
+    async def main() -> None:
+        async with Tasks() as tasks:
+            pass
+        task = tasks.spawn(work(), name="late")
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert not began
