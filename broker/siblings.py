@@ -116,11 +116,12 @@ class Siblings:
         wal = self._controller.state.wals[instance.wal_id]
         if not isinstance(instance, LockedInstance):
             return await self._recover_beside_its_writer(instance, wal)
+        if wal.state == ACTIVE and not instance.same_boot():  # its writer may be a machine that shares the directory
+            return False
+        # At once, however long the controller takes: who restarts under the writer's node id sees by the fence that
+        # this is no second broker of that id.
+        await asyncio.to_thread(instance.fence)
         if wal.state == ACTIVE:
-            if not instance.same_boot():  # its writer may be a machine that shares the directory
-                return False
-            # Who restarts under the writer's node id sees by the fence that this is no second broker of that id.
-            await asyncio.to_thread(instance.fence)
             log.warning("the process of node %d on this machine is gone: recovering its WAL", wal.node_id)
             self._controller.proved_dead(instance.wal_id)
             await self._end_session(wal)
