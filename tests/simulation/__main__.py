@@ -8,6 +8,7 @@ import os
 from dataclasses import replace
 
 from tests.simulation.cluster import Options
+from tests.simulation.machines import LAYOUTS
 from tests.simulation.many import Ran, Wanted, run_all
 from tests.simulation.plants import CLUSTER_PLANTS, PLANTS
 
@@ -21,7 +22,8 @@ def main() -> int:
     which.add_argument("--plants", action="store_true", help="list the planted bugs")
     parser.add_argument("--history", action="store_true", help="print everything that happened, brokers' logs too")
     parser.add_argument("--plant", choices=sorted(plants), metavar="NAME", help="with a bug planted in the product")
-    parser.add_argument("--brokers", type=int, default=1)
+    parser.add_argument("--brokers", type=int, help="how many; otherwise drawn from the seed")
+    parser.add_argument("--layout", choices=sorted(LAYOUTS), help="how they are spread; otherwise drawn")
     parser.add_argument("--no-faults", action="store_true")
     parser.add_argument("--digest", action="store_true", help="print seed and digest of every run, and nothing else")
     jobs = os.cpu_count() or 1
@@ -31,7 +33,7 @@ def main() -> int:
         print("\n".join(sorted(plants)))
         return 0
     first, _, last = args.seeds.partition("-") if args.seeds else (args.seed, "", "")
-    options = plants[args.plant].options if args.plant else Options(brokers=args.brokers)
+    options = plants[args.plant].options if args.plant else Options(brokers=args.brokers, layout=args.layout)
     options = replace(options, log_level=logging.INFO if args.history else logging.WARNING)
     if args.no_faults:
         options = replace(options, faults={})

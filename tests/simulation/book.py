@@ -27,6 +27,8 @@ class Final:
     losses: Sequence[Loss] = ()
     quiet_from_ns: int | None = None
     """When faults stopped; None: liveness is not judged."""
+    store_quiet_from_ns: int = 0
+    """When the last call of the bucket that met a fault was answered: till then reads of old records may take long."""
     live_within_ns: int = 15_000_000_000
     """From then on every partition that is written to must acknowledge and serve within this time."""
 

@@ -22,7 +22,7 @@ def liveness(book: Book) -> Iterator[Finding]:
         return
     yield from _unread(book)
     yield from _silent(book, quiet)
-    yield from _late_polls(book, quiet)
+    yield from _late_polls(book, max(quiet, book.final.store_quiet_from_ns))
 
 
 def _unread(book: Book) -> Iterator[Finding]:

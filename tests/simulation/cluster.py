@@ -6,32 +6,32 @@ clients finish, every partition is read from its beginning, and the checker judg
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from broker.bucket import CannotStart
-from broker.node import Broker
 from broker.settings import Settings, build
+from controller.entries import decode_entry
+from controller.facts import SessionEnded
+from controller.object_log import ENTRIES
 from tests.simulation.checker import Final, Loss, check
 from tests.simulation.client import Part, SimulatedClient
 from tests.simulation.consumers import Consumer, ConsumerLoad, GroupLoad, GroupMember
-from tests.simulation.disk import ProcessDisk, SimulatedDisk
-from tests.simulation.faults import KINDS, Faults
+from tests.simulation.faults import Faults, kinds_for
 from tests.simulation.history import History
+from tests.simulation.machines import LAYOUTS, Machine, SharedVolume, machines_of
 from tests.simulation.network import Network
+from tests.simulation.nodes import Node
 from tests.simulation.operators import Admin, FinalReader
 from tests.simulation.process import Host, Process
 from tests.simulation.producers import IdempotentProducer, PlainProducer, ProducerLoad
 from tests.simulation.scheduler import MS, S, Scheduler
 from tests.simulation.store import Bucket
-from tests.simulation.worker import worker_starter
 
 PORT = 9092
 TOPICS = {"orders": 2, "events": 1}
@@ -44,6 +44,9 @@ LOADS = (
     ((2_000, 30_000), (50, 300)),  # fills the tails and the WAL while the store is away
 )
 """(bytes per value, ms between batches) of the idempotent producers."""
+BROKERS = (1, 2, 3, 3, 3)
+CLOCK_RATES = ((1.0, 1.0, 0.998, 1.002), (1.0, 1.0, 0.998, 1.002), (0.955, 1.0, 1.045))
+"""Among what the rates of the machines' clocks are drawn; 10 % apart at most."""
 LIVE_WITHIN_S = 15
 FINISH_S = 60
 """So long clients may take to end what they began, and the final reader to read everything."""
@@ -53,10 +56,13 @@ FINISH_S = 60
 class Options:
     """What does not come from the seed."""
 
-    brokers: int = 1
+    brokers: int | None = None
+    """None: drawn, mostly several."""
+    layout: str | None = None
+    """One of `machines.LAYOUTS`; None: drawn."""
     faults_s: int = 20
-    faults: dict[str, int] = field(default_factory=lambda: dict(KINDS))
-    """Kinds and weights; empty: a world without faults."""
+    faults: dict[str, int] | None = None
+    """Kinds and weights; None: all that such a cluster may meet; empty: a world without faults."""
     log_level: int = logging.WARNING
 
 
@@ -73,143 +79,6 @@ class Result:
     def digest(self) -> str:
         """A hash of the history."""
         return self.history.digest()
-
-
-class Node:
-    """One broker of the cluster: its host, its disk, and the process that runs now, started again whenever it ends."""
-
-    def __init__(self, world: World, node_id: int) -> None:
-        self.world = world
-        self.node_id = node_id
-        self.rng = world.scheduler.stream(f"node {node_id}")
-        self.host = Host(world.scheduler, world.network, f"b{node_id}", rate=self.rng.choice([1.0, 1.0, 0.998, 1.002]))
-        self.disk = SimulatedDisk(world.scheduler.stream(f"disk {node_id}"), timeline=world.scheduler)
-        self.host.on_crash.append(self.disk.crash)
-        self.process: Process | None = None
-        self.broker: Broker | None = None
-        self.ready = False
-        self.runs = 0
-        self._view: ProcessDisk | None = None
-        self._stop: asyncio.Event | None = None
-        self._stopping = False
-        self._active: list[str] = []
-        self._excuses: list[str] = []
-
-    @property
-    def running(self) -> bool:
-        """A process is there and nothing keeps it from running."""
-        return self.process is not None and not self.process.stopped
-
-    def start(self) -> None:
-        """Start a process, unless one is there or the host is down."""
-        if self.process is not None or not self.host.up or self.world.over:
-            return
-        self.runs += 1
-        self.world.history.record("broker.start", node=self.node_id, run=self.runs)
-        self._stopping = False
-        self._excuses = list(self._active)
-        process = self.process = Process(self.host, f"broker-{self.node_id}.{self.runs}", self._ended)
-        self.world.processes.append(process)
-        disk = self._view = self.disk.for_process(process, boot_id=self.host.boot_id)
-        starter = worker_starter(process, disk, self.world.scheduler, self.world.scheduler.stream(f"{process.name} io"))
-
-        async def main() -> int:
-            self._stop = asyncio.Event()
-            self.broker = Broker(
-                self.world.settings(self),
-                clock=process.clock,
-                token=process.token,
-                open_store=self.world.bucket.opener(process, self.host.name),
-                disk=disk,
-                start_worker=starter,
-                fence_kind="file",
-            )
-            return await self.broker.run(self._stop, self._is_ready)
-
-        process.spawn(main)
-
-    def _is_ready(self, broker: Broker) -> None:
-        self.ready = True
-        self.world.history.record("broker.ready", node=self.node_id, run=self.runs)
-
-    def _ended(self, process: Process) -> None:
-        assert self.process is process
-        if process.killed:
-            how = "killed"
-        else:
-            how = str(process.result) if process.error is None else type(process.error).__name__
-            self._judge_end(process)
-        self.process = self.broker = self._view = None
-        self.ready = False
-        self.world.history.record("broker.end", node=self.node_id, run=self.runs, how=how)
-        if not self.world.over:
-            self.world.scheduler.call_later_ns(self.rng.randint(20, 1_500) * MS, self.start)
-
-    def _judge_end(self, process: Process) -> None:
-        """A broker ends when it is told to, or for a reason that a fault gave it."""
-        if process.error is not None and not isinstance(process.error, CannotStart):
-            self.world.found(f"{process.name} raised {process.error!r}")
-        elif process.result == 0:
-            if not self._stopping:
-                self.world.found(f"{process.name} ended though nobody told it to")
-        elif not (
-            "disk" in self._excuses
-            or (self._stopping and (self._excuses or not self.ready))
-            or ("asleep" in self._excuses and process.error is None)  # its session was ended meanwhile
-        ):
-            self.world.found(f"{process.name} ended by itself: {process.error or self.world.last_words(process)}")
-
-    def excuse(self, kind: str) -> None:
-        """From now on something goes on that a broker may end of."""
-        self._active.append(kind)
-        self._excuses.append(kind)
-
-    def may_end_of(self, kind: str) -> bool:
-        """Whether the process that runs has met such a thing."""
-        return kind in self._excuses
-
-    def no_excuse(self, kind: str) -> None:
-        """It is over; the process that met it may still end of it."""
-        self._active.remove(kind)
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        assert self.process is not None
-        self.process.kill()
-
-    def after(self, callbacks: int, callback: Callable[[], None]) -> None:
-        """Do something to the process when it has run so many callbacks more; not to a later one."""
-        assert self.process is not None
-        self.process.loop.call_after(callbacks, callback)
-
-    def kill_at_disk(self, operations: int) -> None:
-        """SIGKILL in the middle of what it does with its disk."""
-        assert self._view is not None and self.process is not None
-        self._view.kill_after(operations, self.process.kill)
-
-    def defuse(self) -> None:
-        """What was to happen in the middle of something does not happen any more."""
-        if self.process is not None and self._view is not None:
-            self.process.loop.call_after(0, lambda: None)
-            self._view.kill_after(-1, lambda: None)
-
-    def stop(self) -> None:
-        """SIGTERM."""
-        if self.process is not None and self._stop is not None:
-            self._stopping = True
-            self.process.call(self._stop.set)
-
-    def crash(self) -> None:
-        """The host loses power."""
-        if self.host.up:
-            self.host.crash()
-
-    def boot(self) -> None:
-        """And gets it back."""
-        if not self.host.up:
-            self.host.boot()
-            self.world.history.record("host.boot", host=self.host.name)
-            self.start()
 
 
 class World:
@@ -230,13 +99,37 @@ class World:
         self.quiet = False
         """No further fault begins."""
         self.session_ms = self.rng.choice([2_000, 6_000])
+        self.lease_ms = self.session_ms // 2
         self._values = self._draw_settings()
-        self.nodes = [Node(self, number + 1) for number in range(self.options.brokers)]
+        self.machines: list[Machine] = []
+        self.nodes: list[Node] = []
+        self._build_cluster()
         self.client_hosts = [Host(self.scheduler, self.network, f"c{number + 1}") for number in range(2)]
         self.clients: dict[str, Process] = {}
         self._cast: dict[str, SimulatedClient] = {}
         self._numbers = itertools.count(1)
         self.faults = Faults(self)
+
+    def _build_cluster(self) -> None:
+        """The brokers and their machines."""
+        rng = self.scheduler.stream("cluster")
+        brokers = self.options.brokers or rng.choice(BROKERS)
+        layout = rng.choices(list(LAYOUTS), list(LAYOUTS.values()))[0] if brokers > 1 else "apart"
+        layout = self.options.layout or layout
+        shared = SharedVolume(self.scheduler) if layout == "shared" else None
+        rates = rng.choice(CLOCK_RATES)
+        places = machines_of(self.scheduler, layout, brokers)
+        for number in sorted(set(places)):
+            rate = rng.choice(rates)
+            here = [node_id for node_id, place in enumerate(places, 1) if place == number]
+            hosts = [Host(self.scheduler, self.network, f"b{node_id}", rate=rate) for node_id in here]
+            machine = Machine(self.scheduler, number + 1, hosts, shared)
+            self.machines.append(machine)
+            for node_id, host in zip(here, hosts, strict=True):
+                node = Node(self, node_id, host)
+                node.machine = machine
+                machine.nodes.append(node)
+                self.nodes.append(node)
 
     # Settings
 
@@ -257,7 +150,7 @@ class World:
             "tidelog.seal.ms": choice([200, 1_000, 4_000]),
             "tidelog.read.cache.bytes": 1 << 20,
             "tidelog.session.timeout.ms": self.session_ms,
-            "tidelog.controller.lease.ms": self.session_ms // 2,
+            "tidelog.controller.lease.ms": self.lease_ms,
             "tidelog.delete.grace.ms": choice([0, 2_000]),
             "tidelog.orphan.check.interval.ms": choice([3_000, 3_600_000]),
             "tidelog.shutdown.timeout.ms": choice([2_000, 30_000]),
@@ -281,6 +174,15 @@ class World:
         self.findings.append(f"{self.scheduler.now_ns / S:.6f} {what}")
         self.history.record("finding", what=what)
 
+    def how_session_ended(self, incarnation: int) -> str | None:
+        """The reason that the metadata log gives; None: it has not ended."""
+        for key, data in self.bucket.objects.items():
+            if key.startswith(ENTRIES):
+                for fact in decode_entry(data).facts:
+                    if isinstance(fact, SessionEnded) and fact.incarnation == incarnation:
+                        return fact.reason
+        return None
+
     def last_words(self, process: Process) -> str:
         """The last line that a process logged."""
         return next((text for _, name, text in reversed(self.log) if name == process.name), "")
@@ -300,6 +202,11 @@ class World:
         self._cast[name] = client
         process.spawn(client.run)
         return client
+
+    def may_go(self, name: str) -> bool:
+        """Whether the others can do without this client: somebody has to create the topics."""
+        client = self._cast[name]
+        return not isinstance(client, Admin) or client.created
 
     def kill_client(self, name: str) -> None:
         """SIGKILL; nobody starts it again."""
@@ -348,13 +255,15 @@ class World:
         for node in self.nodes:
             scheduler.call_later_ns(self.rng.randint(0, 300) * MS, node.start)
         scheduler.call_later_ns(self.rng.randint(0, 500) * MS, self._add_clients)
-        if options.faults:
-            self.faults.plan(2 * S, options.faults_s * S, options.faults)
+        kinds = kinds_for(len(self.nodes)) if options.faults is None else options.faults
+        if kinds:
+            self.faults.plan(2 * S, options.faults_s * S, kinds)
         scheduler.call_later_ns(S, self._operate)
         scheduler.run_until(options.faults_s * S)
         self.quiet = True
         self.faults.heal()
         quiet_from_ns = scheduler.now_ns
+        store_quiet_from_ns = self.bucket.answered_ns
         self.history.record("quiet")
         scheduler.run_until(quiet_from_ns + LIVE_WITHIN_S * S, self._everybody_serves)
         scheduler.run_until(scheduler.now_ns + 2 * S)
@@ -362,7 +271,7 @@ class World:
         if self.rng.random() < 0.3:
             self._restart_all()
         self._finish([self.add_client(FinalReader, "final", PARTS, groups=[GROUP])])
-        self._judge(quiet_from_ns)
+        self._judge(quiet_from_ns, store_quiet_from_ns)
 
     def _everybody_serves(self) -> bool:
         return all(node.ready for node in self.nodes)
@@ -414,17 +323,22 @@ class World:
             node.stop()
         self.scheduler.run_until(self.scheduler.now_ns + 3 * S)
 
-    def _judge(self, quiet_from_ns: int) -> None:
+    def _judge(self, quiet_from_ns: int, store_quiet_from_ns: int) -> None:
         for process in self.processes:
             self.findings += [f"{failure.at_ns / S:.6f} {failure}" for failure in process.failures]
             if process.name in self.clients and process.error is not None:
                 self.findings.append(f"{process.name} raised {process.error!r}")
         self.findings += [f"bucket: {what}" for what in self.bucket.findings]
-        for node in self.nodes:
-            self.findings += [f"disk of {node.host.name}: {what}" for what in node.disk.findings]
+        for disk in dict.fromkeys(machine.disk for machine in self.machines):
+            self.findings += [f"disk: {what}" for what in disk.findings]
         decided = [event.at_ns for event in self.history if event.kind == "operator.accept_loss"]
         quiet_from_ns = max([quiet_from_ns, *decided])  # whatever waited for the operator
-        final = Final(losses=self._losses(), quiet_from_ns=quiet_from_ns, live_within_ns=LIVE_WITHIN_S * S)
+        final = Final(
+            losses=self._losses(),
+            quiet_from_ns=quiet_from_ns,
+            store_quiet_from_ns=store_quiet_from_ns,
+            live_within_ns=LIVE_WITHIN_S * S,
+        )
         self.findings += [str(finding) for finding in check(self.history, final)]
 
     # Logs

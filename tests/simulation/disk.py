@@ -20,6 +20,8 @@ PAGE = 4096
 """What cannot be read when a byte of it cannot."""
 _US, _MS = 1_000, 1_000_000
 _NS_PER_KIB = 1_000
+SLOWEST_NS = 2_500 * _MS
+"""What no sync takes longer than, but on a disk that hangs."""
 _CUT_AFTER_MAX = 12
 """So many disk operations of what a thread is at may still happen when its process is killed."""
 
@@ -172,6 +174,7 @@ class ProcessDisk:
         assert isinstance(inode, Inode)
         inode.truncate()
         inode.path = path
+        inode.made_under = self._boot_id
         return SimulatedFile(self, inode)
 
     def open(self, path: str) -> SimulatedFile:
@@ -350,8 +353,8 @@ class SimulatedDisk(ProcessDisk):
         self._ticks += 100_000
         return self._ticks
 
-    def sync_ns(self) -> int:
-        """What the next sync takes: mostly a fraction of a millisecond, sometimes much."""
+    def sync_ns(self, count: int = 1) -> int:
+        """What the next sync takes, or so many: mostly a fraction of a millisecond, sometimes much."""
         if self._timeline is None:
             return 0
         dice = self.rng.random()
@@ -359,7 +362,7 @@ class SimulatedDisk(ProcessDisk):
             took = 100 * _US + int(1_500 * _US * dice * dice)
         else:
             took = self.rng.randint(2 * _MS, 60 * _MS) if dice < 0.998 else self.rng.randint(60 * _MS, 1_500 * _MS)
-        return max(int(took * self.slowness), self.stalled_until_ns - self._timeline.now_ns)
+        return max(min(int(took * self.slowness), SLOWEST_NS) * count, self.stalled_until_ns - self._timeline.now_ns)
 
     # Faults
 
@@ -443,6 +446,12 @@ class SimulatedDisk(ProcessDisk):
         self.crash_at = -1
         self.boot += 1
         self._boot_id = f"boot-{self.boot}"
+
+    def crash_of(self, boot_id: str) -> None:
+        """One of several machines that share this file system lost power: its files may miss what was not synced."""
+        for _, inode in files_below(self.root):
+            if inode.made_under == boot_id:
+                inode.forget(self.rng)
 
     def snapshot(self) -> Image:
         """A copy of the volume, made by the storage service under a running host."""

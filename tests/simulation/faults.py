@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from storage.wal.format import file_name
@@ -10,7 +11,9 @@ from tests.simulation.scheduler import MS, S
 from tests.simulation.store import StoreFaults
 
 if TYPE_CHECKING:
-    from tests.simulation.cluster import Node, World
+    from tests.simulation.cluster import World
+    from tests.simulation.machines import Machine
+    from tests.simulation.nodes import Node
 
 KINDS: dict[str, int] = {
     "kill": 4,
@@ -35,7 +38,26 @@ KINDS: dict[str, int] = {
     "client_pause": 1,
 }
 """Kind -> how often, relative to the others."""
+CLUSTER_KINDS: dict[str, int] = {
+    "kill_controller": 2,
+    "stop_controller": 1,
+    "pause_controller": 2,
+    "part_brokers": 3,
+    "part_from_bucket": 2,
+    "island": 3,
+    "slow_brokers": 2,
+    "reset_brokers": 1,
+    "zombie": 4,
+}
+"""What several brokers may meet beside that."""
 COUNTS = (1, 2, 4, 6, 8, 12)
+Link = tuple[str, str]
+"""(from host, to host)."""
+
+
+def kinds_for(brokers: int) -> dict[str, int]:
+    """What may happen to a cluster of so many brokers, where nothing else is asked for."""
+    return KINDS | CLUSTER_KINDS if brokers > 1 else dict(KINDS)
 
 
 class Faults:
@@ -48,6 +70,7 @@ class Faults:
         """WAL instances whose bytes were damaged."""
         self._undo: dict[int, Callable[[], None]] = {}
         self._begun = 0
+        self._blocks: Counter[Link] = Counter()
 
     def plan(self, begin_ns: int, end_ns: int, kinds: dict[str, int]) -> None:
         """Draw what happens between two times."""
@@ -79,20 +102,35 @@ class Faults:
 
         self.world.scheduler.call_later_ns(self.rng.randint(shortest_ms, longest_ms) * MS, end)
 
-    def _excuse(self, node: Node, kind: str) -> Callable[[], None]:
-        """While this lasts, a broker may end because of `kind`; returns what ends it."""
-        node.excuse(kind)
-        return lambda: node.no_excuse(kind)
+    def _trouble(self, nodes: Iterable[Node], kind: str) -> Callable[[], None]:
+        """While this lasts, and for a while, these brokers may end because of `kind`; returns what ends it."""
+        ends = [node.trouble(kind) for node in nodes]
+
+        def end() -> None:
+            for one in ends:
+                one()
+
+        return end
+
+    def _controller(self) -> Node | None:
+        """The broker that controls, if it runs."""
+        return next((node for node in self.world.nodes if node.running and node.leads), None)
 
     def _node(self) -> Node | None:
         """A broker that runs on a host that runs."""
         nodes = [node for node in self.world.nodes if node.running]
         return self.rng.choice(nodes) if nodes else None
 
-    # Processes and hosts
+    # Processes and machines
 
     def _kill(self) -> None:
-        if (node := self._node()) is not None:
+        self._kill_one(self._node())
+
+    def _kill_controller(self) -> None:
+        self._kill_one(self._controller())
+
+    def _kill_one(self, node: Node | None) -> None:
+        if node is not None:
             callbacks = self._callbacks()
             self._record("kill", node=node.node_id, callbacks=callbacks)
             node.after(callbacks, node.kill)
@@ -104,14 +142,20 @@ class Faults:
             node.kill_at_disk(operations)
 
     def _stop(self) -> None:
-        if (node := self._node()) is not None:
+        self._stop_one(self._node())
+
+    def _stop_controller(self) -> None:
+        self._stop_one(self._controller())
+
+    def _stop_one(self, node: Node | None) -> None:
+        if node is not None:
             self._record("stop", node=node.node_id)
             node.stop()
 
     def _crash(self) -> None:
         if (node := self._node()) is not None:
             callbacks = self._callbacks()
-            self._record("crash", host=node.host.name, callbacks=callbacks)
+            self._record("crash", host=node.machine.name, callbacks=callbacks)
 
             def crash() -> None:
                 node.crash()
@@ -123,70 +167,105 @@ class Faults:
         """How much of its program a broker still runs: hits the middle of something, not only the pauses between."""
         return self.rng.choice([0, self.rng.randint(0, 30), self.rng.randint(0, 300)])
 
-    def _pause_for(self, shortest_ms: int, longest_ms: int) -> None:
-        node = self._node()
-        if node is None or node.process is None or node.process.paused:
+    def _pause_for(self, node: Node | None, shortest_ms: int, longest_ms: int) -> None:
+        if node is None or node.process is None or node.process.stopped:
             return
         process = node.process
         self._record("pause", node=node.node_id)
         process.pause()
-        excused = self._excuse(node, "asleep")
+        over = self._trouble([node], "asleep")
 
         def resume() -> None:
             self._record("resume", node=node.node_id)
             process.resume()
-            excused()
+            over()
 
         self._for(shortest_ms, longest_ms, resume)
 
     def _pause(self) -> None:
-        self._pause_for(50, self.world.session_ms // 2)
+        self._pause_for(self._node(), 50, self.world.session_ms // 2)
 
     def _long_pause(self) -> None:
-        self._pause_for(self.world.session_ms, 3 * self.world.session_ms)
+        self._pause_for(self._node(), self.world.session_ms, 3 * self.world.session_ms)
+
+    def _pause_controller(self) -> None:
+        self._pause_for(self._controller(), self.world.lease_ms // 2, 3 * self.world.session_ms)
 
     def _suspend(self) -> None:
         node = self._node()
-        if node is None or node.host.suspended:
+        if node is None:
             return
-        host, boot = node.host, node.host.boot_id
-        self._record("suspend", host=host.name)
-        host.suspend()
-        excused = self._excuse(node, "asleep")
+        machine, boot = node.machine, node.machine.boot_id
+        self._record("suspend", host=machine.name)
+        machine.suspend()
+        over = self._trouble(machine.nodes, "asleep")
 
         def resume() -> None:
-            if host.suspended and host.boot_id == boot:
-                self._record("wake", host=host.name)
-                host.resume()
-            excused()
+            if machine.suspended and machine.boot_id == boot:
+                self._record("wake", host=machine.name)
+                machine.resume()
+            over()
 
         self._for(100, 3 * self.world.session_ms, resume)
+
+    def _zombie(self) -> None:
+        """A broker is stopped, half of the times with a group on its way to the disk, until others may have taken
+        over, and then goes on; half of the times it hears nothing of the others for a while."""
+        node = self._node()
+        if node is None or node.process is None:
+            return
+        process, world = node.process, self.world
+        patience = self.rng.choice([0, 400])
+
+        def stop() -> None:
+            nonlocal patience
+            if not process.alive or process.stopped or world.quiet:
+                return
+            if patience and not node.waits_for_disk:
+                patience -= 1
+                world.scheduler.call_later_ns(S // 500, stop)
+                return
+            self._record("pause", node=node.node_id, writing=node.waits_for_disk)
+            process.pause()
+            over = self._trouble([node], "asleep")
+            cut_off = self.rng.random() < 0.5
+
+            def resume() -> None:
+                if cut_off and not world.quiet:
+                    heal = self._cut_off([node], both_ways=True, bucket="unreachable")
+                    self._for(300, 4_000, heal)
+                self._record("resume", node=node.node_id)
+                process.resume()
+                over()
+
+            gone_ms = world.session_ms * 5 // 4 + world.lease_ms
+            self._for(gone_ms, gone_ms + 4_000, resume)
+
+        stop()
 
     # The store
 
     def _outage(self) -> None:
         self._record("outage")
         self.world.bucket.outage()
-        excuses = [self._excuse(node, "store") for node in self.world.nodes]
+        over = self._trouble(self.world.nodes, "store")
 
         def end() -> None:
             self._record("outage_over")
             self.world.bucket.end_outage()
-            for excused in excuses:
-                excused()
+            over()
 
         self._for(500, 15_000, end)
 
     def _store_faults(self, kind: str, faults: StoreFaults) -> None:
         self._record(kind)
         self.world.bucket.faults = faults
-        excuses = [self._excuse(node, "store") for node in self.world.nodes]
+        over = self._trouble(self.world.nodes, "store")
 
         def end() -> None:
             self._record(f"{kind}_over")
             self.world.bucket.faults = StoreFaults()
-            for excused in excuses:
-                excused()
+            over()
 
         self._for(1_000, 15_000, end)
 
@@ -206,82 +285,185 @@ class Faults:
 
     # The network
 
-    def _link(self) -> tuple[str, str]:
+    def _block(self, links: Iterable[Link]) -> Callable[[], None]:
+        """Nothing passes these links; returns what opens them again, unless another fault holds them closed."""
+        links = list(links)
+        network = self.world.network
+        for link in links:
+            self._blocks[link] += 1
+            network.block(*link)
+
+        def heal() -> None:
+            self._blocks.subtract(links)
+            opened = [link for link in links if not self._blocks[link]]
+            if opened:
+                network.heal(*opened)
+
+        return heal
+
+    def _link(self) -> Link:
         """A client's host and a broker's."""
         return self.rng.choice(self.world.client_hosts).name, self.rng.choice(self.world.nodes).host.name
+
+    def _brokers(self) -> tuple[Node, Node] | None:
+        """Two of them."""
+        if len(self.world.nodes) < 2:
+            return None
+        one, other = self.rng.sample(self.world.nodes, 2)
+        return one, other
 
     def _reset(self) -> None:
         one, other = self._link()
         self._record("reset", one=one, other=other)
         self.world.network.reset(one, other)
 
-    def _partition(self) -> None:
-        one, other = self._link()
+    def _reset_brokers(self) -> None:
+        if (two := self._brokers()) is not None:
+            one, other = (node.host.name for node in two)
+            self._record("reset", one=one, other=other)
+            self.world.network.reset(one, other)
+
+    def _ways(self, one: str, other: str) -> list[Link]:
+        """Both directions, or one of them."""
         links = [(one, other), (other, one)]
-        if self.rng.random() < 0.5:
-            links = [self.rng.choice(links)]
+        return links if self.rng.random() < 0.5 else [self.rng.choice(links)]
+
+    def _part(self, links: list[Link], nodes: Iterable[Node], longest_ms: int) -> None:
         self._record("partition", links=links)
-        for source, target in links:
-            self.world.network.block(source, target)
+        heal, over = self._block(links), self._trouble(nodes, "network")
 
-        def heal() -> None:
+        def end() -> None:
             self._record("partition_over", links=links)
-            self.world.network.heal(*links)
+            heal()
+            over()
 
-        self._for(200, 12_000, heal)
+        self._for(200, longest_ms, end)
 
-    def _slow_network(self) -> None:
-        one, other = self._link()
+    def _partition(self) -> None:
+        self._part(self._ways(*self._link()), [], 12_000)
+
+    def _part_brokers(self) -> None:
+        if (two := self._brokers()) is not None:
+            self._part(self._ways(*(node.host.name for node in two)), two, 3 * self.world.session_ms)
+
+    def _slow_links(self, one: str, other: str, nodes: Iterable[Node], slowest_ms: int) -> None:
         self._record("slow_network", one=one, other=other)
         for source, target in ((one, other), (other, one)):
-            self.world.network.slow(source, target, self.rng.randint(5, 400) * MS)
-        self._for(1_000, 10_000, lambda: self.world.network.heal((one, other), (other, one)))
+            self.world.network.slow(source, target, self.rng.randint(5, slowest_ms) * MS)
+        over = self._trouble(nodes, "network")
+
+        def end() -> None:
+            self.world.network.slow(one, other, 0)
+            self.world.network.slow(other, one, 0)
+            over()
+
+        self._for(1_000, 10_000, end)
+
+    def _slow_network(self) -> None:
+        self._slow_links(*self._link(), [], 400)
+
+    def _slow_brokers(self) -> None:
+        if (two := self._brokers()) is not None:
+            self._slow_links(*(node.host.name for node in two), two, self.rng.choice([100, self.world.session_ms]))
+
+    def _part_from_bucket(self) -> None:
+        if (node := self._node()) is not None:
+            how = self.rng.choice(["unreachable", "deaf"])
+            self._record("part_from_bucket", node=node.node_id, how=how)
+            self._for(200, 3 * self.world.session_ms, self._cut_off([node], both_ways=True, bucket=how, peers=False))
+
+    def _island(self) -> None:
+        """One broker or some of them lose the others, and mostly the bucket; clients reach everybody."""
+        nodes, rng = self.world.nodes, self.rng
+        if len(nodes) < 2:
+            return
+        island = rng.sample(nodes, rng.randint(1, len(nodes) - 1))
+        controller = self._controller()
+        if controller is not None and controller not in island and rng.random() < 0.5:
+            island[0] = controller
+        bucket = rng.choice(["unreachable", "unreachable", "deaf", ""])
+        both_ways = rng.random() < 0.7
+        self._record("island", nodes=[node.node_id for node in island], bucket=bucket, both_ways=both_ways)
+        self._for(200, 3 * self.world.session_ms, self._cut_off(island, both_ways=both_ways, bucket=bucket))
+
+    def _cut_off(self, island: list[Node], *, both_ways: bool, bucket: str, peers: bool = True) -> Callable[[], None]:
+        """These brokers lose the others and, as `bucket` says, the bucket; returns what ends it.
+
+        `bucket`: "unreachable", "deaf" (no answer arrives) or "".
+        """
+        rest = [node for node in self.world.nodes if node not in island]
+        links = [(one.host.name, other.host.name) for one in island for other in rest] if peers else []
+        if not both_ways and self.rng.random() < 0.5:
+            links = [(other, one) for one, other in links]
+        elif both_ways:
+            links += [(other, one) for one, other in links]
+        heal, over = self._block(links), self._trouble(self.world.nodes if peers else island, "network")
+        away = self._trouble(island if bucket else [], "store")
+        hosts = [node.host.name for node in island]
+        lost = {"unreachable": self.world.bucket.unreachable, "deaf": self.world.bucket.deaf}.get(bucket)
+        if lost is not None:
+            lost.update(hosts)
+
+        def end() -> None:
+            self._record("cut_off_over", hosts=hosts)
+            heal()
+            over()
+            away()
+            if lost is not None:
+                lost.subtract(hosts)
+
+        return end
 
     # Disks
 
+    def _machine(self) -> tuple[Machine, list[Node]]:
+        """One of them, and the brokers that use its disk."""
+        machine = self.rng.choice(self.world.machines)
+        return machine, [node for node in self.world.nodes if node.machine.disk is machine.disk]
+
     def _disk_full(self) -> None:
-        node = self.rng.choice(self.world.nodes)
-        disk = node.disk
-        self._record("disk_full", host=node.host.name)
+        machine, nodes = self._machine()
+        disk = machine.disk
+        self._record("disk_full", host=machine.name)
         disk.limit_bytes = disk.used_bytes + self.rng.choice([0, 0, 100_000, 1_200_000])
-        excused = self._excuse(node, "disk")
+        over = self._trouble(nodes, "disk")
 
         def end() -> None:
-            self._record("disk_full_over", host=node.host.name)
+            self._record("disk_full_over", host=machine.name)
             disk.limit_bytes = None
-            excused()
+            over()
 
         self._for(1_000, 12_000, end)
 
     def _disk_errors(self) -> None:
-        node = self.rng.choice(self.world.nodes)
-        disk = node.disk
-        self._record("disk_errors", host=node.host.name)
+        machine, nodes = self._machine()
+        disk = machine.disk
+        self._record("disk_errors", host=machine.name)
         disk.sync_error_chance = self.rng.choice([0.02, 0.2])
         disk.write_error_chance = self.rng.choice([0.0, 0.02])
         disk.short_write_chance = self.rng.choice([0.0, 0.3])
-        excused = self._excuse(node, "disk")
+        over = self._trouble(nodes, "disk")
 
         def end() -> None:
-            self._record("disk_errors_over", host=node.host.name)
+            self._record("disk_errors_over", host=machine.name)
             disk.sync_error_chance = disk.write_error_chance = disk.short_write_chance = 0.0
-            excused()
+            over()
 
         self._for(500, 5_000, end)
 
     def _slow_disk(self) -> None:
-        node = self.rng.choice(self.world.nodes)
-        disk = node.disk
-        self._record("slow_disk", host=node.host.name)
+        machine, nodes = self._machine()
+        disk = machine.disk
+        self._record("slow_disk", host=machine.name)
         if self.rng.random() < 0.5:
             disk.slowness = self.rng.choice([5.0, 50.0])
         else:
             disk.stalled_until_ns = self.world.scheduler.now_ns + self.rng.randint(S // 2, 8 * S)
-        excused = self._excuse(node, "slow")
+        over = self._trouble(nodes, "slow")
 
         def end() -> None:
             disk.slowness, disk.stalled_until_ns = 1.0, 0
-            excused()
+            over()
 
         self._for(1_000, 8_000, end)
 
@@ -289,16 +471,16 @@ class Faults:
         """Nothing gets durable any more, clients lose patience or their connections, then the power goes."""
         if (node := self._node()) is None:
             return
-        scheduler, disk = self.world.scheduler, node.disk
+        scheduler, disk = self.world.scheduler, node.machine.disk
         hangs_ns = self.rng.randint(200, 6_000) * MS
-        self._record("hang", host=node.host.name)
+        self._record("hang", host=node.machine.name)
         disk.stalled_until_ns = scheduler.now_ns + hangs_ns
         for _ in range(self.rng.randint(0, 3)):
             scheduler.call_later_ns(self.rng.randint(0, hangs_ns), self._reset)
 
         def crash() -> None:
-            if node.host.up and not self.world.quiet:
-                self._record("crash", host=node.host.name)
+            if node.machine.up and not self.world.quiet:
+                self._record("crash", host=node.machine.name)
                 node.crash()
                 self._for(300, 4_000, node.boot)
 
@@ -315,7 +497,7 @@ class Faults:
             return
         written = wal._progress
         process = node.process
-        self._record("rot", host=node.host.name)
+        self._record("rot", host=node.machine.name)
 
         def flip() -> None:
             if self.world.quiet or node.process is not process:
@@ -327,12 +509,12 @@ class Faults:
                 self.world.scheduler.call_later_ns(20 * MS, flip)
                 return
             position = self.rng.randrange(written.offset)
-            inode = node.disk.inode(f"{wal.path}/{file_name(written.file)}")
+            inode = node.machine.disk.inode(f"{wal.path}/{file_name(written.file)}")
             bit = 1 << self.rng.randrange(8)
             inode.durable[position] ^= bit
             inode.data[position] ^= bit
             self.rotten.add(wal.wal_id)
-            self._record("crash", host=node.host.name, flipped=position)
+            self._record("crash", host=node.machine.name, flipped=position)
             node.crash()
             self._for(300, 2_000, node.boot)
 
@@ -342,7 +524,7 @@ class Faults:
     # Clients
 
     def _client_kill(self) -> None:
-        names = [name for name, process in self.world.clients.items() if process.alive]
+        names = [name for name, process in self.world.clients.items() if process.alive and self.world.may_go(name)]
         if names:
             name = self.rng.choice(names)
             self._record("client_kill", client=name)

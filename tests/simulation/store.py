@@ -105,6 +105,12 @@ class Bucket:
         self.timeline = timeline
         self.rng = rng
         self.record = record
+        self.unreachable: Counter[str] = Counter()
+        """Hosts whose requests do not get here, while they count above 0."""
+        self.deaf: Counter[str] = Counter()
+        """Hosts that hear no answer, while they count above 0."""
+        self.answered_ns = 0
+        """When everything that was asked up to now is answered."""
         self._away = False
         self._away_for: tuple[str, ...] = ()
 
@@ -128,7 +134,10 @@ class Bucket:
         self._away, self._away_for = False, ()
 
     def reached_by(self, host: str) -> bool:
-        return not self._away and host not in self._away_for
+        return not self._away and host not in self._away_for and self.unreachable[host] <= 0
+
+    def heard_by(self, host: str) -> bool:
+        return self.reached_by(host) and self.deaf[host] <= 0
 
     @property
     def objects(self) -> dict[str, bytes]:
@@ -216,6 +225,8 @@ class _Call:
         self.answer(error(f"simulated: {self._name} {self._key}: {self.mishap}"), delay_ns)
 
     def answer(self, outcome: Any, delay_ns: int) -> None:
+        bucket = self._bucket
+        bucket.answered_ns = max(bucket.answered_ns, bucket.timeline.now_ns + delay_ns)
         self.later(delay_ns, self.answered, outcome, owner=self._process)
 
     def answered(self, outcome: Any) -> None:
@@ -236,6 +247,9 @@ class _Call:
     def reaches(self) -> bool:
         return self._bucket.reached_by(self._host)
 
+    def hears(self) -> bool:
+        return self._bucket.heard_by(self._host)
+
 
 class _Read(_Call):
     def begin(self, size: int, *kinds: str) -> None:
@@ -254,7 +268,7 @@ class _Read(_Call):
 
     def _land(self) -> None:
         outcome = self.applied()
-        if not self.reaches():
+        if not self.hears():
             self.struck("connection lost")
             self.fail(Unavailable, self.timeout_ns())
         else:
@@ -299,7 +313,7 @@ class _Write(_Call):
             self.fail(OutcomeUnknown, self.timeout_ns())
             return
         outcome = self.applied()
-        if not self.mishap and not self.reaches():
+        if not self.mishap and not self.hears():
             self.struck("connection lost")
         if self.mishap == "hang":
             self.fail(OutcomeUnknown, self.timeout_ns())

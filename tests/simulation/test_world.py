@@ -29,7 +29,7 @@ def test_worlds_run_clean(first: int) -> None:
 
 
 def test_a_world_without_faults_makes_progress() -> None:
-    result = World(1, Options(faults={}, faults_s=10)).run()
+    result = World(1, Options(brokers=1, faults={}, faults_s=10)).run()
     assert not result.findings
     assert result.counters["produce.ok"] > 100 and result.counters["poll.ok"] > 100
     assert result.counters["commit.ok"] > 10 and result.counters["final.read"] == 3

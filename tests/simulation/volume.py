@@ -27,6 +27,7 @@ class Inode:
         self.emptied = False  # and that is not durable yet
         self.holder: Holder | None = None  # of the lock
         self.path = ""
+        self.made_under = ""  # boot id of the kernel whose memory holds what is not durable
 
     def write(self, position: int, data: bytes) -> None:
         if not data:
@@ -56,6 +57,12 @@ class Inode:
     def fail_to_sync(self, chance: random.Random) -> None:
         """As Linux does after a write-back error: some sectors got there, and nobody will write the others again."""
         self.durable = self._left(chance)
+        self._clean()
+
+    def forget(self, chance: random.Random) -> None:
+        """The kernel that wrote it lost power; others may have the file open."""
+        self.durable = self._left(chance)
+        self.data = bytearray(self.durable)
         self._clean()
 
     def left(self, chance: random.Random) -> Inode:

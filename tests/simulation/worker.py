@@ -76,8 +76,7 @@ class SimulatedWorker:
             self._later(self._rng.randint(5 * _US, 60 * _US), self._run)
         else:
             self._disk.owed[self._step] = None
-            took = self._rng.randint(1, 4) * self._disk.disk.sync_ns()
-            self._later(took, self._run)
+            self._later(self._disk.disk.sync_ns(self._rng.randint(1, 4)), self._run)
 
     def _later(self, delay_ns: int, callback: Callable[..., object], *args: object) -> None:
         self._timeline.call_at_ns(self._timeline.now_ns + delay_ns, callback, *args, owner=self._process)
