@@ -39,7 +39,8 @@ def main() -> int:
         options = replace(options, faults={})
     seeds = range(int(first), int(last or first) + 1)
     wanted = Wanted(options, args.plant, history=args.history, digest=args.digest)
-    which_worlds = f" --plant {args.plant}" if args.plant else f" --brokers {args.brokers}"
+    asked = {"plant": args.plant, "brokers": args.brokers, "layout": args.layout}
+    which_worlds = "".join(f" --{name} {value}" for name, value in asked.items() if value is not None)
     bad = 0
     cpu_s = 0.0
     for ran in run_all(wanted, seeds, args.jobs):
