@@ -48,6 +48,10 @@ class HedgedLog:
         self._log = log
         self._after_ms = after_ms
 
+    def applied(self, position: int, entry_hash: bytes) -> None:
+        """As the port says."""
+        self._log.applied(position, entry_hash)
+
     async def append(self, position: int, entry: bytes) -> bytes:
         """As the port says."""
         return await hedged(lambda: self._log.append(position, entry), self._after_ms)
@@ -71,3 +75,7 @@ class HedgedLog:
     async def trim(self) -> int:
         """As the port says."""
         return await self._log.trim()
+
+    async def close(self) -> None:
+        """As the port says."""
+        await self._log.close()
