@@ -46,6 +46,10 @@ VALUES: dict[str, dict[str, Any]] = {
         "external": {"enabled": True, "type": "NodePort", "host": "{hostIP}", "nodePortPrefix": 3100},
     },
     "objects": {**LEAST, "wal": {"kind": "objects"}},
+    "postgresql": {
+        "storage": {"uri": URI, "existingSecret": "bucket"},
+        "metadata": {"uri": "postgresql://tidelog@db:5432/tidelog?sslmode=require", "existingSecret": "database"},
+    },
     "zone": {
         **LEAST,
         "replicas": 2,
@@ -100,7 +104,7 @@ def objects(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return rendered(tmp_path_factory.mktemp("values"), VALUES[request.param])
 
 
-def brokers(objects: list[dict[str, Any]]) -> list[Settings]:
+def brokers(objects: list[dict[str, Any]], zone: str = "zone-a") -> list[Settings]:
     """The settings of every broker, read by the broker's own code as its pod would."""
     stateful = one(objects, "StatefulSet")
     spec = stateful["spec"]
@@ -112,7 +116,7 @@ def brokers(objects: list[dict[str, Any]]) -> list[Settings]:
         fields = {
             "metadata.name": f"{stateful['metadata']['name']}-{ordinal}",
             "metadata.labels['apps.kubernetes.io/pod-index']": str(ordinal),
-            "metadata.labels['topology.kubernetes.io/zone']": "zone-a",
+            "metadata.labels['topology.kubernetes.io/zone']": zone,
             "status.hostIP": "192.0.2.7",
         }
         loaded = load(text, "server.properties", environment_of(container, fields))
@@ -244,11 +248,19 @@ def test_every_broker_is_reached_from_outside(tmp_path: Path) -> None:
         assert (told.host, told.port) == ("192.0.2.7", service["spec"]["ports"][0]["nodePort"])
 
 
+def test_secrets_become_environment(tmp_path: Path) -> None:
+    container = one(rendered(tmp_path, VALUES["postgresql"]), "StatefulSet")["spec"]["template"]["spec"]["containers"][
+        0
+    ]
+    assert [source["secretRef"]["name"] for source in container["envFrom"]] == ["bucket", "database"]
+
+
 def test_racks(tmp_path: Path) -> None:
     assert {each.broker_rack for each in brokers(rendered(tmp_path, LEAST))} == {"zone-a"}
     zone = brokers(rendered(tmp_path, VALUES["zone"]))
     assert [(each.node_id, each.broker_rack) for each in zone] == [(100, "eu-central-1b"), (101, "eu-central-1b")]
     assert {each.broker_rack for each in brokers(rendered(tmp_path, VALUES["little"]))} == {None}
+    assert {each.broker_rack for each in brokers(rendered(tmp_path, LEAST), zone="")} == {None}, "no such label"
 
 
 @pytest.mark.compatibility

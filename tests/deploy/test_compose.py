@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -15,6 +16,7 @@ from broker.settings_sources import load
 from tests.chaos.load import IdempotentLoad, check_all, create_topic
 from tests.deploy.tools import DEPLOY, ROOT, checker, needs_go
 from tests.support.broker_process import BrokerProcess
+from tests.support.postgres_server import VERSION, PostgresServer
 from tests.support.s3_servers import ENVIRONMENT, versitygw
 
 pytestmark = needs_go
@@ -58,6 +60,23 @@ def test_brokers_take_their_settings(services: dict[str, Any]) -> None:
         assert grace_s * 1000 >= settings.tidelog_shutdown_timeout_ms + 10_000
 
 
+def test_the_profile_puts_the_metadata_log_into_postgresql(services: dict[str, Any]) -> None:
+    assert "postgresql" not in services
+    assert all(settings.tidelog_metadata == "" for settings in brokers(services).values())
+    asked = checker("compose", FILE, COMPOSE_PROFILES="postgresql")["services"]
+    server = asked["postgresql"]["environment"]
+    for name, settings in brokers(asked).items():
+        where = urlsplit(settings.tidelog_metadata)
+        assert (where.hostname, where.username, where.path) == (
+            "postgresql",
+            server["POSTGRES_USER"],
+            f"/{server['POSTGRES_DB']}",
+        )
+        assert asked[name]["environment"]["PGPASSWORD"] == server["POSTGRES_PASSWORD"]
+        assert asked[name]["depends_on"]["postgresql"] == {"condition": "service_healthy", "required": False}
+    assert asked["postgresql"]["image"].startswith(f"postgres:{VERSION}-")
+
+
 def test_images_are_pinned_and_published_ports_are_private(services: dict[str, Any]) -> None:
     ports: list[str] = []
     for service in services.values():
@@ -81,13 +100,18 @@ def test_the_bucket_is_there_before_the_brokers(services: dict[str, Any]) -> Non
 
 
 @pytest.mark.compatibility
-def test_its_processes_without_containers(
-    services: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.parametrize("profile", ["", "postgresql"])
+def test_its_processes_without_containers(profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    services = checker("compose", FILE, COMPOSE_PROFILES=profile)["services"]
+    environment = dict(ENVIRONMENT)
     (tmp_path / "objects").mkdir()
     with versitygw(tmp_path / "objects") as server, contextlib.ExitStack() as stack:
+        metadata = ""
+        if profile == "postgresql":
+            database = stack.enter_context(PostgresServer())
+            metadata, environment = database.uri(), {**environment, **database.environment}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
 
         def here(text: str) -> str:
             return text.replace("s3:7070", f"{server.host}:{server.port}")
@@ -102,6 +126,7 @@ def test_its_processes_without_containers(
                 tmp_path / name,
                 node_id=settings.node_id,
                 tidelog_storage=here(settings.storage_uri),
+                tidelog_metadata=metadata,
                 tidelog_wal_dir=tmp_path / "wal",
                 listeners="INTERNAL://127.0.0.1:0,PLAINTEXT://127.0.0.1:0",
                 listener_security_protocol_map=settings.listener_security_protocol_map,

@@ -54,7 +54,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   "tidelog.storage" .Values.storage.uri
   "tidelog.wal" .Values.wal.kind
 }}
-{{- $other := list "node.id" "broker.id" "broker.rack" "advertised.listeners" "tidelog.wal.dir" }}
+{{- if .Values.metadata.uri }}
+{{- $_ := set $own "tidelog.metadata" .Values.metadata.uri }}
+{{- end }}
+{{- $other := list "tidelog.metadata" "node.id" "broker.id" "broker.rack" "advertised.listeners" "tidelog.wal.dir" }}
 {{- range $key, $value := .Values.settings }}
 {{- if or (hasKey $own $key) (has $key $other) }}
 {{- fail (printf "settings: %s is written by the chart, see the values for it" $key) }}
