@@ -81,7 +81,8 @@ class _Instance:
 class Sealing:
     """Owns the decision to seal, and gives WAL space back. `run` is its task, and the only one that makes seals.
 
-    Ages count from the moment a batch was seen to be validated, at most `TICK_S` after it was.
+    Ages count from the moment a batch was seen to be validated, at most `TICK_S` after it was. Without anything new
+    it looks again when the age of a log asks for it: an idle broker sleeps.
     """
 
     def __init__(
@@ -125,6 +126,10 @@ class Sealing:
         """Logs that take no records because of their number of ranges."""
         self._draining = False
         self._wake = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
+        for one in self._instances.values():
+            one.validation.on_grown = self._look_soon
+        logs.space.on_wait.append(self._look_soon)
         self.seals = self.sealed_bytes = self.refused_ranges = 0
 
     @property
@@ -139,14 +144,35 @@ class Sealing:
 
     async def run(self) -> None:
         """Seal what is due, until cancelled."""
-        while True:
-            self._wake.clear()
-            await self.seal_due()
-            try:
-                async with asyncio.timeout(TICK_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+        try:
+            while True:
+                self._wake.clear()
+                self._look_in(None)
+                await self.seal_due()
+                # At the limit of seals in flight there is nothing to do before one of them is decided.
+                if self._due_ms is not None and self._may_begin():
+                    self._look_in(max(TICK_S, (self._due_ms - self._clock.boottime_ms()) / 1000))
+                await self._wake.wait()
+        finally:
+            self._look_in(None)
+
+    def _look_soon(self) -> None:
+        """There may be something to seal; what comes within a tick is looked at together."""
+        self._look_in(TICK_S)
+
+    def _look_in(self, seconds: float | None) -> None:
+        """Look again after so long, unless it happens sooner anyway; None: not by the clock."""
+        loop = asyncio.get_running_loop()
+        if self._alarm is not None:
+            if seconds is not None and self._alarm.when() <= loop.time() + seconds:
+                return
+            self._alarm.cancel()
+            self._alarm = None
+        if seconds is not None:
+            self._alarm = loop.call_later(seconds, self._wake.set)
+
+    def _may_begin(self) -> bool:
+        return self.in_flight < SEALS_IN_FLIGHT_PER_UPLOAD * self._settings.tidelog_upload_parallel
 
     # What to seal
 
@@ -157,7 +183,7 @@ class Sealing:
 
     async def _seal_due(self, now: int) -> None:
         self._note_grown(now)
-        if self.in_flight >= SEALS_IN_FLIGHT_PER_UPLOAD * self._settings.tidelog_upload_parallel:
+        if not self._may_begin():
             return
         due = self._choose(now) if self._unsealed else []
         # Without this the batches of a deleted topic would fill the WAL for as long as nothing else can be written.
@@ -399,6 +425,7 @@ class Sealing:
         self._wanted.pop(closed, None)
         self._full.pop(closed, None)
         self._instances[closed.wal.wal_id].closed_at = closed.wal.appended
+        self._look_soon()
         self._wake_waiting(closed)
 
     def _wake_waiting(self, about: Log) -> None:

@@ -56,6 +56,8 @@ class SpaceQueue:
         self._came = 0
         self.waiting = 0
         """How many wait, those included that gave up and were not passed yet."""
+        self.on_wait: list[Callable[[], None]] = []
+        """Called when a request begins to wait."""
 
     def __len__(self) -> int:
         return self.waiting
@@ -81,6 +83,8 @@ class SpaceQueue:
         seconds = max(0.0, min(timeout_s, WAIT_SECONDS_MAX))
         waiting.timer = asyncio.get_running_loop().call_later(seconds, self._expire, waiting)
         self._queues.setdefault(wals, deque()).append(waiting)
+        for callback in self.on_wait:
+            callback()
 
     def serve(self) -> None:
         """Room may have come back."""

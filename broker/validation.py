@@ -103,6 +103,8 @@ class Validation:
         """
         self.grown: dict[Log, int] = {}
         """Logs whose high watermark rose, and where to; sealing takes the whole dict away and leaves an empty one."""
+        self.on_grown: Callable[[], None] = lambda: None
+        """Called when the first log since then has grown."""
         self._replies: deque[tuple[int, Reply]] = deque()
         self._callbacks: list[tuple[int, int, Callable[[], None]]] = []
         self._number = count()
@@ -163,7 +165,10 @@ class Validation:
                     due[reply.connection] = None
         self.validated = self.durable
         self.validated_group = self.durable_group
+        was_empty = not self.grown
         self.grown.update(ends)
+        if was_empty:
+            self.on_grown()
         woken: dict[Waiter, None] = {}
         for appended_to, end in ends.items():
             assign_high_watermark(appended_to, end)

@@ -1,7 +1,7 @@
 """Sealing: what goes into a seal and when, and that the WAL never gives up what nothing else holds."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from time import perf_counter
 
 import msgpack
@@ -438,6 +438,60 @@ async def test_a_drain_commits_everything_and_skips_what_is_deleted(bench: Bench
         bench.delete(gone)
         await bench.commit()
     assert all(log.committed_end == log.end for log in logs)
+
+
+# When it looks by itself
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Let time pass until it is."""
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0.001)
+
+
+async def test_it_sleeps_until_there_may_be_something_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.sealing.TICK_S", 0.005)
+    bench = Bench(tidelog_seal_ms=20, tidelog_upload_parallel=1)
+    sealing = bench.sealing
+    (log,) = bench.create()
+    running = asyncio.ensure_future(sealing.run())  # noqa: TID251
+    await until(lambda: sealing._alarm is None)
+
+    async def write_and_be_seen() -> None:
+        bench.append(log)
+        assert sealing._alarm is None, "what is not validated is none of its business"
+        bench.write()
+        await until(lambda: sealing.unsealed_logs)
+        assert sealing._alarm is not None
+
+    await write_and_be_seen()
+    bench.clock.advance(20)
+    await until(lambda: bench.uploader.submitted)
+    await until(lambda: sealing._alarm is None)
+    await write_and_be_seen()
+    bench.clock.advance(20)
+    await until(lambda: len(bench.uploader.submitted) == 2)
+    await until(lambda: sealing._alarm is None)
+    bench.append(log)
+    bench.write()
+    await until(lambda: sealing.unsealed_logs and sealing._alarm is None)  # as many seals as may be in flight are
+    bench.clock.advance(20)
+    await bench.commit()
+    await until(lambda: len(bench.uploader.submitted) == 3)
+    await until(lambda: sealing._alarm is None)
+    running.cancel()
+
+
+async def test_it_looks_when_somebody_waits_for_space_or_a_log_is_closed(bench: Bench) -> None:
+    (log,) = bench.create()
+    bench.logs.space.wait(1, 1, 1.0, lambda: None, lambda: None)
+    alarm = bench.sealing._alarm
+    assert alarm is not None
+    bench.logs.space.expire_all()
+    bench.sealing._look_in(None)
+    bench.delete(log)
+    assert alarm.cancelled() and bench.sealing._alarm is not None
 
 
 # What it costs
