@@ -96,12 +96,9 @@ class MemoryStore:
         return stored
 
     def _store(self, key: str, body: Body) -> str:
-        digest = hashlib.sha256()
-        blocks = list(body_blocks(body))
-        for block in blocks:
-            digest.update(block)
+        data = body if isinstance(body, bytes) else b"".join(body_blocks(body))
         if key not in self._objects:
             insort(self._keys, key)
-        etag = digest.hexdigest()[:32]
-        self._objects[key] = StoredObject(b"".join(blocks), etag)
+        etag = hashlib.sha256(data).hexdigest()[:32]
+        self._objects[key] = StoredObject(data, etag)
         return etag

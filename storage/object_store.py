@@ -13,6 +13,7 @@ Promises of every engine:
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -120,12 +121,17 @@ class ObjectStore(Protocol):
         ...
 
 
+_USUAL_KEY = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)*", re.ASCII)
+
+
 def check_key(key: str) -> str:
     """Returns `key` if every engine can hold it, else `ValueError`: it would be our own bug.
 
     One to `KEY_BYTES_MAX` bytes of UTF-8, segments between single `/`, none empty, `.` or `..`, no control characters.
     No key may be the parent of another one (`a` and `a/b`): a file system cannot hold both.
     """
+    if len(key) <= KEY_BYTES_MAX and _USUAL_KEY.fullmatch(key):
+        return key
     try:
         size = len(key.encode())
     except UnicodeEncodeError:

@@ -10,6 +10,7 @@ import random  # noqa: TID251
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from struct import Struct
 from typing import Any, NamedTuple, Protocol
 
 from protocol import messages as m
@@ -17,10 +18,13 @@ from protocol.apis import APIS, ApiKey
 from protocol.errors import ErrorCode
 from protocol.framing import parse_response_header, request_frame
 
+_SIZE = Struct(">I")
 Address = tuple[str, int]
 Part = tuple[str, int]
 """A topic's name and a partition's number."""
 
+_DIGITS_MAX = 20
+_DOTS = b"." * (64 << 10)
 EARLIEST, LATEST = -2, -1
 NO_TOPIC_ID = bytes(16)
 
@@ -87,7 +91,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         while len(self._buffer) >= 4:
-            end = 4 + int.from_bytes(self._buffer[:4], "big")
+            end = 4 + _SIZE.unpack_from(self._buffer)[0]
             if len(self._buffer) < end:
                 return
             frame = bytes(self._buffer[4:end])
@@ -319,5 +323,7 @@ def encode_value(value: int, size: int) -> bytes:
 
 def decode_value(data: bytes | None) -> int:
     """The number that `encode_value` wrote; -1 for bytes that no client of ours wrote."""
-    text = (data or b"").rstrip(b".")
-    return int(text) if text.isdigit() else -1
+    data = bytes(data or b"")
+    text = data[:_DIGITS_MAX].rstrip(b".")
+    rest = data[len(text) :]
+    return int(text) if text.isdigit() and (_DOTS.startswith(rest) or not rest.strip(b".")) else -1

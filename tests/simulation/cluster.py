@@ -12,13 +12,16 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
+from unittest.mock import patch
 
+from broker import background
 from broker.settings import Settings, build
 from controller.entries import decode_entry
 from controller.facts import SessionEnded
 from controller.object_log import ENTRIES
+from storage import probe
 from tests.simulation.checker import Final, Loss, check
 from tests.simulation.client import Part, SimulatedClient
 from tests.simulation.consumers import Consumer, ConsumerLoad, GroupLoad, GroupMember
@@ -236,7 +239,7 @@ class World:
 
     def run(self) -> Result:
         """From the first event to the verdict."""
-        with _deterministic(), self._listening():
+        with _deterministic(), _scaled(), self._listening():
             try:
                 self._live()
             finally:
@@ -381,6 +384,18 @@ class _LogHandler(logging.Handler):
 
 
 @contextmanager
+def _scaled() -> Iterator[None]:
+    """Numbers of the product that only cost CPU here: a start writes 100 objects of the probe's races."""
+    with patch.object(probe, "RACERS", 4), patch.object(background, "COLLECT_EVERY_S", 10.0):
+        yield
+
+
+@cache
+def _freeze_once() -> None:
+    gc.freeze()
+
+
+@contextmanager
 def _deterministic() -> Iterator[None]:
     """Garbage is collected when the run says so, not when the interpreter feels like it.
 
@@ -391,8 +406,7 @@ def _deterministic() -> Iterator[None]:
     enabled = gc.isenabled()
     gc.disable()
     gc.collect()
-    if not gc.get_freeze_count():
-        gc.freeze()
+    _freeze_once()
     try:
         yield
     finally:

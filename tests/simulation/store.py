@@ -347,7 +347,7 @@ def _same(body: Body, data: bytes) -> bool:
             at += len(part)
             continue
         view = memoryview(part).cast("B")
-        if view != memoryview(data)[at : at + view.nbytes]:
+        if view.tobytes() != data[at : at + view.nbytes]:  # views compare their items one by one
             return False
         at += view.nbytes
     return at == len(data)

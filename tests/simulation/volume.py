@@ -33,9 +33,7 @@ class Inode:
         if not data:
             return
         end = position + len(data)
-        if len(self.data) < position:
-            self.data.extend(bytes(position - len(self.data)))
-        self.data[position:end] = data
+        _put(self.data, position, data)
         begin, end = position // SECTOR * SECTOR, -(-end // SECTOR) * SECTOR
         if self.dirty and self.dirty[-1][1] == begin:
             begin = self.dirty.pop()[0]
@@ -79,13 +77,23 @@ class Inode:
 
     def _persist(self, target: bytearray, begin: int, end: int) -> None:
         end = min(end, len(self.data))
-        if len(target) < begin:
-            target.extend(bytes(begin - len(target)))
-        target[begin:end] = memoryview(self.data)[begin:end]
+        _put(target, begin, memoryview(self.data)[begin:end])
 
     def _clean(self) -> None:
         self.dirty.clear()
         self.emptied = False
+
+
+def _put(target: bytearray, begin: int, data: bytes | memoryview) -> None:
+    """Write into a file that may be shorter. Assigning to a slice of a bytearray would copy `data` twice."""
+    size, end = len(target), begin + len(data)
+    if end <= size:
+        memoryview(target)[begin:end] = data
+    elif begin < size:
+        target[begin:] = data
+    else:
+        target.extend(bytes(begin - size))
+        target += data
 
 
 def _some_bits(chance: random.Random, count: int, quarters: int) -> int:

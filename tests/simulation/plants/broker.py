@@ -109,7 +109,7 @@ def acknowledged_though_the_wal_failed() -> Patches:
     yield storage.wal.writer, "write_all", careless
 
 
-@plant(faults={"disk_errors": 3, "crash": 2})
+@plant(faults={"disk_errors": 3, "crash": 2}, first=7)
 def sync_repeated_after_it_failed() -> Patches:
     """A failed sync is tried again; but the kernel has dropped what it could not write."""
 
@@ -148,7 +148,7 @@ def snapshot_newer_than_its_range() -> Patches:
     yield ProducerStates, "snapshot", lambda self, end: snapshot(self, 1 << 62)
 
 
-@plant(faults={"outage": 2, "store_errors": 1, "kill": 3}, first=3)
+@plant(faults={"outage": 2, "store_errors": 1, "kill": 3}, first=2)
 def wal_trimmed_before_the_commit() -> Patches:
     """Files go when a seal is on its way, not when a fact says that it is committed."""
     seal = Sealing._seal
@@ -254,7 +254,7 @@ def scan_stops_one_group_early() -> Patches:
     yield Scanner, "_scan", short
 
 
-@plant(faults={"hang_and_crash": 1}, first=12)
+@plant(faults={"hang_and_crash": 1}, first=1)
 def torn_tail_taken_for_damage() -> Patches:
     """A last group that a crash tore keeps the log closed until an operator decides."""
     evidence = Scanner._evidence
@@ -275,7 +275,7 @@ def damage_taken_for_a_torn_tail() -> Patches:
     yield Scanner, "_front", lambda self, numbers, first, committed_group: None
 
 
-@plant(faults={"kill": 1, "crash": 1, "hang_and_crash": 1})
+@plant(faults={"kill": 1, "crash": 1, "hang_and_crash": 1}, first=6)
 def producer_state_not_recovered() -> Patches:
     """A log opens without knowing its producers."""
 
@@ -328,7 +328,7 @@ def group_rewrite_not_awaited() -> Patches:
     yield broker.groups.runtime, "REWRITE_BYTES_MIN", 2_000
 
 
-@plant(faults={"kill": 2, "stop": 1}, first=4)
+@plant(faults={"kill": 2, "stop": 1}, first=10)
 def group_rewrite_forgets() -> Patches:
     """A rewrite leaves some of what is in force behind."""
     live = Shard.live
@@ -339,7 +339,7 @@ def group_rewrite_forgets() -> Patches:
 # Metadata
 
 
-@plant()
+@plant(first=2)
 def controller_replies_before_durable() -> Patches:
     """Commands are answered when they are decided."""
     decide_one = Runtime._decide_one
