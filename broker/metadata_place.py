@@ -61,8 +61,8 @@ class MetadataPlace:
         finally:
             await tables.close()
 
-    def open(self, store: ObjectStore, cluster_id: str, node_id: int) -> MetadataLog:
-        """The log. Nothing is asked yet."""
+    def open(self, store: ObjectStore, cluster_id: str, node_id: int, attempt_ms: int) -> MetadataLog:
+        """The log. Nothing is asked yet. `attempt_ms`: see `ObjectLog`; PostgreSQL has time-outs of its own."""
         if not self._uri:
-            return ObjectLog(store, cluster_id)
+            return ObjectLog(store, cluster_id, attempt_ms=attempt_ms)
         return PostgresLog(PostgresTables(self._uri, cluster_id), cluster_id, f"broker {node_id}")

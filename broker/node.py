@@ -252,7 +252,8 @@ class Broker:
         probing = tasks.spawn(bucket.probe(), name="probe the store")
         place = MetadataPlace(self.settings.tidelog_metadata)
         self.cluster_id = (await bucket.find_cluster(probing, place)).cluster_id
-        metadata = place.open(self.store, self.cluster_id, self.settings.node_id)
+        attempt_ms = self.settings.tidelog_controller_lease_ms // 3
+        metadata = place.open(self.store, self.cluster_id, self.settings.node_id, attempt_ms)
         self._releases.append(metadata.close)
         locked: list[LockedInstance] = []
         if self.settings.uses_volume:

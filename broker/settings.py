@@ -231,7 +231,10 @@ class Settings:
         6000, "How long a broker may lead after its last heartbeat.", at_least=200
     )
     tidelog_controller_lease_ms: int = setting(
-        3000, "How long a controller may grant after its last entry.", at_least=100
+        3000,
+        "How long a controller may grant after its last entry. A request for an entry in the bucket that has no answer "
+        "after a third of it is made again.",
+        at_least=100,
     )
     tidelog_balance: bool = setting(
         True,

@@ -17,6 +17,7 @@ from storage.object_store import (
     PreconditionFailed,
     Unavailable,
 )
+from storage.retrying import RetryingStore
 
 ENTRIES = "meta/entries/"
 SNAPSHOTS = "meta/snapshots/"
@@ -39,8 +40,14 @@ def snapshot_key(position: int) -> str:
 class ObjectLog:
     """A `MetadataLog`. Knows nothing of what entries say but their bytes; `store` retries what is safe to retry."""
 
-    def __init__(self, store: ObjectStore, cluster_id: str) -> None:
-        self._store = store
+    def __init__(self, store: ObjectStore, cluster_id: str, *, attempt_ms: int | None = None) -> None:
+        """`attempt_ms`: a request for an entry that has no answer by then is made again, where the store is retried.
+
+        Leases wait for entries: one request that hangs until its client gives up would cost all that depend on them.
+        """
+        self._store = self._entries = store
+        if attempt_ms is not None and isinstance(store, RetryingStore):
+            self._entries = store.hurried(attempt_ms)
         self._cluster_id = cluster_id
 
     def applied(self, position: int, entry_hash: bytes) -> None:
@@ -49,7 +56,7 @@ class ObjectLog:
     async def append(self, position: int, entry: bytes) -> bytes:
         """As the port says. One attempt, and a look if its outcome is not known."""
         try:
-            await self._store.put_if_absent(entry_key(position), entry)
+            await self._entries.put_if_absent(entry_key(position), entry)
             held = entry
         except (PreconditionFailed, OutcomeUnknown, Unavailable) as error:
             found = await self._read(position)
@@ -80,7 +87,7 @@ class ObjectLog:
 
     async def _read(self, position: int) -> bytes | None:
         try:
-            return (await self._store.get(entry_key(position))).data
+            return (await self._entries.get(entry_key(position))).data
         except NotFound:
             return None
 
@@ -91,7 +98,7 @@ class ObjectLog:
 
     async def _boundary(self) -> tuple[int, str | None]:
         try:
-            stored = await self._store.get(BOUNDARY)
+            stored = await self._entries.get(BOUNDARY)
         except NotFound:
             return 0, None
         try:

@@ -24,37 +24,68 @@ from storage.object_store import (
 
 T = TypeVar("T")
 
+USUAL_TIMES = 2
+"""An attempt that takes no longer than so many times what others lately took is not given up."""
+USUAL_DECAY = 0.5
 COMPARE_BYTES = 4 * 1024 * 1024
 """An object is compared with a body in ranges of this size."""
 
 
 class RetryLimits(NamedTuple):
-    """When to stop. The deadline grows with the body: slow links are no failure."""
+    """When to stop. Times grow with the body: slow links are no failure.
+
+    `attempt_ms`: give up the first attempt that has no answer by then, the second after twice that time, and so on;
+    a store that lately was slower gets more. None: only the store's own client gives up.
+    """
 
     attempts_max: int = 8
     deadline_ms: int = 30_000
+    attempt_ms: int | None = None
     bytes_per_second_min: int = 1024 * 1024
     backoff_ms: int = 50
     backoff_ms_max: int = 2_000
 
 
+class _Usual:
+    """How long the calls of one store lately took."""
+
+    seconds = 0.0
+
+    def note(self, took_s: float) -> None:
+        """A call was answered."""
+        self.seconds = max(took_s, self.seconds * USUAL_DECAY)
+
+
 class _Patience:
     """The attempts of one call: what is left of them, and the pauses between."""
 
-    def __init__(self, limits: RetryLimits, token: Callable[[int], bytes], size: int = 0) -> None:
+    def __init__(self, limits: RetryLimits, token: Callable[[int], bytes], usual: _Usual, size: int = 0) -> None:
         self._limits = limits
         self._token = token
+        self._usual = usual
         self._loop = asyncio.get_running_loop()
         self._failures = 0
-        self.deadline = self._loop.time() + limits.deadline_ms / 1000 + size / limits.bytes_per_second_min
+        self._body_s = size / limits.bytes_per_second_min
+        self.deadline = self._loop.time() + limits.deadline_ms / 1000 + self._body_s
 
     async def attempt(self, call: Awaitable[T], on_timeout: type[StoreError]) -> T:
-        """The call's result; `on_timeout` if the deadline passes first."""
+        """The call's result; `on_timeout` if the deadline, or the patience with this attempt, passes first."""
+        began = self._loop.time()
+        until, limit_ms = self.deadline, self._limits.attempt_ms
+        if limit_ms is not None:
+            patience_s = max(limit_ms / 1000, USUAL_TIMES * self._usual.seconds) * (1 + self._failures)
+            until = min(until, began + patience_s + self._body_s)
         try:
-            async with asyncio.timeout_at(self.deadline):
-                return await call
+            async with asyncio.timeout_at(until):
+                result = await call
         except TimeoutError:
-            raise on_timeout(f"no answer within {self._limits.deadline_ms} ms, attempts included") from None
+            text = f"no answer within {(until - began) * 1000:.0f} ms"
+            raise on_timeout(text if until < self.deadline else f"{text}, the last of all attempts") from None
+        except (NotFound, PreconditionFailed):
+            self._usual.note(self._loop.time() - began - self._body_s)
+            raise
+        self._usual.note(self._loop.time() - began - self._body_s)
+        return result
 
     async def pause(self) -> bool:
         """Sleeps before the next attempt; False if there is none left. Full jitter (AWS architecture blog)."""
@@ -84,6 +115,12 @@ class RetryingStore:
         self._store = store
         self._token = token
         self._limits = limits or RetryLimits()
+        self._usual = _Usual()
+
+    def hurried(self, attempt_ms: int) -> "RetryingStore":
+        """The same store for small objects that somebody waits for: see `RetryLimits.attempt_ms`."""
+        limits = self._limits._replace(attempt_ms=attempt_ms)
+        return RetryingStore(self._store, token=self._token, limits=limits)
 
     def __repr__(self) -> str:
         return repr(self._store)
@@ -149,7 +186,7 @@ class RetryingStore:
         await self._store.close()
 
     def _patience(self, size: int = 0) -> _Patience:
-        return _Patience(self._limits, self._token, size)
+        return _Patience(self._limits, self._token, self._usual, size)
 
     async def _read(self, call: Callable[[], Awaitable[T]]) -> T:
         patience = self._patience()

@@ -8,11 +8,12 @@ import pytest
 from controller import commands as c
 from controller import facts as f
 from controller.entries import NewerFormat
-from controller.object_log import ENTRIES, entry_key
+from controller.object_log import ENTRIES, ObjectLog, entry_key
 from controller.runtime import ControllerSettings
 from protocol.errors import ErrorCode, KafkaError
 from storage.memory import MemoryStore
-from storage.object_store import OutcomeUnknown, Unavailable
+from storage.object_store import ObjectStore, OutcomeUnknown, Unavailable
+from storage.retrying import RetryingStore
 from tests.controller.builders import LISTENERS, next_range, seal_command, tokens, wal_id
 from tests.controller.processes import SETTINGS, Process, facts_of
 from tests.controller.virtual import run
@@ -229,6 +230,39 @@ async def test_a_store_that_hangs_is_away_after_a_lease(group: asyncio.TaskGroup
     for _ in range(60):
         await asyncio.sleep(0.5)
         assert not process.client.reachable, "what is answered is older than a lease: look and append take longer"
+
+
+@virtual
+async def test_one_request_that_hangs_costs_nobody_the_lease(group: asyncio.TaskGroup, store: MemoryStore) -> None:
+    """Neither the controller's append, nor its look, nor what a follower reads."""
+
+    def hurried(under: ObjectStore, cluster_id: str) -> ObjectLog:
+        retried = RetryingStore(under, token=lambda n: bytes(n))
+        return ObjectLog(retried, cluster_id, attempt_ms=SETTINGS.lease_ms // 3)
+
+    first = Process(group, store, 1, 100, log=hurried)
+    await first.client.wait_ready()
+    await first.register()
+    second = Process(group, store, 2, 200, log=hurried)
+    await second.client.wait_ready()
+    await first.client.ask(
+        c.RegisterBroker(b"r" * 16, 2, 200, "boot", None, LISTENERS, (c.NewWal(wal_id(200), "volume"),))
+    )
+    lapses = 0
+    for hung, method in [(first, "put_if_absent"), (first, "get"), (second, "get")] * 4:
+        once = [60.0]
+
+        def before(called: str, key: str, method: str = method, once: list[float] = once) -> float | None:
+            return once.pop() if once and called == method else None
+
+        hung.store.before = before
+        for _ in range(6):
+            await heartbeats(first, second)
+            lapses += not first.runtime.may_grant
+            assert first.client.leads and first.state.controller_epoch == 1
+        assert not once, "it was met"
+    assert not lapses
+    assert [broker.alive for broker in first.state.brokers.values()] == [True, True]
 
 
 @virtual

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from storage.memory import MemoryStore
 from storage.object_store import (
+    Body,
     Denied,
     NotFound,
     OutcomeUnknown,
@@ -22,6 +23,7 @@ from storage.object_store import (
     Unavailable,
 )
 from storage.retrying import COMPARE_BYTES, RetryingStore, RetryLimits
+from tests.controller.virtual import run
 from tests.support.faulty_store import FaultyStore, Mishap, in_order
 
 NONE, UNAVAILABLE, LOST, UNHEARD, LATE = Mishap
@@ -159,6 +161,93 @@ async def test_the_deadline_ends_a_hanging_attempt() -> None:
         await store.get("key")
     with pytest.raises(OutcomeUnknown, match="no answer within 30 ms"):
         await store.put_if_absent("key", b"")
+
+
+class Slow(MemoryStore):
+    """Calls take so many seconds, one after the other, then none. `waiting` counts calls that nobody gave up."""
+
+    def __init__(self, *seconds: float) -> None:
+        super().__init__()
+        self.seconds = list(seconds)
+        self.began: list[float] = []
+        self.waiting = 0
+
+    async def _take(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.began.append(round(loop.time() - 1000.0, 2))
+        self.waiting += 1
+        try:
+            await asyncio.sleep(self.seconds.pop(0) if self.seconds else 0)
+        finally:
+            self.waiting -= 1
+
+    async def put_if_absent(self, key: str, body: Body) -> str:
+        etag = await super().put_if_absent(key, body)
+        await self._take()
+        return etag
+
+    async def get(self, key: str) -> StoredObject:
+        await self._take()
+        return await super().get(key)
+
+
+HANGS = 3600.0
+
+
+def hurried(slow: Slow, attempt_ms: int = 1_000) -> RetryingStore:
+    limits = RetryLimits(backoff_ms=0)
+    return RetryingStore(slow, token=secrets.token_bytes, limits=limits).hurried(attempt_ms)
+
+
+def test_an_attempt_that_hangs_is_given_up_for_another_one() -> None:
+    async def main() -> None:
+        slow = Slow(HANGS)
+        store = hurried(slow)
+        etag = await store.put_if_absent("key", b"value")
+        assert slow.began == [0, 1] and slow.waiting == 0, "the second call looked what became of the first"
+        assert await store.get("key") == (b"value", etag)
+        slow.seconds = [HANGS]
+        with pytest.raises(PreconditionFailed):
+            await store.put_if_absent("key", b"other")
+        slow.seconds = [HANGS]
+        assert await store.get("key") == (b"value", etag)
+        assert round(asyncio.get_running_loop().time() - 1000.0, 2) == 2
+
+    run(main)
+
+
+def test_patience_grows_and_one_attempt_is_under_way_at_a_time() -> None:
+    async def main() -> None:
+        slow = Slow(*[HANGS] * 20)
+        store = hurried(slow)
+        with pytest.raises(Unavailable):
+            await store.get("key")
+        assert slow.began == [0, 1, 3, 6, 10, 15, 21, 28] and slow.waiting == 0
+        assert round(asyncio.get_running_loop().time() - 1000.0, 2) == 30
+
+    run(main)
+
+
+def test_a_slow_store_is_not_asked_again_and_again() -> None:
+    async def main() -> None:
+        slow = Slow(2.5, *[2.5] * 10)
+        store = hurried(slow)
+        for number in range(4):
+            with pytest.raises(NotFound):
+                await store.get(f"missing-{number}")
+        assert len(slow.began) == 2 + 1 + 3, "given up after 1 s and after 2 s, then it is known how slow it is"
+        assert slow.waiting == 0
+
+    run(main)
+
+
+def test_large_bodies_get_the_time_that_they_need() -> None:
+    async def main() -> None:
+        slow = Slow(4.5)
+        await hurried(slow).put_if_absent("key", bytes(4 << 20))
+        assert slow.began == [0]
+
+    run(main)
 
 
 async def test_pauses_grow_and_are_jittered(monkeypatch: pytest.MonkeyPatch) -> None:
