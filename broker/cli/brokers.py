@@ -3,7 +3,7 @@
 import argparse
 from collections import Counter
 
-from broker.cli.client import add_connection, admin
+from broker.cli.client import add_connection, admin, look_up
 from broker.cli.output import add_format, show
 
 
@@ -19,8 +19,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def list_brokers(options: argparse.Namespace) -> int:
     """Print one row a broker, also those whose session has ended; `leads` counts partitions, internal ones too."""
     with admin(options) as client:
-        cluster = client.describe_cluster()
-        leads = Counter(row["leader_id"] for topic in client.describe_topics() for row in topic["partitions"])
+        cluster = look_up(client.describe_cluster)
+        topics = look_up(client.describe_topics)
+    leads = Counter(row["leader_id"] for topic in topics for row in topic["partitions"])
     rows = [
         {
             "node_id": broker["broker_id"],

@@ -4,7 +4,7 @@ import argparse
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, for_code
@@ -13,6 +13,9 @@ from broker.cli.output import CommandError
 
 DEFAULT_BOOTSTRAP = "127.0.0.1:9092"
 BOOTSTRAP_TIMEOUT_MS = 10_000
+TRIES = 5
+
+T = TypeVar("T")
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +81,14 @@ def check(what: str, error_code: int, message: str | None) -> None:
     """CommandError when a broker's answer about `what` is a refusal."""
     if error_code:
         raise CommandError(f"{what}: {message or for_code(error_code).__name__}")
+
+
+def look_up(call: Callable[[], T]) -> T:
+    """A call that changes nothing, made again when the broker that the library chose for it has just died."""
+    for _ in range(TRIES - 1):
+        with suppress(KafkaConnectionError):
+            return call()
+    return call()
 
 
 @contextmanager

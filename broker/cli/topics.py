@@ -6,7 +6,7 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from broker.cli.client import add_connection, admin, check, config, offsets
+from broker.cli.client import add_connection, admin, check, config, look_up, offsets
 from broker.cli.output import CommandError, add_format, show
 
 
@@ -51,7 +51,7 @@ def pairs(texts: list[str]) -> dict[str, str]:
 def list_topics(options: argparse.Namespace) -> int:
     """Print one row a topic."""
     with admin(options) as client:
-        described = client.describe_topics()
+        described = look_up(client.describe_topics)
     rows = [
         {"topic": topic["name"], "partitions": len(topic["partitions"]), "internal": topic["is_internal"]}
         for topic in sorted(described, key=lambda topic: str(topic["name"]))
@@ -79,11 +79,11 @@ def create(options: argparse.Namespace) -> int:
 def describe(options: argparse.Namespace) -> int:
     """Print one row a partition, then the configs that were set."""
     with admin(options) as client:
-        topic = client.describe_topics([options.topic])[0]
+        topic = look_up(lambda: client.describe_topics([options.topic]))[0]
         if topic["error_code"]:
             raise CommandError(f"topic {options.topic} does not exist")
         resource = ConfigResource(ConfigResourceType.TOPIC, options.topic)
-        configs = client.describe_configs([resource])
+        configs = look_up(lambda: client.describe_configs([resource]))
         consumer = KafkaConsumer(**config(options))
         try:
             partitions = [TopicPartition(options.topic, row["partition_index"]) for row in topic["partitions"]]

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaConnectionError
 
 import broker.cli.consume
 import broker.node
 from broker.cli import COMMANDS, main, parser
 from broker.cli import start as start_command
-from broker.cli.client import all_offsets, offsets, typed
+from broker.cli.client import TRIES, all_offsets, look_up, offsets, typed
 from broker.cli.consume import render, text
 from broker.cli.output import CommandError, show
 from broker.cli.progress import Progress
@@ -109,6 +110,20 @@ def test_partitions_without_a_leader_have_no_offsets_to_show() -> None:
 
     with pytest.raises(CommandError, match="made-1 has no leader now: try again"):
         all_offsets(nobody, [TopicPartition("made", 1)])
+
+
+def test_a_broker_that_has_just_died_is_not_the_end_of_a_look() -> None:
+    failures = [KafkaConnectionError("refused")] * (TRIES - 1)
+
+    def call() -> str:
+        if failures:
+            raise failures.pop()
+        return "told"
+
+    assert look_up(call) == "told"
+    failures += [KafkaConnectionError("refused")] * TRIES
+    with pytest.raises(KafkaConnectionError):
+        look_up(call)
 
 
 def test_topics_from_creation_to_deletion(tidelog: Run) -> None:
