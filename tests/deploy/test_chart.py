@@ -3,6 +3,8 @@ every setting against the broker's own code."""
 
 import contextlib
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import yaml
 from broker.settings import Settings
 from broker.settings_sources import load
 from tests.chaos.load import IdempotentLoad, check_all, create_topic
-from tests.deploy.tools import CHART, Refused, checker, environment_of, expand, helm, needs_go, one
+from tests.deploy.tools import CHART, ROOT, Refused, checker, environment_of, expand, helm, needs_go, one
 from tests.support.broker_process import BrokerProcess
 from tests.support.s3_servers import free_port
 
@@ -177,7 +179,7 @@ def test_ports_probes_and_volumes_fit(objects: list[dict[str, Any]]) -> None:
     settings = brokers(objects)[0]
     bound = {listener.name.lower(): listener.port for listener in settings.bound_listeners}
     assert ports == {**bound, "http": int(settings.tidelog_http_listener.rpartition(":")[2])}
-    served = (CHART.parents[2] / "broker" / "http" / "server.py").read_text()
+    served = (ROOT / "broker" / "http" / "server.py").read_text()
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         http = container[probe]["httpGet"]
         assert http["port"] in ports
@@ -350,7 +352,15 @@ def test_every_value_is_documented_and_in_the_schema() -> None:
 
 def test_versions_are_the_projects() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    assert f'\nversion = "{chart["appVersion"]}"\n' in (CHART.parents[2] / "pyproject.toml").read_text()
+    assert f'\nversion = "{chart["appVersion"]}"\n' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_readme_installs_it() -> None:
+    (words,) = re.findall(r"^helm install ((?:.*\\\n)*.*)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    name, chart, *options = shlex.split(words.replace("\\\n", " "))
+    text = helm("template", name, ROOT / chart, "--kube-version", NEWEST, *options)
+    stateful = one([each for each in yaml.safe_load_all(text) if each], "StatefulSet")
+    assert f"kubectl rollout restart statefulset/{stateful['metadata']['name']}`" in (ROOT / "README.md").read_text()
 
 
 def test_notes_tell_where_the_brokers_are(tmp_path: Path) -> None:
