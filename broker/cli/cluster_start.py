@@ -237,9 +237,9 @@ def announcement(nodes: Sequence[Node]) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """Start, tell, wait for Ctrl-C, stop."""
-    overrides = parse_overrides(options.override)
     nodes = []
     try:
+        overrides = parse_overrides(options.override)
         options.data_dir.mkdir(parents=True, exist_ok=True)
         for node_id in range(1, options.brokers + 1):
             properties = properties_of(options, node_id, overrides)

@@ -136,7 +136,18 @@ def test_a_broker_that_cannot_start_stops_the_others(tmp_path: Path) -> None:
     assert f"cannot listen on tidelog.http.listener 127.0.0.1:{port}" in text
 
 
-def test_unusable_settings_are_told_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data_dir = str(tmp_path / "data")
-    assert main(["cluster", "start", "--data-dir", data_dir, "--override", "tidelog.seal.mss=5"]) == 1
-    assert "did you mean tidelog.seal.ms?" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--override", "tidelog.seal.mss=5"], "did you mean tidelog.seal.ms?"),
+        (["--override", "tidelog.seal.ms"], "write key=value"),
+        (["--port", "65500"], "is not NAME://host:port"),
+        (["--data-dir", "/proc/nowhere"], "/proc/nowhere"),
+    ],
+)
+def test_unusable_settings_are_told_before_anything_starts(
+    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["cluster", "start", "--data-dir", str(tmp_path / "data"), *options]) == 1
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.properties"))
