@@ -29,6 +29,7 @@ from broker.handlers import (
     offset_for_leader_epoch,
     offsets,
     produce,
+    reassignments,
     topics,
 )
 from broker.services import RequestContext, Services
@@ -101,8 +102,15 @@ HANDLERS: dict[ApiKey, Entry] = {
     ApiKey.DESCRIBE_LOG_DIRS: Entry(cluster.describe_log_dirs, 1, 5, "tests/broker/test_handlers_admin.py"),
     ApiKey.CREATE_PARTITIONS: Entry(topics.create_partitions, 0, 3, "tests/broker/test_handlers_admin.py"),
     ApiKey.DELETE_GROUPS: Entry(groups.delete_groups, 0, 2, "tests/broker/test_handlers_groups.py"),
+    ApiKey.ELECT_LEADERS: Entry(reassignments.elect_leaders, 0, 2, "tests/broker/test_reassignments.py"),
     ApiKey.INCREMENTAL_ALTER_CONFIGS: Entry(
         configs.incremental_alter_configs, 0, 1, "tests/broker/test_handlers_admin.py"
+    ),
+    ApiKey.ALTER_PARTITION_REASSIGNMENTS: Entry(
+        reassignments.alter_partition_reassignments, 0, 1, "tests/broker/test_reassignments.py"
+    ),
+    ApiKey.LIST_PARTITION_REASSIGNMENTS: Entry(
+        reassignments.list_partition_reassignments, 0, 0, "tests/broker/test_reassignments.py"
     ),
     ApiKey.OFFSET_DELETE: Entry(offsets.offset_delete, 0, 0, "tests/broker/test_handlers_groups.py"),
     ApiKey.DESCRIBE_CLUSTER: Entry(cluster.describe_cluster, 0, 2, "tests/broker/test_handlers_admin.py"),

@@ -27,7 +27,7 @@ from broker.metadata_place import MetadataPlace
 from broker.metrics import Counters, Metrics
 from broker.moves import Moves
 from broker.named_recovery import NamedRecoveries
-from broker.operators import FormatLevels, Operators
+from broker.operators import Drains, FormatLevels, Operators
 from broker.peers import Peers
 from broker.recovery import WalRecovery
 from broker.registration import Registration
@@ -270,7 +270,9 @@ class Broker:
         self.listeners = await self._bind()
         tasks.spawn(self._serve_peers(), name="serve peers")
         registered = await self._register(locked)
-        self._operators = Operators(self.recovery, FormatLevels(self.controller, self.token))
+        self._operators = Operators(
+            self.recovery, FormatLevels(self.controller, self.token), Drains(self.controller, self.token)
+        )
         tasks.spawn(self._heartbeats(), name="heartbeats")
         tasks.spawn(self.sealing.run(), name="sealing")
         tasks.spawn(self.moves.run(), name="move logs")

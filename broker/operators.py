@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from broker.recovery import WalRecovery
 from controller.client import ControllerClient
-from controller.commands import RaiseFormatLevel
+from controller.commands import DrainBroker, RaiseFormatLevel
+from protocol.errors import ErrorCode, KafkaError
 
 
 class FormatLevels:
@@ -34,8 +35,39 @@ class FormatLevels:
         return self.describe()
 
 
+class Drains:
+    """Brokers that give up what they lead and get nothing new."""
+
+    def __init__(self, controller: ControllerClient, token: Callable[[int], bytes]) -> None:
+        self._controller = controller
+        self._token = token
+
+    def describe(self, node_id: int) -> dict[str, Any]:
+        """`leads`: partitions it leads; `moving`: those of them that have somewhere to go. RESOURCE_NOT_FOUND."""
+        state = self._controller.state
+        broker = state.brokers.get(node_id)
+        if broker is None:
+            raise KafkaError(ErrorCode.RESOURCE_NOT_FOUND, f"no broker with node.id {node_id} was ever registered")
+        wals = state.wal_table.of(broker.incarnation) if broker.alive else []
+        led = [log_id for wal in wals for log_id in state.log_index.led_through.get(wal.wal_id, ())]
+        return {
+            "node_id": node_id,
+            "drained": node_id in state.drained,
+            "alive": broker.alive,
+            "leads": len(led),
+            "moving": sum(log_id in state.moves for log_id in led),
+        }
+
+    async def drain(self, node_id: int, *, undo: bool) -> dict[str, Any]:
+        """Begins, or takes it back; what `describe` says then. `KafkaError`."""
+        self.describe(node_id)
+        await self._controller.ask(DrainBroker(self._token(16), node_id, undo))
+        return self.describe(node_id)
+
+
 class Operators(NamedTuple):
     """One object per area of commands."""
 
     recovery: WalRecovery
     format_levels: FormatLevels
+    drains: Drains

@@ -6,7 +6,7 @@ Nothing here is on the path of a record. Operator commands are below `/v1/`; the
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from aiohttp import web
@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from broker.metrics import Family, Metrics
-from broker.operators import Operators
+from broker.operators import Drains, Operators
 from broker.recovery import RecoveryStopped, WalRecovery
 from protocol.errors import ErrorCode, KafkaError
 
@@ -81,6 +81,8 @@ class HttpServer:
                 web.post("/v1/wal/{wal_id}/declare-lost", self._declare_lost),
                 web.get("/v1/cluster/format", self._format_level),
                 web.post("/v1/cluster/format", self._raise_format_level),
+                web.get("/v1/brokers/{node_id}", self._describe_broker),
+                web.post("/v1/brokers/{node_id}/drain", self._drain),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S)
@@ -153,6 +155,30 @@ class HttpServer:
             return _not_registered()
         try:
             return web.json_response(await operators.format_levels.raise_level())
+        except KafkaError as error:
+            return _refusal(error)
+
+    async def _describe_broker(self, request: web.Request) -> web.Response:
+        async def describe(drains: Drains, node_id: int) -> dict[str, Any]:
+            return drains.describe(node_id)
+
+        return await self._about_broker(request, describe)
+
+    async def _drain(self, request: web.Request) -> web.Response:
+        undo = request.query.get("undo") == "true"
+        return await self._about_broker(request, lambda drains, node_id: drains.drain(node_id, undo=undo))
+
+    async def _about_broker(
+        self, request: web.Request, work: Callable[[Drains, int], Awaitable[dict[str, Any]]]
+    ) -> web.Response:
+        operators = self._operators()
+        if operators is None:
+            return _not_registered()
+        text = request.match_info["node_id"]
+        if not text.isascii() or not text.isdecimal():
+            return _error(404, "a broker is named by its node.id")
+        try:
+            return web.json_response(await work(operators.drains, int(text)))
         except KafkaError as error:
             return _refusal(error)
 

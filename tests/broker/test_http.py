@@ -14,7 +14,7 @@ import broker.http.server
 import broker.node
 from broker.http.server import HttpServer
 from broker.metrics import Metrics, new_histogram
-from broker.operators import FormatLevels, Operators
+from broker.operators import Drains, FormatLevels, Operators
 from broker.recovery import RecoveryStopped, WalRecovery
 from protocol.errors import ErrorCode, KafkaError
 from tests.support.node_runs import NodeRuns
@@ -60,6 +60,22 @@ class HandLevels:
         return self.describe()
 
 
+class HandDrains:
+    """Broker 7 can be drained, the others are unknown."""
+
+    drained = False
+
+    def describe(self, node_id: int) -> dict[str, Any]:
+        if node_id != 7:
+            raise KafkaError(ErrorCode.RESOURCE_NOT_FOUND, f"no broker {node_id}")
+        return {"node_id": 7, "drained": self.drained}
+
+    async def drain(self, node_id: int, *, undo: bool) -> dict[str, Any]:
+        self.describe(node_id)
+        self.drained = not undo
+        return self.describe(node_id)
+
+
 class Served:
     """A server over hand-made parts, and a client."""
 
@@ -68,6 +84,7 @@ class Served:
         self.ready = False
         self.recovery: HandRecovery | None = None
         self.levels = HandLevels()
+        self.drains = HandDrains()
         self.server = HttpServer(self.metrics, lambda: self.ready, self.operators)
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.url = "http://{}:{}".format(*self.listening.getsockname())
@@ -75,7 +92,7 @@ class Served:
     def operators(self) -> Operators | None:
         if self.recovery is None:
             return None
-        return Operators(cast(WalRecovery, self.recovery), cast(FormatLevels, self.levels))
+        return Operators(cast(WalRecovery, self.recovery), cast(FormatLevels, self.levels), cast(Drains, self.drains))
 
     async def ask(self, method: str, path: str) -> tuple[int, str]:
         async with self.session.request(method, self.url + path) as response:
@@ -231,3 +248,13 @@ async def test_a_real_broker_has_every_family(tmp_path: Path, monkeypatch: pytes
         assert (by_api["Produce"], by_api["Fetch"]) == (2, 2)
         assert families["tidelog_errors"].samples[0].labels == {"error": "OFFSET_OUT_OF_RANGE"}
         assert await runs.stop() == 0
+
+
+async def test_a_broker_is_drained_and_taken_back(served: Served) -> None:
+    assert (await served.ask("POST", "/v1/brokers/7/drain"))[0] == 503, "not registered yet"
+    served.recovery = HandRecovery()
+    assert await served.ask("GET", "/v1/brokers/7") == (200, '{"node_id": 7, "drained": false}')
+    assert await served.ask("POST", "/v1/brokers/7/drain") == (200, '{"node_id": 7, "drained": true}')
+    assert await served.ask("POST", "/v1/brokers/7/drain?undo=true") == (200, '{"node_id": 7, "drained": false}')
+    for path in ("/v1/brokers/8", "/v1/brokers/x", "/v1/brokers/-1"):
+        assert (await served.ask("GET", path))[0] == 404
