@@ -28,6 +28,7 @@ from tests.simulation.consumers import Consumer, ConsumerLoad, GroupLoad, GroupM
 from tests.simulation.faults import Faults, kinds_for
 from tests.simulation.history import History
 from tests.simulation.machines import LAYOUTS, Machine, SharedVolume, machines_of
+from tests.simulation.movers import Drainer, Mover
 from tests.simulation.network import Network
 from tests.simulation.nodes import Node
 from tests.simulation.operators import Admin, FinalReader
@@ -39,6 +40,7 @@ from tests.simulation.store import Bucket
 PORT = 9092
 TOPICS = {"orders": 2, "events": 1}
 PARTS: list[Part] = [(topic, number) for topic, count in TOPICS.items() for number in range(count)]
+OFFSETS_PARTS: list[Part] = [("__consumer_offsets", number) for number in range(2)]
 GROUP = "readers"
 LOADS = (
     ((8, 200), (50, 400)),
@@ -67,6 +69,8 @@ class Options:
     faults: dict[str, int] | None = None
     """Kinds and weights; None: all that such a cluster may meet; empty: a world without faults."""
     log_level: int = logging.WARNING
+    moves: float = 0.5
+    """How likely it is in a world of several brokers that an operator moves leadership about, and drains brokers."""
 
 
 @dataclass
@@ -158,7 +162,7 @@ class World:
             "tidelog.orphan.check.interval.ms": choice([3_000, 3_600_000]),
             "tidelog.shutdown.timeout.ms": choice([2_000, 30_000]),
             "log.retention.check.interval.ms": 2_000,
-            "offsets.topic.num.partitions": 2,
+            "offsets.topic.num.partitions": len(OFFSETS_PARTS),
             "group.initial.rebalance.delay.ms": choice([0, 300]),
             "group.min.session.timeout.ms": 1_000,
             "auto.create.topics.enable": False,
@@ -230,6 +234,10 @@ class World:
             load = replace(load, pause_ms=(300, 1_500), bursts=0.3)
         self.add_client(PlainProducer, "plain", rare, load)
         self.add_client(Consumer, "reader", rare, polls)
+        if len(self.nodes) > 1 and self.scheduler.stream("moves").random() < self.options.moves:
+            nodes = [node.node_id for node in self.nodes]
+            self.add_client(Mover, "mover", [*PARTS, *OFFSETS_PARTS], nodes)
+            Drainer(self).later()
         for number in range(2):
             polls = ConsumerLoad(max_wait_ms=300, pause_ms=(50, 300))
             group_load = GroupLoad(session_timeout_ms=rng.choice([2_000, 6_000]))

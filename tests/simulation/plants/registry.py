@@ -40,6 +40,10 @@ CLUSTER_PLANTS: dict[str, Plant] = {}
 """Those that take several brokers to show."""
 
 
+MOVE_PLANTS: dict[str, Plant] = {}
+"""Those of planned moves."""
+
+
 def _register(among: dict[str, Plant], first: int, options: Options) -> Callable[[Callable[[], Patches]], None]:
     def register(make: Callable[[], Patches]) -> None:
         among[make.__name__] = Plant(make.__name__, make, options, first)
@@ -60,3 +64,12 @@ def plant(*, first: int = 0, **options: Any) -> Callable[[Callable[[], Patches]]
 def cluster_plant(*, first: int = 0, **options: Any) -> Callable[[Callable[[], Patches]], None]:
     """The same for `CLUSTER_PLANTS`."""
     return _register(CLUSTER_PLANTS, first, Options(**{"brokers": 3, "faults_s": 12} | options))
+
+
+def registered_in(among: dict[str, Plant], **defaults: Any) -> Callable[..., Callable[[Callable[[], Patches]], None]]:
+    """A decorator as `plant` for bugs of another area, whose worlds have these options."""
+
+    def area_plant(*, first: int = 0, **options: Any) -> Callable[[Callable[[], Patches]], None]:
+        return _register(among, first, Options(**defaults | options))
+
+    return area_plant
