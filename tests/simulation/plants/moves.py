@@ -62,7 +62,7 @@ def move_named_before_the_commit() -> Patches:
     yield controller.decide.moves, "_may_move", any_end
 
 
-@move_plant()
+@move_plant(first=3)
 def freeze_does_not_wait_for_what_is_in_flight() -> Patches:
     """What was appended before the freeze and becomes durable after the last seal is acknowledged all the same."""
 
@@ -113,7 +113,7 @@ def move_without_leader_and_epoch() -> Patches:
     yield controller.decide.moves, "_may_move", _wanted_only
 
 
-@move_plant()
+@move_plant(first=4)
 def producers_are_left_behind() -> Patches:
     """The new leader does not know what the producers sent last."""
 
