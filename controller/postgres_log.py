@@ -7,6 +7,7 @@ no further, and writes down its doubt, which stops everybody from writing. Anoth
 same, is trusted only when somebody who knows an end of the log found it there, or an operator says so.
 """
 
+import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -17,6 +18,8 @@ from storage.object_store import OutcomeUnknown, Unavailable
 
 PART_BYTES = 4 << 20
 SNAPSHOTS_KEPT = 2
+PATIENCE_S = 8
+"""Longer than anybody who follows the log takes from one attempt to the next: the longest pause, a slow connection."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +40,9 @@ class PostgresLog:
         self._applied = 0
         self._applied_hash = b""
         self._doubts = False
+        self._written = 0
+        self._strange = ""
+        self._strange_since = 0.0
 
     def applied(self, position: int, entry_hash: bytes) -> None:
         """As the port says."""
@@ -54,8 +60,10 @@ class PostgresLog:
         if not page.entries:
             raise OutcomeUnknown(f"entry {position} was written and is not there: look again")
         (held,) = page.entries
-        if not inserted and held == entry:
-            await self._tables.flush()  # an attempt whose answer was lost may not be on the standby yet
+        if held == entry:
+            self._written = position
+            if not inserted:
+                await self._tables.flush()  # an attempt whose answer was lost may not be on the standby yet
         return held
 
     async def read_from(self, position: int, limit: int) -> list[bytes]:
@@ -76,6 +84,7 @@ class PostgresLog:
         if page.server != page.trusted:
             if not known:
                 self._check_server(page)
+            self._give_others_time(page.server)
             await self._trust(page)
         return page
 
@@ -106,6 +115,20 @@ class PostgresLog:
                 f"PostgreSQL was failed over or replaced (it is {page.server}, {page.trusted} was trusted), and no "
                 "broker that knows the end of the metadata log has found it there yet; if none is left, an operator "
                 "says so with `tidelog cluster accept-server`"
+            )
+
+    def _give_others_time(self, server: str) -> None:
+        """Who wrote the last entry that he knows can vouch at once. Others may know less than somebody who is about to
+        say that his end is missing.
+        """
+        if self._written == self._applied:
+            return
+        now = asyncio.get_running_loop().time()
+        if self._strange != server:
+            self._strange, self._strange_since = server, now
+        if now < self._strange_since + PATIENCE_S:
+            raise EndLost(
+                f"PostgreSQL was failed over or replaced ({server}): others look whether it has all they know"
             )
 
     async def _trust(self, page: Page) -> None:

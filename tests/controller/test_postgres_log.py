@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import pytest
 
+import controller.postgres_log as log_module
 import controller.postgres_tables as tables_module
 from controller.entries import CorruptMetadata, decode_entry, hash_of
 from controller.metadata_log import BelowBoundary, MetadataLog
@@ -426,6 +427,37 @@ async def caught_up(primary: PostgresServer, standby: PostgresServer) -> None:
         await asyncio.sleep(0.02)
 
 
+@pytest.fixture
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who did not write the last entry waits for nobody before it vouches."""
+    monkeypatch.setattr(log_module, "PATIENCE_S", 0)
+
+
+async def test_who_wrote_the_last_entry_vouches_at_once_and_others_after_a_while(
+    server: PostgresServer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, other = cluster.log(), cluster.log("broker 2")
+    await write(log, 1, 3)
+    other.applied(3, hash_of(b"entry 3"))
+    for trusted, patience_s in (("another/1", 1000), ("another/2", 0.2)):
+        monkeypatch.setattr(log_module, "PATIENCE_S", patience_s)
+        await server.execute(f"UPDATE {cluster.schema}.cluster SET server = '{trusted}'")
+        with pytest.raises(EndLost, match="others look whether it has all they know"):
+            await other.read_from(4, 1)
+        if patience_s > 1:
+            assert await log.read_from(4, 1) == []
+            assert await other.read_from(4, 1) == []
+    deadline = asyncio.get_running_loop().time() + 10
+    while asyncio.get_running_loop().time() < deadline:
+        try:
+            assert await other.read_from(4, 1) == []
+            break
+        except EndLost:
+            await asyncio.sleep(0.02)
+    assert await cluster.log("broker 3").read_from(3, 9) == [b"entry 3"]
+
+
+@pytest.mark.usefixtures("no_patience")
 async def test_a_standby_that_has_everything_takes_over() -> None:
     with PostgresServer() as primary:
         async with new_cluster(primary) as cluster:
@@ -447,6 +479,7 @@ async def test_a_standby_that_has_everything_takes_over() -> None:
                 await write(second, 6, 8)
 
 
+@pytest.mark.usefixtures("no_patience")
 async def test_a_standby_that_lost_the_end_is_refused_by_everybody_until_an_operator_decides() -> None:
     with PostgresServer() as primary:
         async with new_cluster(primary) as cluster:
@@ -527,6 +560,7 @@ async def test_the_right_server_is_believed_again(server: PostgresServer, cluste
     assert await other.read_from(6, 9) == [b"entry 6", b"entry 7"]
 
 
+@pytest.mark.usefixtures("no_patience")
 async def test_an_entry_that_the_standby_does_not_have_is_not_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Synchronous replication, the standby away: PostgreSQL holds the commit back; a cancelled wait is no success."""
     monkeypatch.setattr(tables_module, "CALL_S", 0.5)
