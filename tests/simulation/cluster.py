@@ -68,6 +68,8 @@ class Options:
     faults_s: int = 20
     faults: dict[str, int] | None = None
     """Kinds and weights; None: all that such a cluster may meet; empty: a world without faults."""
+    late_s: int | None = None
+    """When the last broker starts for the first time; None: with the others."""
     log_level: int = logging.WARNING
     moves: float = 0.5
     """How likely it is in a world of several brokers that an operator moves leadership about, and drains brokers."""
@@ -166,6 +168,8 @@ class World:
             "group.initial.rebalance.delay.ms": choice([0, 300]),
             "group.min.session.timeout.ms": 1_000,
             "auto.create.topics.enable": False,
+            "tidelog.balance.interval.ms": choice([400, 2_000, 30_000]),
+            "tidelog.balance.moves.max": choice([2, 10]),
         }
         return {key: str(value) for key, value in values.items()}
 
@@ -264,7 +268,8 @@ class World:
     def _live(self) -> None:
         scheduler, options = self.scheduler, self.options
         for node in self.nodes:
-            scheduler.call_later_ns(self.rng.randint(0, 300) * MS, node.start)
+            late_s = options.late_s if node is self.nodes[-1] else None
+            scheduler.call_later_ns(self.rng.randint(0, 300) * MS + (late_s or 0) * S, node.start)
         scheduler.call_later_ns(self.rng.randint(0, 500) * MS, self._add_clients)
         kinds = kinds_for(len(self.nodes)) if options.faults is None else options.faults
         if kinds:
