@@ -300,7 +300,9 @@ def decode_footer(key: str, size: int, footer: Buffer) -> Footer:
     if crc != crc32c(memoryview(footer)[:_FOOTER_CRC_POSITION]):
         raise CorruptSegment(key, "checksum of the footer does not match")
     if version != FORMAT_VERSION or flags or zero:
-        raise CorruptSegment(key, f"format version {version}, flags {flags:#x}: this program reads {FORMAT_VERSION}")
+        raise CorruptSegment(
+            key, f"format version {version}, flags {flags:#x}; this version reads {FORMAT_VERSION}: upgrade"
+        )
     if position + length + FOOTER_SIZE != size or envelope > position:
         raise CorruptSegment(key, f"the footer says {position + length + FOOTER_SIZE} bytes, the object has {size}")
     return Footer(position, length, index_crc, envelope)

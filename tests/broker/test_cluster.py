@@ -3,6 +3,7 @@ doubled, and clients see what they retry by themselves."""
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,9 @@ PARTITIONS = 9
 
 
 @contextlib.contextmanager
-def three(path: Path, *, one_machine: bool, **overrides: object) -> Iterator[dict[int, BrokerProcess]]:
+def three(
+    path: Path, *, one_machine: bool, module: str = "broker", **overrides: object
+) -> Iterator[dict[int, BrokerProcess]]:
     """Nodes 1 to 3; 1 was there first and controls."""
     with contextlib.ExitStack() as stack:
         nodes = {}
@@ -30,6 +33,7 @@ def three(path: Path, *, one_machine: bool, **overrides: object) -> Iterator[dic
                 tidelog_seal_ms=500,
                 **overrides,
             )
+            nodes[node_id].command = [sys.executable, "-m", module]
             stack.enter_context(nodes[node_id])
         yield nodes
 

@@ -259,7 +259,7 @@ async def test_other_versions_and_flags_are_refused_by_name() -> None:
         struct.pack_into(">I", changed, start + 28, crc32c(bytes(changed[start : start + 28])))
         store = MemoryStore()
         store._store(segment.key, changed)
-        with pytest.raises(CorruptSegment, match="this program reads 1"):
+        with pytest.raises(CorruptSegment, match="this version reads 1: upgrade"):
             await read_index(store, segment.key, segment.size)
 
 
