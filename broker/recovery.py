@@ -470,6 +470,7 @@ class WalRecovery:
                 done.batches += len(replay.batches)
                 done.bytes += replay.size
                 await seals.add(replay.seal())
+        await seals.flush()
 
     async def _begin(self, plan: ReplayLog) -> Replay:
         producers = ProducerStates()

@@ -109,10 +109,14 @@ class Seals:
         if self.room <= 0:
             await self._submit()
 
-    async def finish(self) -> None:
-        """Everything added is committed when this returns."""
+    async def flush(self) -> None:
+        """What was added goes on its way: a seal holds a log at most once, and more of the same logs is to come."""
         if self._sealed:
             await self._submit()
+
+    async def finish(self) -> None:
+        """Everything added is committed when this returns."""
+        await self.flush()
         await self.settle()
 
     async def settle(self) -> None:

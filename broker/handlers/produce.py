@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from protocol import Buffer
     from storage.wal.port import Wal
 
+NO_RIGHT = ErrorCode.NOT_LEADER_OR_FOLLOWER, "this broker may have been replaced as leader"
 SETTLE_MS = 1000
 """How long a request waits for a log that is about to move, or to open: then its client looks for the leader again."""
 COMPACTED_BYTES_MAX = 16 * 1024 * 1024
@@ -291,7 +292,9 @@ class Attempt:
                 try:
                     duplicate = log.producers.check(header, now_ms)
                 except KafkaError as error:
-                    results[index] = self._refusal(parts[index], error)
+                    # A producer takes this refusal for final, and there may be a leader by now who knows better.
+                    right = log.validation.may_answer_authoritatively()
+                    results[index] = self._refusal(parts[index], error if right else KafkaError(*NO_RIGHT))
                     continue
                 if duplicate is not None:
                     counters.duplicates += 1

@@ -3,7 +3,8 @@
 It begins above the number that the facts call committed: a lower object that is gone was deleted, it is no hole. What
 is present is read in order; at the first absent number the fence is created, if it is still absent: from then on the
 writer can store nothing there, so it can never again acknowledge anything. What lies beyond the fence is void for ever.
-A store that is away is waited for.
+A writer that is faster than its recoverer is stopped by a barrier: another fence some numbers ahead, where it gets to
+later. It decides nothing unless all below it is present. A store that is away is waited for.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ READ_BYTES = 32 << 20
 """Objects are read ahead up to so many, and up to about so many bytes."""
 CACHE_BYTES = 32 << 20
 """Of what the scan read, so much stays for the replay; the rest is read again."""
+BARRIER_AHEAD, BARRIER_AHEAD_MAX = 32, 1024
+"""So far ahead of a writer that was faster its way is barred; twice as far after each further race."""
 RETRY_S = 0.2
 RETRY_S_MAX = 2.0
 ATTEMPT_S = 10.0
@@ -140,17 +143,22 @@ class ObjectInstance:
 
     async def _present(self, first: int) -> AsyncIterator[tuple[int, _Found]]:
         """Every number from `first` on that is present, up to the fence, which is there when this ends."""
-        number = first
+        number, ahead_of_writer = first, BARRIER_AHEAD
         while True:
             window = range(number, number + self._window())
             ahead = dict(zip(window, await self._read_all(window)))
+            raced = False
             for number in window:
                 found = ahead[number]
+                if found is None and raced:
+                    found = await self._read(number)  # what was read ahead is old
                 while found is None or found.fence:
                     if found is not None or await self._create_fence(number):
                         self.fence = number
                         return
-                    found = await self._read(number)  # somebody was faster
+                    await self._create_fence(number + ahead_of_writer)
+                    ahead_of_writer, raced = min(2 * ahead_of_writer, BARRIER_AHEAD_MAX), True
+                    found = await self._read(number)
                 yield number, found
             number = window.stop
 

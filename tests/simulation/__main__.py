@@ -7,7 +7,7 @@ import logging
 import os
 from dataclasses import replace
 
-from tests.simulation.cluster import Options
+from tests.simulation.cluster import WAL_KINDS, Options
 from tests.simulation.machines import LAYOUTS
 from tests.simulation.many import Ran, Wanted, run_all
 from tests.simulation.plants import CLUSTER_PLANTS, MOVE_PLANTS, PLANTS
@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("--plant", choices=sorted(plants), metavar="NAME", help="with a bug planted in the product")
     parser.add_argument("--brokers", type=int, help="how many; otherwise drawn from the seed")
     parser.add_argument("--layout", choices=sorted(LAYOUTS), help="how they are spread; otherwise drawn")
+    parser.add_argument("--wal", choices=sorted(WAL_KINDS), help="kind of the WAL; otherwise drawn")
     parser.add_argument("--no-faults", action="store_true")
     parser.add_argument("--digest", action="store_true", help="print seed and digest of every run, and nothing else")
     jobs = os.cpu_count() or 1
@@ -33,13 +34,14 @@ def main() -> int:
         print("\n".join(sorted(plants)))
         return 0
     first, _, last = args.seeds.partition("-") if args.seeds else (args.seed, "", "")
-    options = plants[args.plant].options if args.plant else Options(brokers=args.brokers, layout=args.layout)
+    asked_for = Options(brokers=args.brokers, layout=args.layout, wal=args.wal)
+    options = plants[args.plant].options if args.plant else asked_for
     options = replace(options, log_level=logging.INFO if args.history else logging.WARNING)
     if args.no_faults:
         options = replace(options, faults={})
     seeds = range(int(first), int(last or first) + 1)
     wanted = Wanted(options, args.plant, history=args.history, digest=args.digest)
-    asked = {"plant": args.plant, "brokers": args.brokers, "layout": args.layout}
+    asked = {"plant": args.plant, "brokers": args.brokers, "layout": args.layout, "wal": args.wal}
     which_worlds = "".join(f" --{name} {value}" for name, value in asked.items() if value is not None)
     bad = 0
     cpu_s = 0.0

@@ -57,6 +57,10 @@ FINISH_S = 60
 """So long clients may take to end what they began, and the final reader to read everything."""
 
 
+WAL_KINDS = {"volume": 3, "objects": 1, "both": 1}
+"""Where acknowledged records lie, and how often: on disks; in the bucket, without any disk; one topic in either."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What does not come from the seed."""
@@ -70,6 +74,8 @@ class Options:
     """Kinds and weights; None: all that such a cluster may meet; empty: a world without faults."""
     late_s: int | None = None
     """When the last broker starts for the first time; None: with the others."""
+    wal: str | None = None
+    """One of `WAL_KINDS`; None: drawn."""
     log_level: int = logging.WARNING
     moves: float = 0.5
     """How likely it is in a world of several brokers that an operator moves leadership about, and drains brokers."""
@@ -171,6 +177,16 @@ class World:
             "tidelog.balance.interval.ms": choice([400, 2_000, 30_000]),
             "tidelog.balance.moves.max": choice([2, 10]),
         }
+        rng = self.scheduler.stream("object wal")
+        self.wal = self.options.wal or rng.choices(list(WAL_KINDS), list(WAL_KINDS.values()))[0]
+        if self.wal != "volume":
+            values["tidelog.wal.objects.bytes.max"] = 4 << 20
+            values["tidelog.wal.objects.group.bytes"] = rng.choice([64 << 10, 4 << 20])
+            values["tidelog.wal.objects.interval.ms"] = rng.choice([100, 250, 250])
+            values["tidelog.wal.objects.in.flight.max"] = rng.choice([1, 3, 8])
+        if self.wal == "objects":
+            values["tidelog.wal"] = "objects"
+            del values["tidelog.wal.dir"]
         return {key: str(value) for key, value in values.items()}
 
     def settings(self, node: Node) -> Settings:
@@ -225,7 +241,8 @@ class World:
 
     def _add_clients(self) -> None:
         rng = self.scheduler.stream("cast")
-        self.add_client(Admin, "admin", TOPICS, delete_from=["events"] if rng.random() < 0.5 else [])
+        configs = {"orders": {"tidelog.wal": "objects"}} if self.wal == "both" else {}
+        self.add_client(Admin, "admin", TOPICS, configs=configs, delete_from=["events"] if rng.random() < 0.5 else [])
         sizes, pauses = rng.choice(LOADS)
         busy, rare = (PARTS[:2], PARTS[2:]) if rng.random() < 0.4 else (PARTS, PARTS)
         for number in range(2):

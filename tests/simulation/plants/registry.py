@@ -58,12 +58,12 @@ def plant(*, first: int = 0, **options: Any) -> Callable[[Callable[[], Patches]]
     worlds each time. `options`: those of the worlds; `faults` is what the bug needs, where those of every world would
     take too many seeds.
     """
-    return _register(PLANTS, first, Options(**{"brokers": 1, "faults_s": 12} | options))
+    return _register(PLANTS, first, Options(**{"brokers": 1, "wal": "volume", "faults_s": 12} | options))
 
 
 def cluster_plant(*, first: int = 0, **options: Any) -> Callable[[Callable[[], Patches]], None]:
     """The same for `CLUSTER_PLANTS`."""
-    return _register(CLUSTER_PLANTS, first, Options(**{"brokers": 3, "faults_s": 12} | options))
+    return _register(CLUSTER_PLANTS, first, Options(**{"brokers": 3, "wal": "volume", "faults_s": 12} | options))
 
 
 def registered_in(among: dict[str, Plant], **defaults: Any) -> Callable[..., Callable[[Callable[[], Patches]], None]]:
