@@ -1,4 +1,5 @@
-"""The volume WAL beside a bare loop of pwritev and fdatasync on a pre-written file: `python -m benchmarks.micro_wal`.
+"""The volume WAL beside a bare loop of pwritev and fdatasync on a pre-written file, and the object WAL over a directory
+and over an S3 server: `python -m benchmarks.micro_wal`.
 
 Closed loop: so many batches in flight, each acknowledgement appends the next. The bare loop writes and syncs one batch
 at a time and is what a broker without group commit could do at best.
@@ -16,10 +17,15 @@ import sys
 import tempfile
 import time
 from collections import deque
+from pathlib import Path
 
 from crc32c import crc32c
 
+from broker.background import Tasks
+from storage.object_store import open_store
+from storage.wal.objects import ObjectWal
 from storage.wal.volume import VolumeWal
+from tests.support.s3_servers import ENVIRONMENT, versitygw, versitygw_possible
 
 FILE_BYTES = 64 << 20
 
@@ -105,10 +111,63 @@ async def closed_loop(root: str, size: int, in_flight: int, seconds: float) -> t
     return len(times) / took, times, wal
 
 
+async def object_loop(uri: str, size: int, in_flight: int, seconds: float) -> tuple[float, list[float], ObjectWal]:
+    """The same through the object WAL with its default settings."""
+    waiting: deque[tuple[int, float]] = deque()
+    times: list[float] = []
+    batch = make_batch(size)
+    done = asyncio.get_running_loop().create_future()
+
+    def fill() -> None:
+        now = time.perf_counter()
+        while len(waiting) < in_flight and wal.has_room(size, internal=False):
+            waiting.append((wal.append(1, 0, 0, batch), now))
+
+    def on_durable(sequence: int, group: int) -> None:
+        now = time.perf_counter()
+        while waiting and waiting[0][0] <= sequence:
+            times.append(now - waiting.popleft()[1])
+        wal.trim(group)
+        if now - begin < seconds:
+            fill()
+        elif not waiting and not done.done():
+            done.set_result(None)
+
+    store = open_store(uri, token=os.urandom)
+    async with Tasks() as tasks:
+        wal = ObjectWal(
+            store,
+            tasks,
+            wal_id=os.urandom(16),
+            token=os.urandom,
+            on_durable=on_durable,
+            on_failed=done.set_exception,
+            on_room=lambda: None,
+            message_bytes_max=1 << 20,
+        )
+        begin = time.perf_counter()
+        fill()
+        await done
+        took = time.perf_counter() - begin
+        await wal.remove()
+    await store.close()
+    return len(times) / took, times, wal
+
+
+def object_rows(name: str, uri: str, seconds: float) -> None:
+    for size, in_flight in ((170, 1), (170, 320), (16_384, 20), (131_072, 200)):
+        begin_cpu = time.process_time()
+        rate, times, wal = asyncio.run(object_loop(uri, size, in_flight, seconds))
+        cpu = (time.process_time() - begin_cpu) / len(times) * 1e6
+        hourly = wal.puts / seconds * 3600
+        extra = f"{wal.batches / wal.groups:6.1f} a PUT  {hourly:7,.0f} PUTs an hour  {cpu:5.1f} us CPU a batch"
+        row(f"object WAL, {name}, {size} B, {in_flight} in flight", rate, size, times, extra)
+
+
 def row(name: str, rate: float, size: int, times: list[float], extra: str = "") -> None:
     times.sort()
     p50, p99 = (times[int(len(times) * q)] * 1000 for q in (0.5, 0.99))
-    print(f"{name:<34} {rate:>9,.0f}/s {rate * size / 1e6:>8.1f} MB/s  p50 {p50:6.3f}  p99 {p99:7.3f} ms {extra}")
+    print(f"{name:<46} {rate:>9,.0f}/s {rate * size / 1e6:>8.1f} MB/s  p50 {p50:6.3f}  p99 {p99:7.3f} ms {extra}")
 
 
 def main() -> None:
@@ -129,6 +188,12 @@ def main() -> None:
             cpu = (time.process_time() - begin_cpu) / len(times) * 1e6
             extra = f"{rate / bare:5.1f}x  {wal.batches / wal.groups:5.1f} a group  {cpu:5.1f} us CPU a batch"
             row(f"volume WAL, {size} B, {in_flight} in flight", rate, size, times, extra)
+        object_rows("files", f"file:{root}/bucket", arguments.seconds)
+        if versitygw_possible():
+            os.environ.update(ENVIRONMENT)
+            with versitygw(Path(root)) as server:
+                server.make_bucket("s3")
+                object_rows("S3", server.uri("s3", "wal"), arguments.seconds)
     finally:
         shutil.rmtree(root)
 

@@ -18,7 +18,7 @@ from controller.upkeep import LOSSES
 from storage.object_store import ObjectStore, StoreError, open_store
 from storage.seal import RangeMissing
 from storage.segment import describe_segment
-from storage.wal.inspect import describe_instance
+from storage.wal.inspect import describe_instance, describe_object_wal
 
 STORE_HELP = "URI of the bucket, such as file:./tidelog-data/bucket or s3://bucket/prefix?region=..."
 
@@ -28,8 +28,9 @@ METADATA_HELP = "tidelog.metadata of the brokers, if the log is in PostgreSQL: p
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options and verbs of the command."""
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="WHAT")
-    wal = verbs.add_parser("wal", help="a WAL directory or one instance in it")
-    wal.add_argument("path", type=Path)
+    wal = verbs.add_parser("wal", help="a WAL directory, one instance in it, or one in the bucket")
+    wal.add_argument("path", help="the directory; or, with a WAL id, the URI of the bucket")
+    wal.add_argument("wal_id", nargs="?", help="32 hex digits, as the log shows them: an instance in the bucket")
     wal.set_defaults(run=inspect_wal)
     segment = verbs.add_parser("segment", help="one segment of a bucket; without a key: which there are")
     segment.add_argument("store", help=STORE_HELP)
@@ -67,12 +68,15 @@ def finish(problems: list[str]) -> int:
 
 
 def inspect_wal(options: argparse.Namespace) -> int:
-    """Every instance below the path, or the one that it is."""
+    """Every instance below the path, or the one that it is; or one in the bucket."""
+    if options.wal_id is not None:
+        return inspect_object_wal(options)
+    path = Path(options.path)
     try:
         found = (
-            [options.path]
-            if (options.path / "superblock").exists()
-            else sorted(path for path in options.path.iterdir() if (path / "superblock").exists())
+            [path]
+            if (path / "superblock").exists()
+            else sorted(path for path in path.iterdir() if (path / "superblock").exists())
         )
         reports = [describe_instance(path) for path in found]
     except OSError as error:
@@ -100,6 +104,29 @@ def inspect_wal(options: argparse.Namespace) -> int:
             "table",
         )
     return finish([problem for report in reports for problem in report.problems])
+
+
+def inspect_object_wal(options: argparse.Namespace) -> int:
+    """Every object of one instance: groups, fences, what cannot be read."""
+    try:
+        wal_id = bytes.fromhex(options.wal_id)
+    except ValueError:
+        wal_id = b""
+    if len(wal_id) != 16:
+        raise CommandError(f"{options.wal_id} is no WAL id: 32 hex digits, as `tidelog wal list` shows them")
+
+    async def work(store: ObjectStore) -> int:
+        report = await describe_object_wal(store, wal_id)
+        if not report.objects and not report.problems:
+            raise CommandError(f"the bucket holds nothing of WAL {options.wal_id}")
+        if options.format == "json":
+            print(json.dumps(plain(report), indent=2))
+            return 1 if report.problems else 0
+        rows = [one._asdict() for one in report.objects]
+        show(rows, ("lane", "sequence", "what", "size", "batches", "logs"), "table")
+        return finish(report.problems)
+
+    return with_store(options.path, work)
 
 
 def with_store(uri: str, work: Callable[[ObjectStore], Awaitable[int]]) -> int:

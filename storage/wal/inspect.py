@@ -1,13 +1,15 @@
-"""What the bytes of an instance directory say, every checksum verified. Only reads, takes no lock."""
+"""What the bytes of an instance say, in a directory or in the bucket, every checksum verified. Only reads."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from storage.object_store import NotFound
 from storage.wal.disk import LinuxDisk
 from storage.wal.format import file_name
 from storage.wal.instances import Instance, read_superblock
+from storage.wal.object_format import FENCE, PREFIX, check_name, parse_group, parse_key, parse_object_header
 from storage.wal.port import WalError
 from storage.wal.recovery import FoundGroup, Reader, Walk
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
 
+    from storage.object_store import ObjectStore
     from storage.wal.disk import Disk
     from storage.wal.format import Superblock
     from storage.wal.recovery import Extent
@@ -121,3 +124,48 @@ def _rest(reader: Reader, number: int, position: int) -> str:
             return "old bytes"
         position += max(1, len(data))
     return kind
+
+
+class ObjectReport(NamedTuple):
+    """One object of an instance in the bucket. `what` is "group", "fence" or "unreadable"."""
+
+    lane: int
+    sequence: int
+    what: str
+    size: int
+    batches: int
+    logs: int
+
+
+class ObjectWalReport(NamedTuple):
+    """An instance in the bucket. Numbers are missing below a fence or in between only where objects were deleted."""
+
+    objects: list[ObjectReport]
+    problems: list[str]
+
+
+async def describe_object_wal(store: ObjectStore, wal_id: bytes) -> ObjectWalReport:
+    """Read every object of an instance and verify every checksum. StoreError when the store does not answer."""
+    objects: list[ObjectReport] = []
+    problems: list[str] = []
+    async for info in store.list(f"{PREFIX}{wal_id.hex()}/"):
+        name = parse_key(info.key)
+        if name is None:
+            problems.append(f"{info.key} is no object of a WAL")
+            continue
+        try:
+            data = (await store.get(info.key)).data
+        except NotFound:
+            continue  # deleted a moment ago
+        try:
+            header = parse_object_header(data)
+            check_name(header, name)
+            found = [] if header.what == FENCE else parse_group(data, name).batches
+        except WalError as error:
+            problems.append(f"{info.key} {error}")
+            objects.append(ObjectReport(name.lane, name.sequence, "unreadable", len(data), 0, 0))
+            continue
+        logs = len({entry.log_id for entry, _ in found})
+        what = "fence" if header.what == FENCE else "group"
+        objects.append(ObjectReport(name.lane, name.sequence, what, len(data), len(found), logs))
+    return ObjectWalReport(objects, problems)

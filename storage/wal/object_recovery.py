@@ -28,7 +28,6 @@ from storage.wal.object_format import (
     object_key,
     parse_group,
     parse_group_header,
-    parse_key,
     parse_object_header,
 )
 from storage.wal.port import Damaged, WalError
@@ -129,17 +128,6 @@ class ObjectInstance:
                     raise Damaged(f"{object_key(self.wal_id, LANE, at)} has disappeared")
                 yield _group(found, ObjectName(self.wal_id, LANE, at))
             number += count
-
-    async def look(self) -> tuple[list[ObjectName], list[str]]:
-        """Which objects there are, in the order of their keys, and the keys that are none. Reads no object."""
-        names, others = [], []
-        async for info in self._store.list(f"{self.path}/"):
-            name = parse_key(info.key)
-            if name is None:
-                others.append(info.key)
-            else:
-                names.append(name)
-        return names, others
 
     async def _present(self, first: int) -> AsyncIterator[tuple[int, _Found]]:
         """Every number from `first` on that is present, up to the fence, which is there when this ends."""

@@ -18,7 +18,7 @@ from controller.decide import seals
 from controller.state import _APPLY
 from storage.object_store import PreconditionFailed
 from storage.wal import object_recovery, objects
-from storage.wal.object_format import LANE, object_key
+from storage.wal.object_format import LANE, ObjectName, object_key, parse_key
 from tests.simulation import object_wal_world
 from tests.simulation.object_wal_world import ObjectWalWorld
 
@@ -62,11 +62,16 @@ def test_one_seed_is_one_run() -> None:
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
+async def names_of(instance: Any) -> list[ObjectName]:
+    names = [parse_key(info.key) async for info in instance._store.list(f"{instance.path}/")]
+    return [name for name in names if name is not None]
+
+
 async def groups_but_holes(self: Any) -> AsyncIterator[Any]:
     for number in range(self._first, self._last + 1):
         found = await self._read(number)
         if found is not None and not found.fence:
-            yield object_recovery._group(found, object_recovery.ObjectName(self.wal_id, LANE, number))
+            yield object_recovery._group(found, ObjectName(self.wal_id, LANE, number))
 
 
 def no_fence(patch: pytest.MonkeyPatch) -> None:
@@ -83,7 +88,7 @@ def fence_after_the_highest_listed(patch: pytest.MonkeyPatch) -> None:
 
     async def present(self: Any, first: int) -> AsyncIterator[tuple[int, Any]]:
         number = first
-        names, _ = await self.look()
+        names = await names_of(self)
         last = max((name.sequence for name in names), default=0)
         while True:
             found = await self._read(number)
@@ -147,7 +152,7 @@ def objects_past_the_fence_count(patch: pytest.MonkeyPatch) -> None:
     async def present(self: Any, first: int) -> AsyncIterator[tuple[int, Any]]:
         async for number, found in real(self, first):
             yield number, found
-        names, _ = await self.look()
+        names = await names_of(self)
         for name in names:
             if name.sequence > self.fence:
                 found = await self._read(name.sequence)

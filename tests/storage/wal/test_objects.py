@@ -11,6 +11,7 @@ import pytest
 
 from storage.memory import MemoryStore
 from storage.object_store import Body, PreconditionFailed, StoredObject
+from storage.wal.inspect import describe_object_wal
 from storage.wal.object_format import LANE, encode_fence, encode_group, object_key, parse_object_header
 from storage.wal.object_recovery import ObjectInstance
 from storage.wal.objects import ObjectWal, ObjectWalSettings
@@ -361,10 +362,30 @@ async def test_many_large_objects_are_read_in_pieces(owned: Owned) -> None:
         opened.append(size=60_000)
         await opened.durable_through(opened.wal.appended)
     found = ObjectInstance(store, WAL_ID, token=secrets.token_bytes, cache_bytes=300_000)
-    report = await found.fence_and_scan()
-    assert report.groups == 40 and store.most <= 32
+    scan = await found.fence_and_scan()
+    assert scan.groups == 40 and store.most <= 32
     store.now = store.most = 0
     bases = [entry.base_offset async for group in found.groups() for entry, _ in group.batches]
     assert bases == list(range(40)) and 0 < store.most <= 32
-    names, others = await found.look()
-    assert [name.sequence for name in names] == list(range(1, 42)) and others == []
+    report = await describe_object_wal(store, WAL_ID)
+    assert [one.sequence for one in report.objects] == list(range(1, 42)) and report.problems == []
+    assert [one.what for one in report.objects] == ["group"] * 40 + ["fence"]
+
+
+async def test_what_an_operator_sees(owned: Owned) -> None:
+    store = MemoryStore()
+    await filled(store, owned, 3)
+    data = bytearray((await store.get(key(2))).data)
+    data[70] ^= 1
+    await store.put(key(2), data)
+    await store.put(f"wal/{WAL_ID.hex()}/0/notes", b"hello")
+    report = await describe_object_wal(store, WAL_ID)
+    assert [(one.sequence, one.what, one.batches) for one in report.objects] == [
+        (1, "group", 1),
+        (2, "unreadable", 0),
+        (3, "group", 1),
+    ]
+    assert report.problems == [
+        f"{key(2)} has no valid group header",
+        f"wal/{WAL_ID.hex()}/0/notes is no object of a WAL",
+    ]
