@@ -28,6 +28,8 @@ from broker.cli.client import TRIES, all_offsets, look_up, offsets, typed
 from broker.cli.consume import render, text
 from broker.cli.output import CommandError, show
 from broker.cli.progress import Progress
+from storage.filesystem import FileSystemStore
+from storage.wal.object_format import encode_fence, object_key
 from tests.chaos.disk import flip_bit, groups
 from tests.support.broker_process import ROOT, BrokerProcess
 from tests.support.node_runs import NodeRuns, hurry
@@ -790,3 +792,20 @@ def test_tables_and_their_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     show([{"name": "a", "count": 5}, {"name": "long", "count": None}], ("name", "count"), "table")
     assert capsys.readouterr().out == "NAME  COUNT\na         5\nlong      -\n"
     assert issubclass(CommandError, Exception)
+
+
+async def test_inspecting_a_wal_in_the_bucket(tmp_path: Path, run: Run) -> None:
+    wal_id, uri = bytes(range(16)), f"file:{tmp_path}/bucket"
+    store = FileSystemStore(tmp_path / "bucket", token=os.urandom)
+    await store.put(object_key(wal_id, 0, 3), encode_fence(wal_id, 0, 3, bytes(16)))
+    code, out, _ = await asyncio.to_thread(run, "inspect", "wal", uri, wal_id.hex())
+    assert code == 0 and re.search("0 +3 +fence +56 +0 +0", out)
+    await store.put(object_key(wal_id, 0, 4), b"x" * 100)
+    code, out, _ = await asyncio.to_thread(run, "inspect", "wal", uri, wal_id.hex(), "--format", "json")
+    report = json.loads(out)
+    assert code == 1 and [one["what"] for one in report["objects"]] == ["fence", "unreadable"]
+    assert report["problems"] == [f"{object_key(wal_id, 0, 4)} is no object of a WAL"]
+    code, _, err = await asyncio.to_thread(run, "inspect", "wal", uri, "ab" * 16)
+    assert code == 1 and "the bucket holds nothing of WAL abab" in err
+    code, _, err = await asyncio.to_thread(run, "inspect", "wal", uri, "ab")
+    assert code == 1 and "ab is no WAL id" in err
