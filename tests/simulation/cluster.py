@@ -23,7 +23,7 @@ from controller.facts import SessionEnded
 from controller.object_log import ENTRIES
 from storage import probe
 from tests.simulation.checker import Final, Loss, check
-from tests.simulation.client import Part, SimulatedClient
+from tests.simulation.client import ClientSettings, Part, SimulatedClient
 from tests.simulation.consumers import Consumer, ConsumerLoad, GroupLoad, GroupMember
 from tests.simulation.faults import Faults, kinds_for
 from tests.simulation.history import History
@@ -52,7 +52,7 @@ LOADS = (
 BROKERS = (1, 2, 3, 3, 3)
 CLOCK_RATES = ((1.0, 1.0, 0.998, 1.002), (1.0, 1.0, 0.998, 1.002), (0.955, 1.0, 1.045))
 """Among what the rates of the machines' clocks are drawn; 10 % apart at most."""
-LIVE_WITHIN_S = 15
+LIVE_WITHIN_S = 20
 FINISH_S = 60
 """So long clients may take to end what they began, and the final reader to read everything."""
 
@@ -69,6 +69,10 @@ class Options:
     """None: drawn, mostly several."""
     layout: str | None = None
     """One of `machines.LAYOUTS`; None: drawn."""
+    session_ms: int | None = None
+    """None: drawn."""
+    clock_rates: tuple[float, ...] | None = None
+    """Among what the rates of the machines' clocks are drawn; None: drawn from `CLOCK_RATES`."""
     faults_s: int = 20
     faults: dict[str, int] | None = None
     """Kinds and weights; None: all that such a cluster may meet; empty: a world without faults."""
@@ -114,6 +118,7 @@ class World:
         self.quiet = False
         """No further fault begins."""
         self.session_ms = self.rng.choice([2_000, 6_000])
+        self.session_ms = self.options.session_ms or self.session_ms
         self.lease_ms = self.session_ms // 2
         self._values = self._draw_settings()
         self.machines: list[Machine] = []
@@ -133,6 +138,7 @@ class World:
         layout = self.options.layout or layout
         shared = SharedVolume(self.scheduler) if layout == "shared" else None
         rates = rng.choice(CLOCK_RATES)
+        rates = self.options.clock_rates or rates
         places = machines_of(self.scheduler, layout, brokers)
         for number in sorted(set(places)):
             rate = rng.choice(rates)
@@ -242,19 +248,24 @@ class World:
     def _add_clients(self) -> None:
         rng = self.scheduler.stream("cast")
         configs = {"orders": {"tidelog.wal": "objects"}} if self.wal == "both" else {}
-        self.add_client(Admin, "admin", TOPICS, configs=configs, delete_from=["events"] if rng.random() < 0.5 else [])
+        settings = ClientSettings(request_timeout_ms=rng.choice([3_000, 8_000]))
+        looks = rng.choice([(1_000, 4_000), (100, 600)])
+        delete_from = ["events"] if rng.random() < 0.5 else []
+        self.add_client(
+            Admin, "admin", TOPICS, configs=configs, delete_from=delete_from, pause_ms=looks, settings=settings
+        )
         sizes, pauses = rng.choice(LOADS)
         busy, rare = (PARTS[:2], PARTS[2:]) if rng.random() < 0.4 else (PARTS, PARTS)
         for number in range(2):
             load = ProducerLoad(version=rng.choice([9, 13]), value_bytes=sizes, pause_ms=pauses)
-            self.add_client(IdempotentProducer, f"sure-{number}", busy, load)
+            self.add_client(IdempotentProducer, f"sure-{number}", busy, load, settings)
         polls = ConsumerLoad(version=rng.choice([11, 12, 13, 16]), pause_ms=(20, 300))
         load = ProducerLoad(version=rng.choice([8, 12]), value_bytes=sizes)
         if rare != busy:  # a partition whose readers have nothing else to be woken by
             polls = replace(polls, max_wait_ms=3_000, pause_ms=(0, 20))
             load = replace(load, pause_ms=(300, 1_500), bursts=0.3)
-        self.add_client(PlainProducer, "plain", rare, load)
-        self.add_client(Consumer, "reader", rare, polls)
+        self.add_client(PlainProducer, "plain", rare, load, settings)
+        self.add_client(Consumer, "reader", rare, polls, settings=settings)
         if len(self.nodes) > 1 and self.scheduler.stream("moves").random() < self.options.moves:
             nodes = [node.node_id for node in self.nodes]
             self.add_client(Mover, "mover", [*PARTS, *OFFSETS_PARTS], nodes)
@@ -262,7 +273,9 @@ class World:
         for number in range(2):
             polls = ConsumerLoad(max_wait_ms=300, pause_ms=(50, 300))
             group_load = GroupLoad(session_timeout_ms=rng.choice([2_000, 6_000]))
-            self.add_client(GroupMember, f"member-{number}", PARTS, polls, group=GROUP, group_load=group_load)
+            self.add_client(
+                GroupMember, f"member-{number}", PARTS, polls, group=GROUP, group_load=group_load, settings=settings
+            )
 
     # The run
 

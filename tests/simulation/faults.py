@@ -48,6 +48,7 @@ CLUSTER_KINDS: dict[str, int] = {
     "slow_brokers": 2,
     "reset_brokers": 1,
     "zombie": 4,
+    "last_word": 1,
 }
 """What several brokers may meet beside that."""
 COUNTS = (1, 2, 4, 6, 8, 12)
@@ -371,6 +372,36 @@ class Faults:
             how = self.rng.choice(["unreachable", "deaf"])
             self._record("part_from_bucket", node=node.node_id, how=how)
             self._for(200, 3 * self.world.session_ms, self._cut_off([node], both_ways=True, bucket=how, peers=False))
+
+    def _last_word(self) -> None:
+        """A broker is cut off until its session is about to end; just then its word gets through, and the answer; then
+        it is cut off again."""
+        node, world = self._node(), self.world
+        if node is None or not node.ready or node.broker is None or node.leads or len(world.nodes) < 2:
+            return
+        broker, began_ns = node.broker, world.scheduler.now_ns
+        self._record("last_word", node=node.node_id)
+        heal = self._cut_off([node], both_ways=True, bucket="unreachable")
+        deadline_ms = broker.session.deadline_ms
+
+        def ending() -> bool:
+            brokers = [one.broker for one in world.nodes if one.broker is not None and one.ready]
+            return any(broker.incarnation in one.runtime._sessions.ending for one in brokers)
+
+        def watch(heard: Callable[[], None] | None) -> None:
+            over = world.quiet or node.broker is not broker or world.scheduler.now_ns > began_ns + 20 * S
+            if heard is None and not over:
+                if ending():
+                    heal()
+                    heard = self._trouble([node], "network")
+            elif over or broker.session.deadline_ms > deadline_ms:
+                (heard or heal)()
+                if not over:
+                    self._for(1_000, 2 * world.session_ms, self._cut_off([node], both_ways=True, bucket="unreachable"))
+                return
+            world.scheduler.call_later_ns(2 * MS, watch, heard)
+
+        watch(None)
 
     def _island(self) -> None:
         """One broker or some of them lose the others, and mostly the bucket; clients reach everybody."""
