@@ -300,6 +300,16 @@ async def test_sequences_and_epochs(tmp_path: Path) -> None:
         assert (await client.produce("t", idempotent(2, b"c"))).error_code == ErrorCode.INVALID_PRODUCER_EPOCH
 
 
+async def test_a_broker_that_may_have_been_replaced_refuses_no_sequence(tmp_path: Path) -> None:
+    """The producer may have gone on at the next leader: OUT_OF_ORDER_SEQUENCE_NUMBER would end its session."""
+    async with HotBroker(tmp_path) as broker, RawClient(broker.port) as client:
+        broker.create_topic("t")
+        assert (await client.produce("t", idempotent(0, b"a"))).base_offset == 0
+        broker.session.deadline_ms = 0
+        assert (await client.produce("t", idempotent(2, b"c"))).error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER
+        assert (await client.produce("t", idempotent(1, b"b"))).base_offset == 1
+
+
 async def test_pipelined_requests_are_answered_in_order(tmp_path: Path) -> None:
     async with HotBroker(tmp_path) as broker, RawClient(broker.port) as client:
         logs = broker.create_topic("t", 4)
