@@ -62,6 +62,10 @@ BYTES_PER_MS = 50_000
 Recoverable = Instance | ObjectInstance
 
 
+class SettledElsewhere(RecoveryStopped):
+    """Another broker brought the instance to its end. The fact may not be applied here yet."""
+
+
 class Waiting(NamedTuple):
     """An instance that only the operator can decide about, and why."""
 
@@ -163,7 +167,8 @@ class WalRecovery:
         try:
             recovered = await self._recover(instance, named)
         except RecoveryStopped as stopped:
-            if self._controller.state.wals[instance.wal_id].closed:  # somebody else decided about it meanwhile
+            closed = self._controller.state.wals[instance.wal_id].closed
+            if closed or isinstance(stopped, SettledElsewhere):  # somebody else decided about it meanwhile
                 self._settle(instance)
                 return
             disk = isinstance(stopped.__cause__, OSError)
@@ -361,7 +366,13 @@ class WalRecovery:
                 await asyncio.sleep(RETRY_S)
 
     async def _name(self, wal_id: bytes) -> Recovery:
-        named: Recovery = await self._ask(NameRecoverer(self._token(16), wal_id, self._incarnation))
+        try:
+            named: Recovery = await self._ask(NameRecoverer(self._token(16), wal_id, self._incarnation))
+        except RecoveryStopped as stopped:
+            refusal = stopped.__cause__
+            if isinstance(refusal, KafkaError) and refusal.code is ErrorCode.INVALID_REQUEST:
+                raise SettledElsewhere(str(stopped)) from refusal
+            raise
         return named
 
     async def _scan(self, instance: Recoverable, *, accept_loss: bool) -> ScanReport:

@@ -678,6 +678,14 @@ async def test_a_refusal_of_the_controller_stops_one_instance(bench: Bench) -> N
     assert bench.recovery.waiting[OLD_WAL].why == "recovery 1 is over"
 
 
+async def test_what_another_broker_retired_needs_no_operator(bench: Bench) -> None:
+    """The refusal comes before the fact that it speaks of."""
+    bench.instance.add(0, 0, 0)
+    bench.controller.errors = [KafkaError(ErrorCode.INVALID_REQUEST, "WAL is retired: nothing to recover")]
+    await bench.run()
+    assert not bench.recovery.waiting and bench.instance.removed
+
+
 async def test_a_few_seals_are_in_flight_and_no_more(bench: Bench) -> None:
     for base in range(40):
         bench.instance.add(0, 0, base)
