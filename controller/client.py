@@ -219,11 +219,16 @@ class ClusterController(LocalController):
         self._remote = remote
         self._heartbeat_timeout_ms = heartbeat_timeout_ms
         self._changed = asyncio.Event()
+        self._asking: dict[asyncio.Timeout, None] = {}
         self.subscribe(self._on_facts)
 
     def _on_facts(self, facts: Sequence[Fact]) -> None:
         if any(isinstance(fact, _WHO_CONTROLS) for fact in facts):
             self._changed.set()
+        if any(isinstance(fact, ControllerElected) for fact in facts):
+            now = asyncio.get_running_loop().time()
+            for asking in self._asking:
+                asking.reschedule(now)
 
     def proved_dead(self, wal_id: bytes) -> None:
         """See `Runtime.proved_dead`."""
@@ -271,13 +276,25 @@ class ClusterController(LocalController):
             wait_ms = min(2 * wait_ms, LOOK_AGAIN_MS)
 
     async def _ask_remote(self, command: Any, left_ms: int, deadline: float) -> Any:
-        answer, position = await self._remote.ask(self.state, command, min(max(1, left_ms), ATTEMPT_MS))
+        answer, position = await self._ask_whom_we_know(command, min(max(1, left_ms), ATTEMPT_MS))
         try:
             async with asyncio.timeout_at(deadline):
                 await self.wait_applied(position)
         except TimeoutError:
             raise KafkaError(ErrorCode.REQUEST_TIMED_OUT, f"entry {position} did not arrive here") from None
         return answer
+
+    async def _ask_whom_we_know(self, command: Any, timeout_ms: int) -> tuple[Any, int]:
+        """One attempt, given up as soon as another process is known to control: the one asked may be dead."""
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                self._asking[scope] = None
+                return await self._remote.ask(self.state, command, timeout_ms)
+        except TimeoutError:
+            raise KafkaError(ErrorCode.NOT_CONTROLLER, "another process controls the cluster now") from None
+        finally:
+            self._asking.pop(scope, None)
 
 
 _WHO_CONTROLS = (ControllerElected, ControllerResigned, BrokerRegistered, StateReloaded)

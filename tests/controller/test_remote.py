@@ -123,6 +123,21 @@ async def test_a_command_goes_on_to_the_next_controller(world: World) -> None:
 
 
 @several
+async def test_a_controller_that_hangs_with_a_command_is_left_when_there_is_another(world: World) -> None:
+    """Long before the attempt is over: a controller that registers again by asking could be reached by nobody."""
+    first, second, third = await world.start(1), await world.start(2), await world.start(3)
+    first.store.before = lambda method, key: 3600.0
+    world.network.cut.add(1)
+    await asyncio.sleep(2)
+    asking = world.group.create_task(third.create("t"))
+    while not (second.client.leads or third.client.leads):
+        await asyncio.sleep(0.05)
+    elected = now()
+    assert (await asking).error_code == 0
+    assert now() - elected < 1.2, "third sees in the log who controls, and asks"
+
+
+@several
 async def test_sessions_stand_across_controllers(world: World) -> None:
     first, second, third = await world.start(1), await world.start(2), await world.start(3)
     await first.kill()
