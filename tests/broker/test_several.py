@@ -318,3 +318,44 @@ async def read(several: Several, topic: str, partition: int) -> list[bytes]:
                 values += [record.value or b"" for record in records(batch, max_size=1 << 20)]
             if len(values) == answer.high_watermark:
                 return values
+
+
+# Balance
+
+
+async def test_a_broker_that_joins_is_given_its_share(several: Several) -> None:
+    often = {"tidelog_balance_interval_ms": 200, "tidelog_balance_moves_max": 4}
+    await several.start(1, **often)
+    await several.start(2, **often)
+    await several.spread("t", 12, by=1)
+    await several.spread("mine", 4, by=1)
+    change = m.IncrementalAlterConfigsRequest.AlterableConfig(name="tidelog.balance", config_operation=0, value="false")
+    resource = m.IncrementalAlterConfigsRequest.AlterConfigsResource(
+        resource_type=2, resource_name="mine", configs=[change]
+    )
+    altered = await several.ask(
+        1, ApiKey.INCREMENTAL_ALTER_CONFIGS, 1, m.IncrementalAlterConfigsRequest(resources=[resource])
+    )
+    assert altered.responses[0].error_code == 0
+    for index in range(12):
+        assert await several.produce("t", index, b"a", b"b") == [0, 1]
+    await several.start(3, **often)
+
+    controller = several.nodes[several.controller].broker
+
+    def figures(name: str) -> dict[str, float]:
+        (family,) = [family for family in controller.metrics.read() if family.name == f"tidelog_{name}"]
+        return {dict(sample.labels).get("node", ""): sample.value for sample in family.samples}
+
+    def is_even() -> bool:
+        led = figures("broker_logs").values()
+        return len(led) == 3 and max(led) - min(led) <= 1 and not controller.controller.state.moves
+
+    await until(is_even, 10)
+    assert sum(several.leader("t", index, seen_by=1) == 3 for index in range(12)) >= 4
+    assert sorted(several.leader("mine", index, seen_by=1) for index in range(4)) == [1, 1, 2, 2]
+    assert figures("balance_moves")[""] >= 4
+    await until(lambda: set(figures("broker_committed_bytes_per_second")) == {"1", "2", "3"})
+    for index in range(12):
+        assert await several.produce("t", index, b"c") == [2]
+        assert await read(several, "t", index) == [b"a", b"b", b"c"]
