@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from broker.configs import TopicRules
+from broker.log import LogStatus
 from broker.settings import SettingError, Settings, build
 from controller.wals import RETIRED
+from protocol import messages as m
+from protocol.apis import ApiKey
 from protocol.errors import ErrorCode
 from storage.memory import MemoryStore
 from storage.object_store import Body
@@ -199,6 +202,44 @@ async def test_both_kinds_in_one_broker(tmp_path: Path) -> None:
             await until(lambda name=name: (name, 0) in runs.broker.logs.find)  # type: ignore[misc]
             assert [(await runs.offsets(name, partition=index))[1] for index in (0, 1)] == [2, 1]
         assert await runs.stop() == 0
+
+
+async def test_a_change_of_the_kind_moves_each_log_to_its_own_leader(tmp_path: Path) -> None:
+    async with NodeRuns(tmp_path, **SHORTER) as runs:
+        runs.overrides |= {key: value for key, value in QUICK.items() if key != "tidelog.wal"}
+        run = await runs.start()
+        await runs.create("t", 2)
+        await runs.produce("t", batch_of(b"a"), batch_of(b"b"))
+
+        async def change(kind: str) -> None:
+            resource = m.IncrementalAlterConfigsRequest.AlterConfigsResource(
+                resource_type=2,
+                resource_name="t",
+                configs=[
+                    m.IncrementalAlterConfigsRequest.AlterableConfig(name="tidelog.wal", config_operation=0, value=kind)
+                ],
+            )
+            async with runs.client() as client:
+                request = m.IncrementalAlterConfigsRequest(resources=[resource], validate_only=False)
+                answer = await client.ask(ApiKey.INCREMENTAL_ALTER_CONFIGS, 1, request)
+            assert answer.responses[0].error_code == 0, answer
+
+            def moved() -> bool:
+                logs = [run.logs.find.get(("t", index)) for index in (0, 1)]
+                return all(log is not None and log.wal.kind == kind and log.status is LogStatus.OPEN for log in logs)
+
+            await until(moved)
+
+        await change("objects")
+        assert await runs.produce("t", batch_of(b"c")) == [2]
+        assert run.wals.objects is not None and run.wals.objects.appended == 1
+        assert run.logs.find["t", 0].epoch == 1
+        await change("volume")
+        assert await runs.produce("t", batch_of(b"d")) == [3]
+        assert run.logs.find["t", 0].epoch == 2 and await runs.offsets("t") == (0, 4)
+        await runs.kill()
+        await runs.start()
+        assert await runs.offsets("t") == (0, 4)
 
 
 async def test_a_full_bucket_does_not_hold_up_the_disk(tmp_path: Path) -> None:
