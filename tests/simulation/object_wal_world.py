@@ -13,8 +13,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from broker.background import Tasks
+from controller import collector
 from controller import facts as f
-from controller.collector import FENCE_MS, is_wal_orphan
+from controller.collector import FENCE_MS
 from controller.commands import EndSilentSessions, ReportScan, RetireWal
 from controller.configs import PlainRules
 from controller.decide import Context, decide
@@ -168,7 +169,9 @@ class ObjectWalWorld:
         self._ask(EndSilentSessions(self._id(), (incarnation,)))
         for _ in range(rng.choice((0, 0, 1, 2))):
             self._pass(rng.randint(1, 200) * MS)
+            self._collect()
             self._lose_recoverer(truth)
+        self._collect()
         self._pass(rng.randint(1, 500) * MS)
         process.resume()
         self.bucket.end_outage()
@@ -209,7 +212,7 @@ class ObjectWalWorld:
     def _collect(self) -> None:
         later_ms = FENCE_MS + 1 if self.checks_session else 0
         for info in self.bucket.page("wal/", "", None)[0]:
-            if is_wal_orphan(self.state, info, self.scheduler.now_ns // MS + later_ms):
+            if collector.is_wal_orphan(self.state, info, self.scheduler.now_ns // MS + later_ms):
                 self.seen["collected"] += 1
                 at_once(self.bucket.memory.delete(info.key))
 

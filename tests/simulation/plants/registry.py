@@ -43,6 +43,9 @@ CLUSTER_PLANTS: dict[str, Plant] = {}
 MOVE_PLANTS: dict[str, Plant] = {}
 """Those of planned moves."""
 
+OBJECT_PLANTS: dict[str, Plant] = {}
+"""Those of the object WAL."""
+
 
 def _register(among: dict[str, Plant], first: int, options: Options) -> Callable[[Callable[[], Patches]], None]:
     def register(make: Callable[[], Patches]) -> None:
