@@ -10,19 +10,26 @@ from typing import TYPE_CHECKING, TypeVar
 
 from protocol.errors import ErrorCode, KafkaError
 from protocol.records import iterate_batches
+from storage.manifest import range_row
 from storage.object_store import StoreError
 from storage.seal import CorruptSegment, RangeMissing, RangeRow
 
 if TYPE_CHECKING:
     from controller.client import ControllerClient
+    from storage.manifest import Manifests
     from storage.producers import ProducerStates
     from storage.reader import FoundBatch, Reader, ReadResult
 
 log = logging.getLogger(__name__)
 
 PLANS_MAX = 8
+FACTS_S = 1.0
+"""How far behind a broker's facts may be while it serves: only what is named after so long is missing for certain."""
 BACK_OFF_SECONDS_MAX = 2.0
 REPLAY_BYTES = 1024 * 1024
+ROWS_MAX = 64
+"""Ranges that a read is planned from."""
+NO_TIMESTAMP = -1 << 63
 
 _T = TypeVar("_T")
 
@@ -32,24 +39,32 @@ class StoreAway(KafkaError):
 
 
 class _Window:
-    """The state hands out a log's ranges a few at a time: `end` is where the last ones given to `read` end."""
+    """A log's ranges are read a few at a time: `end` is where the last ones given to `read` end. `since`: of those that
+    lie in manifests only those with a greatest timestamp of at least that are wanted."""
 
-    def __init__(self, offset: int, read: Callable[[Sequence[RangeRow], int], Awaitable[FoundBatch | None]]) -> None:
-        self._offset = offset
+    def __init__(
+        self,
+        offset: int,
+        read: Callable[[Sequence[RangeRow], int], Awaitable[FoundBatch | None]],
+        since: int = NO_TIMESTAMP,
+    ) -> None:
+        self.offset = offset
+        self.since = since
         self._read = read
         self.end: int | None = None
 
     def read(self, rows: Sequence[RangeRow]) -> Awaitable[FoundBatch | None]:
         self.end = rows[-1].range.end if rows else None
-        return self._read(rows, self._offset)
+        return self._read(rows, self.offset)
 
 
 class ColdReads:
     """Every method raises KafkaError(KAFKA_STORAGE_ERROR): the store is away (`StoreAway`), or an object that the
     newest facts name is missing or damaged (an alarm is logged)."""
 
-    def __init__(self, reader: Reader, controller: ControllerClient) -> None:
+    def __init__(self, reader: Reader, manifests: Manifests, controller: ControllerClient) -> None:
         self._reader = reader
+        self._manifests = manifests
         self._controller = controller
         self.alarms = 0
         """Named objects found missing or damaged."""
@@ -59,7 +74,7 @@ class ColdReads:
     ) -> ReadResult:
         """Batches from the one holding `offset` on, none that begins at or above `limit`; at least one if there is."""
         return await self._planned(
-            lambda: self._ranges(log_id, offset),
+            partial(self._ranges, log_id, offset),
             lambda rows: self._reader.read(rows, offset, limit, max_bytes, read_committed=read_committed),
         )
 
@@ -70,8 +85,10 @@ class ColdReads:
     async def find_timestamp(self, log_id: int, offset: int, timestamp: int, limit: int) -> FoundBatch | None:
         """The first committed batch in [offset, limit) whose max timestamp is at least `timestamp`."""
         while True:
-            window = _Window(offset, lambda rows, at: self._reader.find_timestamp(rows, timestamp, limit, at))
-            found = await self._planned(partial(self._ranges, log_id, offset), window.read)
+            window = _Window(
+                offset, lambda rows, at: self._reader.find_timestamp(rows, timestamp, limit, at), timestamp
+            )
+            found = await self._planned(partial(self._window, log_id, window), window.read)
             if found is not None or window.end is None or window.end >= limit:
                 return found
             offset = window.end
@@ -81,8 +98,9 @@ class ColdReads:
         """The committed batch with the greatest max timestamp in [offset, limit), the first of equals."""
         best: FoundBatch | None = None
         while True:
-            window = _Window(offset, lambda rows, at: self._reader.find_max_timestamp(rows, limit, at))
-            found = await self._planned(partial(self._ranges, log_id, offset), window.read)
+            since = NO_TIMESTAMP if best is None else best.max_timestamp + 1
+            window = _Window(offset, lambda rows, at: self._reader.find_max_timestamp(rows, limit, at), since)
+            found = await self._planned(partial(self._window, log_id, window), window.read)
             if found is not None and (best is None or found.max_timestamp > best.max_timestamp):
                 best = found
             if window.end is None or window.end >= limit:
@@ -130,31 +148,61 @@ class ColdReads:
         async def read(rows: Sequence[RangeRow]) -> tuple[bytes, int]:
             return await self._reader.producers(rows[0]) if rows else (b"", 1 << 62)
 
-        return await self._planned(lambda: self._newest(log_id), read)
+        return await self._planned(partial(self._newest, log_id), read)
 
-    def _ranges(self, log_id: int, offset: int) -> list[RangeRow]:
-        return self._controller.state.ranges(log_id, offset)
+    async def _ranges(self, log_id: int, offset: int) -> list[RangeRow]:
+        """The ranges from the one that holds `offset` on, at most `ROWS_MAX`; those in manifests too."""
+        rows: list[RangeRow] = []
+        while len(rows) < ROWS_MAX:
+            pointer = self._controller.state.manifest_at(log_id, offset)
+            if pointer is None:
+                return rows + self._controller.state.ranges(log_id, offset, ROWS_MAX - len(rows))
+            manifest = await self._manifests.get(log_id, pointer)
+            first = max(pointer.first, manifest.first_beyond(offset))
+            rows += [range_row(log_id, row) for row in manifest.rows(first, first + ROWS_MAX - len(rows))]
+            offset = rows[-1].range.end
+        return rows
 
-    def _newest(self, log_id: int) -> list[RangeRow]:
+    async def _window(self, log_id: int, window: _Window) -> list[RangeRow]:
+        """As `_ranges` from the window's offset on, past the ranges in manifests that are too old for it."""
+        state, offset = self._controller.state, window.offset
+        while (pointer := state.manifest_at(log_id, offset)) is not None:
+            if pointer.max_timestamp >= window.since:
+                manifest = await self._manifests.get(log_id, pointer)
+                first = manifest.first_since(window.since)
+                if first < manifest.count:
+                    offset = max(offset, manifest.row(first).range.base)
+                    break
+            offset = pointer.end
+        return await self._ranges(log_id, offset)
+
+    async def _newest(self, log_id: int) -> list[RangeRow]:
         row = self._controller.state.newest_range(log_id)
         return [] if row is None else [row]
 
     async def _planned(
-        self, plan: Callable[[], Sequence[RangeRow]], read: Callable[[Sequence[RangeRow]], Awaitable[_T]]
+        self, plan: Callable[[], Awaitable[Sequence[RangeRow]]], read: Callable[[Sequence[RangeRow]], Awaitable[_T]]
     ) -> _T:
-        missing = None
-        for _ in range(PLANS_MAX):
-            rows = plan()
-            if missing is not None and any(row.key == missing for row in rows):
-                raise self._alarm(f"segment {missing} is named by the newest facts and does not exist")
+        missing, waited_s = None, 0.0
+        plans = 0
+        while plans < PLANS_MAX:
             try:
-                return await read(rows)
+                rows = await plan()
+                if missing is None or not any(row.key == missing for row in rows):
+                    plans += 1
+                    return await read(rows)
             except RangeMissing as error:
-                missing = error.key
+                if error.key != missing:
+                    missing, waited_s = error.key, 0.0
+                    continue
             except CorruptSegment as error:
                 raise self._alarm(str(error)) from None
             except StoreError as error:
                 raise StoreAway(ErrorCode.KAFKA_STORAGE_ERROR, f"the object store does not answer: {error}") from None
+            if waited_s >= FACTS_S:
+                raise self._alarm(f"{missing} is named by the newest facts and does not exist")
+            await asyncio.sleep(FACTS_S / 10)  # the facts that un-named it may be on their way
+            waited_s += FACTS_S / 10
         raise StoreAway(ErrorCode.KAFKA_STORAGE_ERROR, "ranges changed faster than they could be read")
 
     async def _patiently(self, read: Callable[[], Awaitable[_T]]) -> _T:

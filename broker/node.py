@@ -13,6 +13,7 @@ from broker.bucket import Bucket, CannotStart
 from broker.clock import SystemClock
 from broker.cold import ColdReads
 from broker.configs import TopicDefaults, TopicRules
+from broker.control_settings import controller_settings, merge_rules
 from broker.dispatch import HANDLERS
 from broker.fetch_sessions import FetchSessions
 from broker.groups.coordinator import GroupCoordinators
@@ -22,6 +23,7 @@ from broker.handlers.fetch import COLD_PARALLEL
 from broker.handlers.init_producer_id import ProducerIds
 from broker.log import Log
 from broker.log_table import LogTable
+from broker.merging import Merging
 from broker.metadata_cache import MetadataCache
 from broker.metadata_place import MetadataPlace
 from broker.metrics import Counters, Metrics
@@ -41,14 +43,14 @@ from broker.wheel import Wheel
 from controller import facts as f
 from controller.client import ClusterController, Session
 from controller.commands import CleanStop, RegisterBroker
-from controller.decide import Limits
 from controller.election import Identity
 from controller.entries import CorruptMetadata, NewerFormat
 from controller.metadata_log import MetadataLog
 from controller.remote import RemoteController
-from controller.runtime import ControllerSettings, Runtime
+from controller.runtime import Runtime
 from controller.service import ControllerService
 from protocol.errors import ErrorCode, KafkaError
+from storage.manifest import Manifests
 from storage.object_store import ObjectStore, StoreError
 from storage.object_store import open_store as open_store_of
 from storage.reader import Reader
@@ -277,6 +279,7 @@ class Broker:
         tasks.spawn(self.sealing.run(), name="sealing")
         tasks.spawn(self.moves.run(), name="move logs")
         tasks.spawn(self.moves.warm_up(), name="warm up")
+        tasks.spawn(self.merging.run(), name="merging")
         tasks.spawn(self._watch_space(), name="watch space")
         tasks.spawn(self.named.run(), name="recover named instances")
         await self.recovery.recover_all(locked, registered)
@@ -353,18 +356,7 @@ class Broker:
             token=self.token,
             identity=identity,
             rules=TopicRules(settings),
-            settings=ControllerSettings(
-                session_ms=settings.tidelog_session_timeout_ms,
-                lease_ms=settings.tidelog_controller_lease_ms,
-                delete_grace_ms=settings.tidelog_delete_grace_ms,
-                retention_check_ms=settings.log_retention_check_interval_ms,
-                orphan_check_ms=settings.tidelog_orphan_check_interval_ms,
-                balance=settings.tidelog_balance,
-                balance_interval_ms=settings.tidelog_balance_interval_ms,
-                balance_moves_max=settings.tidelog_balance_moves_max,
-                balance_threshold_percent=settings.tidelog_balance_threshold_percent,
-                limits=Limits(ranges_per_log=settings.tidelog_log_ranges_max),
-            ),
+            settings=controller_settings(settings),
             remote=self._remote,
         )
         return ClusterController(
@@ -386,7 +378,7 @@ class Broker:
             read_ahead_bytes_max=cache // READ_AHEAD_SHARE,
             parallel=settings.tidelog_read_parallel,
         )
-        cold = ColdReads(reader, controller)
+        cold = ColdReads(reader, Manifests(self.store, tasks, cluster_id=self.cluster_id), controller)
         defaults = TopicDefaults(settings)
         self.logs = LogTable(
             settings, controller, self.clock, defaults, cold, tasks, self.counters, incarnation=self.incarnation
@@ -406,10 +398,21 @@ class Broker:
         )
         groups = GroupCoordinators(settings, controller, self.clock, self.token, tasks, self._advance_start)
         metadata_cache = MetadataCache(lambda: controller.state)
+        self.merging = Merging(
+            store=self.store,
+            controller=controller,
+            incarnation=self.incarnation,
+            cluster_id=self.cluster_id,
+            token=self.token,
+            rules=merge_rules(settings),
+            bytes_per_s=settings.tidelog_merge_bytes_per_second,
+            is_busy=lambda: bool(len(self.logs.space)) or reader.busy,
+        )
         for listener in (
             self.logs.apply,
             self.sealing.on_facts,
             self.moves.on_facts,
+            self.merging.on_facts,
             metadata_cache.on_facts,
             self.named.on_facts,
             self._on_facts,

@@ -38,6 +38,7 @@ def register(broker: Broker) -> None:
     _wal(broker)
     _bucket(broker)
     _moves(broker)
+    _merging(broker)
     _control(broker)
 
 
@@ -93,7 +94,11 @@ def _logs(broker: Broker) -> None:
     metrics.gauge("tidelog_tail_bytes", "Memory of all tails.", lambda: logs.memory.bytes)
     metrics.gauge("tidelog_tail_kept_bytes", "Of that, what is in the bucket already.", lambda: logs.kept_bytes)
     metrics.gauge("tidelog_space_waiting", "Produce requests waiting for space now.", lambda: len(logs.space))
-    metrics.counter("tidelog_alarms", "Named objects found missing or damaged.", lambda: broker.services.cold.alarms)
+    metrics.counter(
+        "tidelog_alarms",
+        "Named objects found missing or damaged.",
+        lambda: broker.services.cold.alarms + broker.merging.alarms,
+    )
 
 
 def _wal(broker: Broker) -> None:
@@ -172,6 +177,21 @@ def _moves(broker: Broker) -> None:
         "Bytes of batches read back from the bucket because a log opened here.",
         lambda: logs.replayed_bytes,
     )
+
+
+def _merging(broker: Broker) -> None:
+    merging, metrics = broker.merging, broker.metrics
+    for name, text in (
+        ("jobs", "Merge jobs done."),
+        ("jobs_given_up", "Merge jobs given up because the store did not answer."),
+        ("refused_parts", "Outputs of merge jobs that came too late to count."),
+        ("ranges", "Ranges merged into larger ones."),
+        ("manifests_written", "Manifests written."),
+        ("bytes_read", "Bytes read for merging."),
+        ("bytes_written", "Bytes written by merging."),
+    ):
+        metrics.counter(f"tidelog_merge_{name}", text, lambda name=name: getattr(merging, name))  # type: ignore[misc]
+    metrics.gauge("tidelog_merge_waiting", "Open merge jobs of this broker.", lambda: merging.waiting)
 
 
 def _control(broker: Broker) -> None:

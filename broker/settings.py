@@ -213,7 +213,40 @@ class Settings:
     tidelog_seal_bytes: int = setting(64 * MIB, "A log's or the tails' bytes that start an upload.", at_least=64 * KIB)
     tidelog_seal_ms: int = setting(10_000, "Age of the oldest batch that starts an upload.", at_least=10)
     tidelog_log_ranges_max: int = setting(
-        20_000, "Ranges one log may have in the metadata; seals slow down on the way there.", at_least=16
+        20_000,
+        "Ranges one log may have in the metadata; seals slow down on the way there. Merging keeps them far below.",
+        at_least=16,
+    )
+    tidelog_merge_enable: bool = setting(
+        True, "Merge ranges, and move old ones to manifests: what keeps the metadata of a log small."
+    )
+    tidelog_merge_fan_out: int = setting(
+        16, "Neighbouring ranges of a level that become one of the next.", at_least=2, at_most=256
+    )
+    tidelog_merge_object_bytes: int = setting(
+        64 * MIB,
+        "The largest object that a merge makes. So much memory a merge may take, at most.",
+        at_least=64 * KIB,
+        at_most=1 * GIB,
+    )
+    tidelog_merge_shared_ms: int = setting(
+        3_600_000,
+        "Ranges that share their object with those of other partitions are merged after so long, few as they may be.",
+        at_least=100,
+    )
+    tidelog_merge_bytes_per_second: int = setting(
+        32 * MIB, "What one broker reads and writes for merging, together; 0: no limit.", at_least=0
+    )
+    tidelog_merge_check_interval_ms: int = setting(
+        1_000, "How often the controller looks for what to merge.", at_least=10
+    )
+    tidelog_log_ranges_head_max: int = setting(
+        48,
+        "Ranges of a partition in the metadata beyond which the oldest move to a manifest in the bucket.",
+        at_least=4,
+    )
+    tidelog_manifest_ranges_max: int = setting(
+        4_096, "Ranges in one manifest; a partition with more has several.", at_least=4, at_most=65_536
     )
     tidelog_upload_parallel: int = setting(4, "Segments uploaded at the same time.", at_least=1, at_most=64)
     tidelog_upload_bytes_per_second: int = setting(0, "Pace of uploads; 0: none.", at_least=0)

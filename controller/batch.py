@@ -49,7 +49,24 @@ def touches(state: ClusterState, command: Any) -> set[Hashable] | None:
         return set()
     if isinstance(command, c.ForgetObjects):
         return {("doomed",)}
+    if isinstance(command, c.OpenJobs | c.ReplaceRanges | c.WriteManifests | c.CloseJob | c.DropManifestRows):
+        return _merging(state, command)
+    if isinstance(command, c.ForgetJobs):
+        return {("job", number) for number in command.jobs}
     return None
+
+
+def _merging(state: ClusterState, command: Any) -> set[Hashable]:
+    if isinstance(command, c.OpenJobs):
+        log_ids = {part.log_id for job in command.jobs for part in job.parts}
+        found: set[Hashable] = {("job",)}
+    elif isinstance(command, c.DropManifestRows):
+        log_ids, found = {command.log_id}, {("doomed",)}
+    else:
+        job = state.jobs.get(command.job)
+        log_ids = {part.log_id for part in job.parts} if job is not None else set()
+        found = {("job", command.job), ("doomed",)}
+    return found | log_ids | {("start", log_id) for log_id in log_ids}
 
 
 def _resource(item: c.ConfigAlteration) -> Hashable:

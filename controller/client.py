@@ -126,6 +126,10 @@ class ControllerClient(Protocol):
     @overload
     async def ask(self, command: c.AdvanceLogStart, timeout_ms: int = ASK_TIMEOUT_MS) -> c.LogStarts: ...
     @overload
+    async def ask(
+        self, command: c.ReplaceRanges | c.WriteManifests, timeout_ms: int = ASK_TIMEOUT_MS
+    ) -> c.JobAnswer: ...
+    @overload
     async def ask(self, command: c.RequestMoves | c.CancelMoves, timeout_ms: int = ASK_TIMEOUT_MS) -> c.MovesAnswer: ...
     @overload
     async def ask(self, command: c.DrainBroker | c.LeaveCluster, timeout_ms: int = ASK_TIMEOUT_MS) -> c.DrainAnswer: ...
@@ -134,7 +138,7 @@ class ControllerClient(Protocol):
     @overload
     async def ask(
         self,
-        command: c.RegisterWal | c.EndSession | c.RetireWal | c.CleanStop | c.RaiseFormatLevel,
+        command: c.RegisterWal | c.EndSession | c.RetireWal | c.CleanStop | c.RaiseFormatLevel | c.CloseJob,
         timeout_ms: int = ASK_TIMEOUT_MS,
     ) -> c.Done: ...
 

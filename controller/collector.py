@@ -2,7 +2,11 @@
 
 Doomed objects were un-named by facts. Orphans were uploaded but no fact names them; one may go only if no later
 commit can name it: its seal is at or below the last committed one of its incarnation, or the incarnation is over and
-all its WAL instances are retired or lost. Neither ever becomes false again, so an old view of the state does no harm.
+all its WAL instances are retired or lost, or its merge job is closed without it. None of these ever becomes false
+again, so an old view of the state does no harm.
+
+What a merge job made is garbage only if the job's end says so, not because the state does not name it: it may be named
+by a manifest, which is in the bucket.
 
 Objects of a WAL go by the same kind of rule: what is committed, and everything of an instance that is retired or lost.
 Only its fence stays for a while: with it the object store itself refuses what a process of long ago still sends.
@@ -13,14 +17,19 @@ from collections.abc import Iterable
 
 from controller.state import ClusterState
 from storage.object_store import ObjectInfo
+from storage.seal import MANIFESTS, MERGED
 from storage.wal.object_format import FENCE_SIZE, parse_key
 
 SEGMENTS = "segments/"
 _KEY = re.compile(r"segments/(\d+)/([0-9a-f]{16})/(\d+)-(\d+)")
+_OUTPUT = re.compile(rf"(?:{MERGED}|{MANIFESTS})(\d{{10}})/(\d+)")
 
 
 def is_orphan(state: ClusterState, key: str) -> bool:
-    """Whether the object at `key` is a segment that nothing names and nothing ever will."""
+    """Whether the object at `key` is a segment or a manifest that nothing names and nothing ever will."""
+    output = _OUTPUT.fullmatch(key)
+    if output is not None:
+        return state.job_table.is_void(int(output[1]), int(output[2]))
     match = _KEY.fullmatch(key)
     if match is None or key in state.objects.numbers or key in state.objects.doomed:
         return False

@@ -10,8 +10,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from controller.codec import Registry
-from controller.facts import FORMAT_LEVEL, Listener, LogStart, MoveTarget, ScannedLog
-from storage.seal import CommitAndMove, CommitAnswer, CommitSeal, Recovery
+from controller.facts import (
+    FORMAT_LEVEL,
+    Listener,
+    LogStart,
+    Merged,
+    MergePart,
+    MoveTarget,
+    NewManifest,
+    ScannedLog,
+    UnnamedObject,
+)
+from storage.seal import CommitAndMove, CommitAnswer, CommitSeal, ManifestPointer, Recovery
 
 _commands = Registry("command")
 _answers = Registry("answer")
@@ -66,6 +76,14 @@ class ConfigAlteration(NamedTuple):
     resource_name: str
     replace: bool
     changes: tuple[ConfigChange, ...]
+
+
+class NewJob(NamedTuple):
+    """A merge job for a live incarnation; `kind` and `parts` as in the fact `MergeJobOpened`."""
+
+    incarnation: int
+    kind: str
+    parts: tuple[MergePart, ...]
 
 
 class TopicResult(NamedTuple):
@@ -392,6 +410,70 @@ class RaiseFormatLevel:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenJobs:
+    """The controller's own: these jobs are to be done. Parts that do not fit the state are left out. Answer `Done`."""
+
+    command_id: bytes
+    jobs: tuple[NewJob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceRanges:
+    """A merge job is done: every output is stored. Answer `JobAnswer`.
+
+    An output counts if its inputs are all still named, next to each other and the same, and it covers exactly their
+    offsets, bytes and batches. INVALID_REQUEST: the job is not open, or not the asker's.
+    """
+
+    command_id: bytes
+    incarnation: int
+    job: int
+    outputs: tuple[Merged, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteManifests:
+    """A job of kind `manifest` is done: every manifest is stored. Answer and errors as `ReplaceRanges`."""
+
+    command_id: bytes
+    incarnation: int
+    job: int
+    manifests: tuple[NewManifest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseJob:
+    """The incarnation gives its job up. Answer `Done`, also if it was closed before."""
+
+    command_id: bytes
+    incarnation: int
+    job: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropManifestRows:
+    """The controller's own: `found` is the manifest of the log as it is, `left` what remains of it (None: nothing).
+
+    Answer `Done`. The dropped rows hold `objects`; they lie below the log's start, or the log is gone. Nothing happens
+    if the manifest has changed.
+    """
+
+    command_id: bytes
+    log_id: int
+    found: ManifestPointer
+    left: ManifestPointer | None
+    objects: tuple[UnnamedObject, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetJobs:
+    """The controller's own: the bucket was searched for what these closed jobs left. Answer `Done`."""
+
+    command_id: bytes
+    jobs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """It is a fact."""
 
@@ -468,6 +550,13 @@ class DrainAnswer:
     without_target: int
 
 
+@dataclass(frozen=True, slots=True)
+class JobAnswer:
+    """What became of a job: outputs of the `refused` logs will never be named."""
+
+    refused: tuple[int, ...]
+
+
 COMMAND_TAGS: dict[int, type] = {
     1: RegisterBroker,
     2: RegisterWal,
@@ -495,6 +584,12 @@ COMMAND_TAGS: dict[int, type] = {
     42: DrainBroker,
     43: CommitAndMove,
     44: LeaveCluster,
+    50: OpenJobs,
+    51: ReplaceRanges,
+    52: WriteManifests,
+    53: CloseJob,
+    54: DropManifestRows,
+    55: ForgetJobs,
     60: RecoverInstances,
 }
 
@@ -511,6 +606,7 @@ ANSWER_TAGS: dict[int, type] = {
     10: CommitAnswer,
     20: MovesAnswer,
     21: DrainAnswer,
+    30: JobAnswer,
 }
 
 for _tag, _cls in COMMAND_TAGS.items():

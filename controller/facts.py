@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from controller.codec import Registry, UnknownTag
-from storage.seal import CommittedThrough, Recovery, SegmentObject
+from storage.seal import CommittedThrough, ManifestPointer, Range, Recovery, SegmentObject
 
 FORMAT_LEVEL = 2
 """The highest format level that this version writes and understands."""
@@ -71,6 +71,41 @@ class MoveTarget(NamedTuple):
 
     log_id: int
     node_id: int
+
+
+class MergePart(NamedTuple):
+    """The inputs of one output: `ranges` neighbouring ranges of a log that cover [base, end). `crc` is the CRC-32 of
+    their rows in the state: what was replaced since, or whose first range fell below the start, does not match it.
+    """
+
+    log_id: int
+    base: int
+    end: int
+    ranges: int
+    crc: int
+
+
+class Merged(NamedTuple):
+    """The one range, in an object of its own of `size` bytes, that replaces a part."""
+
+    size: int
+    range: Range
+
+
+class NewManifest(NamedTuple):
+    """A manifest with the rows of a part. `replaces`: the job of the log's last manifest, whose rows it begins with;
+    -1: it begins with the part."""
+
+    log_id: int
+    replaces: int
+    pointer: ManifestPointer
+
+
+class UnnamedObject(NamedTuple):
+    """An object that nothing names any more."""
+
+    key: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +363,64 @@ class BrokerLeaving:
 
 
 @dataclass(frozen=True, slots=True)
+class MergeJobOpened:
+    """`incarnation` merges each part into one range (`kind` `merge`), or moves it to a manifest (`manifest`).
+
+    Jobs are numbered from 0. What a job makes lies under keys of its own, and may be named only while it is open. It
+    closes by one of the next three facts, or with the session of its incarnation; never opens again.
+    """
+
+    job: int
+    node_id: int
+    incarnation: int
+    kind: str
+    parts: tuple[MergePart, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RangesReplaced:
+    """The job is done: these ranges stand in the place of their parts. Outputs of its other parts are void."""
+
+    job: int
+    outputs: tuple[Merged, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestsWritten:
+    """The job is done: the rows of these parts are in manifests. Outputs of its other parts are void."""
+
+    job: int
+    manifests: tuple[NewManifest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobClosed:
+    """Nothing of the job is named, nor ever will be."""
+
+    job: int
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRowsDropped:
+    """Rows of a manifest that lie below the log's start, or whose log is gone, are gone: `objects` were theirs.
+
+    `job` is the manifest's. `pointer`: what is left of it; None: nothing, the manifest goes too.
+    """
+
+    log_id: int
+    job: int
+    pointer: ManifestPointer | None
+    objects: tuple[UnnamedObject, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobsForgotten:
+    """Void outputs of these jobs are not looked for any more: the bucket was searched for them."""
+
+    jobs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StateReloaded:
     """Never written: tells listeners that the state was replaced as a whole by a snapshot. Look at everything again."""
 
@@ -355,6 +448,12 @@ Fact = (
     | LogStartAdvanced
     | ObjectsDeleted
     | ProducerIdsAllocated
+    | MergeJobOpened
+    | RangesReplaced
+    | ManifestsWritten
+    | JobClosed
+    | ManifestRowsDropped
+    | JobsForgotten
     | MovesRequested
     | MovesCancelled
     | NodeDrained
@@ -386,6 +485,12 @@ TAGS: dict[int, type] = {
     31: LogStartAdvanced,
     32: ObjectsDeleted,
     33: ProducerIdsAllocated,
+    40: MergeJobOpened,
+    41: RangesReplaced,
+    42: ManifestsWritten,
+    43: JobClosed,
+    44: ManifestRowsDropped,
+    45: JobsForgotten,
     60: MovesRequested,
     61: MovesCancelled,
     62: NodeDrained,

@@ -1,6 +1,7 @@
-"""Objects of the bucket that committed ranges name: reference counts, and the doomed list.
+"""Objects of the bucket that committed ranges name: reference counts of sealed objects, and the doomed list.
 
-Ranges name an object by its number (u32, given in commit order, never reused), so that a range stays small.
+Ranges name an object by its number (u32, given in commit order, never reused), so that a range stays small. What merge
+jobs made holds one range each and is named by job and log; it comes here only to be doomed.
 """
 
 from collections.abc import Iterable, Iterator
@@ -48,6 +49,11 @@ class ObjectTable:
                 del self.named[number]
                 del self.numbers[found.key]
                 self.doomed[found.key] = found.size
+
+    def doom(self, key: str, size: int) -> None:
+        """An object that has no number here is not named any more."""
+        assert key not in self.numbers
+        self.doomed[key] = size
 
     def deleted(self, keys: Iterable[str]) -> None:
         """They are gone from the bucket."""

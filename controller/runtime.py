@@ -20,6 +20,7 @@ from controller.decide import Context, Decision, Heard, Limits, decide, is_remem
 from controller.election import Election, Identity, is_over
 from controller.entries import FIRST_HASH, CorruptMetadata, Entry, RememberedAnswer, encode_entry
 from controller.hedging import HedgedLog
+from controller.merging import MergeRules
 from controller.metadata_log import KEEP_ENTRIES, BelowBoundary, MetadataLog
 from controller.queue import CommandQueue, Waiting
 from controller.remote import ControllerSilent, RemoteController
@@ -48,6 +49,8 @@ class ControllerSettings(NamedTuple):
     delete_grace_ms: int = 600_000
     retention_check_ms: int = 300_000
     orphan_check_ms: int = 3_600_000
+    merge_check_ms: int = 1_000
+    merging: MergeRules = MergeRules()
     snapshot_bytes: int = 64 << 20
     snapshot_entries: int = 1_000
     keep_entries: int = KEEP_ENTRIES

@@ -28,6 +28,9 @@ _BY_THE_ASKER = (
     c.CleanStop,
     c.AllocateProducerIds,
     c.LeaveCluster,
+    c.ReplaceRanges,
+    c.WriteManifests,
+    c.CloseJob,
 )
 """Commands in the name of their `incarnation`, which nobody else may give."""
 _BY_ANY_BROKER = (

@@ -21,12 +21,13 @@ from controller.brokers import Broker, BrokerTable
 from controller.codec import Malformed
 from controller.configs import TOPIC, ConfigTable
 from controller.entries import NewerFormat
-from controller.log_index import LogIndex, LogState
+from controller.jobs import Job, JobTable
+from controller.log_index import LEVEL_MAX, LogIndex, LogState, PackedRange, pack_merged_row
 from controller.moves import MoveTable
 from controller.objects import ObjectTable
 from controller.topics import Topic, TopicTable
 from controller.wals import WalState, WalTable
-from storage.seal import CommitAnswer, RangeRow
+from storage.seal import CommitAnswer, ManifestPointer, RangeRow, manifest_key, merged_key
 
 _Bytes = bytes  # the class below has a method of that name
 
@@ -72,6 +73,7 @@ class ClusterState:
         self.wal_table = WalTable()
         self.log_index = LogIndex()
         self.objects = ObjectTable()
+        self.job_table = JobTable()
         self.config_table = ConfigTable()
         self.move_table = MoveTable()
         self.answers = AnswerTable()
@@ -127,8 +129,19 @@ class ClusterState:
         """The node where the log was created or that an operator last chose for it; else its leader."""
         return self.move_table.preferred.get(log_id, self.logs[log_id].leader_node)
 
+    @property
+    def jobs(self) -> dict[int, Job]:
+        """Open merge jobs by number."""
+        return self.job_table.jobs
+
+    def manifest_at(self, log_id: int, offset: int) -> ManifestPointer | None:
+        """The manifest with the first committed range that ends above `offset`; None if the state itself has it."""
+        log = self.logs.get(log_id)
+        return None if log is None else log.manifest_at(offset)
+
     def ranges(self, log_id: int, offset: int, limit: int = 64) -> list[RangeRow]:
-        """The committed ranges from the one that holds `offset` (else the next one after it) on, at most `limit`.
+        """The committed ranges from the one that holds `offset` (else the next one after it) on, at most `limit`;
+        without those in manifests (`manifest_at`).
 
         Empty if the log is unknown or `offset` is at or above its committed end.
         """
@@ -149,8 +162,16 @@ class ClusterState:
 
     def _range_row(self, log: LogState, index: int) -> RangeRow:
         row = log.row(index)
+        if row.level:
+            return RangeRow(merged_key(row.object, log.log_id), row.size, row.range)
         found = self.objects.named[row.object]
         return RangeRow(found.key, found.size, row.range)
+
+    def newest_ms(self, row: PackedRange) -> int:
+        """The wall time from which retention counts the age of a range: its newest record, or else its commit."""
+        if row.range.max_timestamp >= 0:
+            return row.range.max_timestamp
+        return row.committed_ms if row.level else self.objects.named[row.object].committed_ms
 
     def bytes(self, log_id: int) -> int:
         """Bytes of the committed ranges of the log; 0 if it is unknown."""
@@ -227,6 +248,7 @@ class ClusterState:
             self.log_index.recover(wal.wal_id)
         if fact.incarnation == self.controller_incarnation:
             self.controller_resigned = True
+        self.job_table.end(fact.incarnation)
         self._close_incarnation(fact.incarnation)
 
     def _recovery_named(self, fact: f.RecoveryNamed) -> None:
@@ -280,7 +302,7 @@ class ClusterState:
         self.topic_table.delete(fact.topic_id, self.position, leaders)
         self.move_table.forget(log.log_id for log in logs)
         for log in logs:
-            self.objects.release(self.log_index.remove(log.log_id))
+            self._unname(log.log_id, *self.log_index.remove(log.log_id))
 
     def _names_freed(self, fact: f.NamesFreed) -> None:
         self.topic_table.free(fact.names)
@@ -306,13 +328,74 @@ class ClusterState:
         for item in fact.objects:
             number = self.objects.commit(item.key, item.size, len(item.ranges), self.wall_ms)
             for committed in item.ranges:
-                self.objects.release(self.log_index.commit(number, committed))
+                self._unname(committed.log_id, self.log_index.commit(number, committed))
         self.wal_table.commit_through(fact.committed_through)
 
     def _log_start_advanced(self, fact: f.LogStartAdvanced) -> None:
         keep_state = self.format_level >= STATE_ROWS_LEVEL
         for log_id, start in fact.starts:
-            self.objects.release(self.log_index.advance_start(log_id, start, keep_state=keep_state))
+            self._unname(log_id, *self.log_index.advance_start(log_id, start, keep_state=keep_state))
+
+    def _unname(self, log_id: int, rows: Iterable[PackedRange], manifests: Iterable[ManifestPointer] = ()) -> None:
+        """Ranges and manifests that are no part of the log any more. Rows in manifests wait for `ManifestRowsDropped`,
+        because only whoever reads the manifest knows their objects.
+        """
+        for row in rows:
+            if row.level:
+                self.objects.doom(merged_key(row.object, log_id), row.size)
+            else:
+                self.objects.release((row.object,))
+        self.job_table.spend(log_id, manifests)
+
+    # Merging
+
+    def _merge_job_opened(self, fact: f.MergeJobOpened) -> None:
+        assert self.broker_table.is_alive(fact.incarnation)
+        self.job_table.open(fact)
+
+    def _ranges_replaced(self, fact: f.RangesReplaced) -> None:
+        job = self.job_table.close(fact.job, (output.range.log_id for output in fact.outputs))
+        for size, item in fact.outputs:
+            part = job.part(item.log_id)
+            assert part is not None
+            log = self.logs[item.log_id]
+            first = log.find_part(part)
+            assert first is not None, f"{part} is not there"
+            inputs = [log.row(index) for index in range(first, first + part.ranges)]
+            level = min(LEVEL_MAX, 1 + max(row.level for row in inputs))
+            committed_ms = max(self.newest_ms(row) for row in inputs)
+            packed = pack_merged_row(fact.job, item, size, level, committed_ms)
+            self._unname(item.log_id, self.log_index.merge(item.log_id, part, packed))
+
+    def _manifests_written(self, fact: f.ManifestsWritten) -> None:
+        job = self.job_table.close(fact.job, (new.log_id for new in fact.manifests))
+        for new in fact.manifests:
+            part = job.part(new.log_id)
+            assert part is not None
+            replaced = self.log_index.move_to_manifest(new, part)
+            if replaced is not None:
+                self.objects.doom(manifest_key(replaced.job, new.log_id), replaced.size)
+
+    def _job_closed(self, fact: f.JobClosed) -> None:
+        self.job_table.close(fact.job)
+
+    def _manifest_rows_dropped(self, fact: f.ManifestRowsDropped) -> None:
+        for key, size in fact.objects:
+            self.objects.doom(key, size)
+        log = self.logs.get(fact.log_id)
+        held = [] if log is None else [pointer for pointer in log.manifests if pointer.job == fact.job]
+        if held:
+            assert log is not None and fact.pointer is not None, "a whole manifest below the start is spent"
+            log.manifests[log.manifests.index(held[0])] = fact.pointer
+            log.size -= held[0].bytes - fact.pointer.bytes
+        else:
+            pointer = self.job_table.spent.pop((fact.job, fact.log_id))
+            assert fact.pointer is None
+            self.objects.doom(manifest_key(fact.job, fact.log_id), pointer.size)
+
+    def _jobs_forgotten(self, fact: f.JobsForgotten) -> None:
+        for number in fact.jobs:
+            self.job_table.void.pop(number, None)
 
     def _objects_deleted(self, fact: f.ObjectsDeleted) -> None:
         self.objects.deleted(fact.keys)
@@ -403,6 +486,8 @@ class ClusterState:
             9: (self.objects.doomed_rows(), self.objects.load_doomed),
             10: (self.config_table.rows(), self.config_table.load),
             11: (self.answers.rows(), self.answers.load),
+            12: (self.job_table.rows(), self.job_table.load),
+            13: (self.log_index.manifest_rows(), self.log_index.load_manifests),
             16: (self.move_table.wanted_rows(), self.move_table.load_wanted),
             17: (self.move_table.drained_rows(), self.move_table.load_drained),
             18: (self.move_table.preferred_rows(), self.move_table.load_preferred),
@@ -448,6 +533,12 @@ _APPLY = cast(
         f.LogStartAdvanced: ClusterState._log_start_advanced,
         f.ObjectsDeleted: ClusterState._objects_deleted,
         f.ProducerIdsAllocated: ClusterState._producer_ids_allocated,
+        f.MergeJobOpened: ClusterState._merge_job_opened,
+        f.RangesReplaced: ClusterState._ranges_replaced,
+        f.ManifestsWritten: ClusterState._manifests_written,
+        f.JobClosed: ClusterState._job_closed,
+        f.ManifestRowsDropped: ClusterState._manifest_rows_dropped,
+        f.JobsForgotten: ClusterState._jobs_forgotten,
         f.MovesRequested: ClusterState._moves_requested,
         f.MovesCancelled: ClusterState._moves_cancelled,
         f.NodeDrained: ClusterState._node_drained,

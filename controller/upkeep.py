@@ -18,7 +18,8 @@ from controller.decide.moves import is_leaving
 from controller.decide.takeover import take_over
 from controller.describe import describe_loss
 from controller.facts import LogStart
-from controller.retention import sweep
+from controller.merge_upkeep import MergeUpkeep
+from controller.retention import InManifest, sweep
 from controller.wals import Loss
 from protocol.errors import KafkaError
 from storage.clock import Clock
@@ -53,6 +54,8 @@ class Upkeep:
         self._token = token
         self.balancing = Balancing(runtime, clock, token)
         self._grace = Grace(runtime.settings.delete_grace_ms)
+        settings = runtime.settings
+        self._merging = MergeUpkeep(runtime, store, clock, token, self._ask, settings.merging, settings.merge_check_ms)
         self._snapshot: tuple[int, bytes, list[bytes]] | None = None
         self._snapshot_ready = asyncio.Event()
         self._reported: set[bytes] = set()
@@ -67,6 +70,7 @@ class Upkeep:
             self._rounds(grace_round_ms, self.housekeeping_round),
             self._rounds(settings.orphan_check_ms, self.orphan_round),
             self.balancing.run(),
+            self._rounds(settings.merge_check_ms, self._merging.merge_round),
             self._rounds(DRAIN_ROUND_MS, self.drain_round),
             self._rounds(TAKEOVER_ROUND_MS, self.takeover_round),
         ]
@@ -142,10 +146,13 @@ class Upkeep:
         async for starts in self._sliced(steps):
             await self._ask(SweepLogStarts(self._token(16), tuple(starts)))
 
-    async def _sliced(self, steps: Iterator[LogStart | None]) -> Any:
+    async def _sliced(self, steps: Iterator[LogStart | InManifest | None]) -> Any:
         found: list[LogStart] = []
         while step := list(islice(steps, LOGS_PER_STEP)):
-            found += [item for item in step if item is not None]
+            for item in step:
+                start = await self._merging.start_of(item) if isinstance(item, InManifest) else item
+                if start is not None:
+                    found.append(start)
             if len(found) >= STARTS_PER_COMMAND:
                 yield found
                 found = []
@@ -186,8 +193,8 @@ class Upkeep:
             await self._ask(ForgetObjects(self._token(16), tuple(keys)))
 
     async def orphan_round(self) -> None:
-        """Deletes segments and WAL objects that nothing names and nothing ever will."""
-        found: list[str] = []
+        """Deletes segments, manifests and WAL objects that nothing names and nothing ever will."""
+        found = [key for key in await self._merging.find_void() if is_orphan(self._runtime.replica.state, key)]
         async for info in self._store.list(SEGMENTS):
             if is_orphan(self._runtime.replica.state, info.key):
                 found.append(info.key)

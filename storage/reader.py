@@ -155,6 +155,11 @@ class Reader:
         self.gets = 0
         self.bytes_fetched = 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether half of the GETs that may run at a time do."""
+        return 2 * self._gate.holders >= self._gate.parallel
+
     async def read(
         self,
         rows: Sequence[RangeRow],

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 from protocol import Buffer
 
+MERGED = "merged/"
+MANIFESTS = "manifests/"
+
 
 class Writer(NamedTuple):
     """Who writes segments: one run of one broker."""
@@ -47,6 +50,35 @@ class RangeRow(NamedTuple):
     key: str
     size: int  # bytes of the whole object
     range: Range
+
+
+class ManifestPointer(NamedTuple):
+    """A manifest: an immutable object of range rows of one log, of which the first `first` are not needed any more.
+
+    `rows`, `bytes` (of batches), `base`, `end` and the last two are of the rows that are left; a row can be dropped by
+    time when `oldest_ms`, that of its newest record, or of its commit if it has none, is old enough.
+    """
+
+    job: int
+    size: int  # bytes of the object
+    first: int
+    rows: int
+    bytes: int
+    base: int
+    end: int
+    max_timestamp: int  # of all its rows, -1 if none has one
+    oldest_ms: int  # of the first row that is left
+    oldest_bytes: int  # of the first row that is left
+
+
+def merged_key(job: int, log_id: int) -> str:
+    """Where the range of `log_id` that merge job `job` makes lies: every job has keys of its own."""
+    return f"{MERGED}{job:010d}/{log_id}"
+
+
+def manifest_key(job: int, log_id: int) -> str:
+    """Where the manifest of `log_id` that job `job` writes lies."""
+    return f"{MANIFESTS}{job:010d}/{log_id}"
 
 
 @dataclass(slots=True)

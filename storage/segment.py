@@ -8,7 +8,8 @@
                        envelope length u32, flags u32 (none is known), format version u16, zero u16,
                        CRC-32C u32 of the footer up to here, magic `tdlogseg`
 
-Index, named by position: [key, cluster id, origin, logs]. Origin of a seal: [0, node id, incarnation, seal, part].
+Index, named by position: [key, cluster id, origin, logs]. Origin of a seal: [0, node id, incarnation, seal, part]; of
+what a merge job made: [1, job].
 Logs: log id and entry in turn, by log id; an entry is msgpack in a binary field, so that a reader of one log of
 thousands decodes one: [log id, leader epoch, base, end, position, length, max timestamp, LSO at end, batch count,
 blocks, producers, aborted].
@@ -43,6 +44,7 @@ __all__ = [
     "FOOTER_SIZE",
     "FORMAT_VERSION",
     "INDEX_GUESS_BYTES",
+    "ORIGIN_MERGE",
     "LogIndex",
     "LogReport",
     "ProducersPointer",
@@ -57,6 +59,7 @@ __all__ = [
     "describe_segment",
     "encode_segment",
     "encode_segment_in_steps",
+    "encode_tail",
     "fetch",
     "read_end",
     "read_index",
@@ -76,6 +79,7 @@ _FOOTER_CRC_POSITION = 28
 FOOTER_SIZE = _FOOTER.size
 _OFFSET_AND_TIMESTAMP = Struct(">q27xq")  # of a batch: base offset and max timestamp
 _ORIGIN_SEAL = 0
+ORIGIN_MERGE = 1
 
 
 class SegmentWriter(NamedTuple):
@@ -229,7 +233,7 @@ def _encode(writer: SegmentWriter, logs: Sequence[SealedLog]) -> Generator[None,
         entries += (log.log_id, msgpack.packb((*range_, log_blocks, producers, aborted)))
     identity = writer.writer
     origin = (_ORIGIN_SEAL, identity.node_id, identity.incarnation, writer.seal, writer.part)
-    tail = _encode_tail([writer.key, identity.cluster_id, origin, entries], position)
+    tail = encode_tail([writer.key, identity.cluster_id, origin, entries], position)
     parts.append(tail)
     return Segment(writer.key, parts, position + len(tail), tuple(ranges), tail)
 
@@ -281,8 +285,8 @@ def _close_block(block: list[Buffer], block_bytes: int, parts: list[Buffer]) -> 
     return crc
 
 
-def _encode_tail(index: list[Any], position: int) -> bytes:
-    """Index and footer, to be put at `position`."""
+def encode_tail(index: list[Any], position: int) -> bytes:
+    """Index, its entries of logs packed already, and footer, to be put at `position`."""
     packed: bytes = msgpack.packb(index)
     footer = bytearray(FOOTER_SIZE)
     _FOOTER.pack_into(footer, 0, position, len(packed), crc32c(packed), 0, 0, FORMAT_VERSION, 0, 0, MAGIC)

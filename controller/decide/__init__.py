@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from controller import commands as c
 from controller import facts as f
-from controller.decide import brokers, configs, housekeeping, moves, recovery, seals, takeover, topics
+from controller.decide import brokers, configs, housekeeping, merging, moves, recovery, seals, takeover, topics
 from controller.decide.context import Context, Decision, Heard, Limits
 from controller.state import ClusterState
 from protocol.errors import ErrorCode, KafkaError
@@ -48,6 +48,12 @@ _DECIDE = cast(
         c.AllocateProducerIds: housekeeping.allocate_producer_ids,
         c.ForgetObjects: housekeeping.forget_objects,
         c.FreeNames: housekeeping.free_names,
+        c.OpenJobs: merging.open_jobs,
+        c.ReplaceRanges: merging.replace_ranges,
+        c.WriteManifests: merging.write_manifests,
+        c.CloseJob: merging.close_job,
+        c.DropManifestRows: merging.drop_manifest_rows,
+        c.ForgetJobs: merging.forget_jobs,
     },
 )
 
@@ -75,10 +81,20 @@ def decide(state: ClusterState, command: Any, context: Context) -> Decision:
 
 def is_remembered(command: Any) -> bool:
     """Whether entries keep the command's answer: all but those that find their own first answer in the state."""
-    return not isinstance(
-        command,
-        CommitSeal | c.EndSilentSessions | c.RecoverInstances | c.SweepLogStarts | c.ForgetObjects | c.FreeNames,
-    )
+    return not isinstance(command, _NOT_REMEMBERED)
+
+
+_NOT_REMEMBERED = (
+    CommitSeal,
+    c.EndSilentSessions,
+    c.RecoverInstances,
+    c.SweepLogStarts,
+    c.ForgetObjects,
+    c.FreeNames,
+    c.OpenJobs,
+    c.DropManifestRows,
+    c.ForgetJobs,
+)
 
 
 __all__ = ["Context", "Decision", "Heard", "Limits", "decide", "is_remembered"]

@@ -24,6 +24,7 @@ from protocol import messages as m
 from protocol.apis import ApiKey
 from protocol.errors import ErrorCode, KafkaError
 from protocol.records import parse_header, patch_offset_and_epoch, records
+from storage.manifest import Manifests
 from storage.memory import MemoryStore
 from storage.producers import ProducerStates
 from storage.reader import Reader
@@ -466,7 +467,9 @@ class Bench:
         )
         clock = ManualClock()
         controller = cast(Any, self.controller)
-        self.cold = ColdReads(Reader(self.store, tasks, cache_bytes_max=1 << 20), controller)
+        self.cold = ColdReads(
+            Reader(self.store, tasks, cache_bytes_max=1 << 20), Manifests(self.store, tasks), controller
+        )
         self.uploader = Uploader(
             self.store, Writer("test-cluster", 1, NEW), cast(Any, self.controller.ask), tasks, clock
         )

@@ -5,6 +5,7 @@ release are read for ever: when a form grows, add a new file beside the old ones
 """
 
 from pathlib import Path
+from typing import Any
 
 import msgpack
 
@@ -12,8 +13,11 @@ from controller import commands as c
 from controller import facts as f
 from controller.commands import encode_answer
 from controller.entries import Entry, RememberedAnswer, SnapshotHead, encode_entry, frame_snapshot, hash_of
+from controller.jobs import MANIFEST, MERGE
 from controller.postgres_tables import CREATE, schema_of
-from storage.seal import CommitAnswer, CommittedThrough, Range, Recovery, SegmentObject
+from controller.state import ClusterState
+from storage.manifest import ManifestRow, point_to
+from storage.seal import CommitAnswer, CommittedThrough, ManifestPointer, Range, Recovery, SegmentObject
 from tests.controller.builders import CLUSTER, LISTENERS, Cluster, next_range, wal_id
 
 FILES = Path(__file__).parents[1] / "golden" / "metadata"
@@ -83,9 +87,24 @@ MOVE_ANSWERS: list[object] = [
     c.DrainAnswer(1000, 1),
 ]
 
+POINTER = ManifestPointer(12, 900, 3, 16, 2**40, 10, 2**40, 1_700_000_000_003, 1_700_000_000_001, 2**30)
+
+MERGE_FACTS: list[f.Fact] = [
+    f.MergeJobOpened(12, 1, 2**63, "merge", (f.MergePart(7, 10, 2**40, 16, 2**32 - 1),)),
+    f.RangesReplaced(12, (f.Merged(900, Range(7, 4, 10, 20, 0, 800, 1_700_000_000_003, 15, 2)),)),
+    f.ManifestsWritten(12, (f.NewManifest(7, -1, POINTER), f.NewManifest(8, 11, POINTER))),
+    f.JobClosed(12),
+    f.ManifestRowsDropped(7, 12, POINTER, (f.UnnamedObject("merged/0000000012/7", 900),)),
+    f.ManifestRowsDropped(7, 12, None, ()),
+    f.JobsForgotten((12, 2**32 - 1)),
+]
+
+MERGE_ANSWERS: list[object] = [c.JobAnswer((7, 8))]
+
 TEXTS: dict[str, tuple[list[f.Fact], list[object]]] = {
     "facts-1.txt": (FACTS, ANSWERS),
     "moves-2.txt": (MOVE_FACTS, MOVE_ANSWERS),
+    "merging-2.txt": (MERGE_FACTS, MERGE_ANSWERS),
 }
 """File name, which ends in the format level, -> facts and answers."""
 
@@ -144,17 +163,67 @@ def tables() -> str:
     return ";\n".join(lines) + ";\n"
 
 
+def merging() -> Cluster:
+    """A cluster with every form of ranges, jobs and manifests in its snapshot."""
+    made = Cluster(format_level=2)
+    made.register(1, 100)
+    made.create("t", 2)
+    for stamp in (-1, 1_699_999_999_999, -1, -1):
+        made.commit(100, made.log("t"), made.log("t", 1), timestamp=stamp)
+    log, other = made.log("t"), made.log("t", 1)
+
+    def do(kind: str, count: int, *logs: Any) -> tuple[int, list[Any]]:
+        parts = tuple(each.part(0, count) for each in logs)
+        made.decide(c.OpenJobs(made.token(16), (c.NewJob(100, kind, parts),)))
+        return made.state.job_table.next_job - 1, [[each.row(index) for index in range(count)] for each in logs]
+
+    def merge(count: int) -> None:
+        number, inputs = do(MERGE, count, log, other)
+        outputs = tuple(f.Merged(100 * count + 77, merged_range([row.range for row in rows])) for rows in inputs)
+        made.decide(c.ReplaceRanges(made.token(16), 100, number, outputs))
+
+    merge(2)
+    number, inputs = do(MANIFEST, 1, log, other)
+    manifests = []
+    for each, rows in zip((log, other), inputs):
+        old = [ManifestRow(row.object, row.size, row.range, made.state.newest_ms(row)) for row in rows]
+        manifests.append(f.NewManifest(each.log_id, -1, point_to(number, 200, old)))
+    made.decide(c.WriteManifests(made.token(16), 100, number, tuple(manifests)))
+    made.decide(c.AdvanceLogStart(made.token(16), (f.LogStart(other.log_id, other.end),)))
+    number, _ = do(MERGE, 1, log)
+    made.decide(c.CloseJob(made.token(16), 100, number))
+    do(MERGE, 2, log)
+    return made
+
+
+def merged_range(inputs: list[Range]) -> Range:
+    """What a merge job makes of ranges."""
+    last = inputs[-1]
+    return last._replace(
+        base=inputs[0].base,
+        position=0,
+        length=sum(one.length for one in inputs),
+        max_timestamp=max(one.max_timestamp for one in inputs),
+        batch_count=sum(one.batch_count for one in inputs),
+    )
+
+
+def snapshot(state: ClusterState) -> bytes:
+    """A snapshot as it lies in the bucket."""
+    head = SnapshotHead(CLUSTER, state.position, state.entry_hash)
+    return b"".join(frame_snapshot(head, state.encode_chunks()))
+
+
 def files() -> dict[str, bytes]:
     """File name to bytes, as this version writes them."""
-    state = cluster().state
-    head = SnapshotHead(CLUSTER, state.position, state.entry_hash)
     return {
         **{name: facts_text(*held).encode() for name, held in TEXTS.items()},
         "cluster-1.json": f'{{"cluster_id": "{CLUSTER}", "format": 1}}\n'.encode(),
         "cluster-2.json": f'{{"cluster_id": "{CLUSTER}", "format": 2, "metadata": "postgresql"}}\n'.encode(),
         "postgres-1.sql": tables().encode(),
         "entry-1.bin": encode_entry(entry()),
-        "snapshot-1.bin": b"".join(frame_snapshot(head, state.encode_chunks())),
+        "snapshot-1.bin": snapshot(cluster().state),
+        "merging-snapshot-2.bin": snapshot(merging().state),
     }
 
 

@@ -1,5 +1,7 @@
 """The bytes of the first release are read for ever, and this version still writes them."""
 
+from collections.abc import Callable
+
 import msgpack
 import pytest
 
@@ -8,6 +10,7 @@ from controller.commands import ANSWER_TAGS, decode_answer
 from controller.entries import decode_entry, unframe_snapshot
 from controller.state import ClusterState
 from tests.controller import golden
+from tests.controller.builders import Cluster
 
 
 def test_there_is_a_golden_form_of_every_fact_and_answer() -> None:
@@ -31,9 +34,10 @@ def test_entry() -> None:
     assert decode_entry((golden.FILES / "entry-1.bin").read_bytes()) == golden.entry()
 
 
-def test_snapshot() -> None:
-    head, encoded = unframe_snapshot((golden.FILES / "snapshot-1.bin").read_bytes())
-    state = golden.cluster().state
+@pytest.mark.parametrize(("name", "made"), [("snapshot-1", golden.cluster), ("merging-snapshot-2", golden.merging)])
+def test_snapshot(name: str, made: Callable[[], Cluster]) -> None:
+    head, encoded = unframe_snapshot((golden.FILES / f"{name}.bin").read_bytes())
+    state = made().state
     assert (head.position, head.entry_hash) == (state.position, state.entry_hash)
     assert ClusterState.decode(bytes(encoded)) == state
 

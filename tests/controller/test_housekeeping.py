@@ -60,6 +60,16 @@ def test_the_producer_state_outlives_the_records(cluster: Cluster) -> None:
     assert not cluster.state.objects.named and cluster.state.log_index.range_total == 0
 
 
+def test_below_format_level_2_nothing_is_left_of_a_log() -> None:
+    """A process of the first version, which may control the cluster, has the object for doomed and deletes it."""
+    cluster = Cluster(format_level=1)
+    cluster.register(1, 100)
+    cluster.create("t")
+    cluster.commit(100, cluster.log("t"))
+    advance(cluster, f.LogStart(0, 10))
+    assert cluster.log("t").range_count == 0 and list(cluster.state.objects.doomed)
+
+
 def test_all_starts_or_none(cluster: Cluster) -> None:
     with pytest.raises(KafkaError, match="OFFSET_OUT_OF_RANGE: t-1 is committed up to 30"):
         advance(cluster, f.LogStart(0, 10), f.LogStart(1, 31))

@@ -24,12 +24,12 @@ from storage.segment import (
     Segment,
     SegmentIndex,
     SegmentReport,
-    _encode_tail,
     decode_footer,
     decode_index,
     describe_segment,
     encode_segment,
     encode_segment_in_steps,
+    encode_tail,
     read_index,
     read_producers,
 )
@@ -204,7 +204,7 @@ async def test_an_index_may_point_to_an_older_snapshot() -> None:
 def pointing(key: str, log_id: int, producers: list[object]) -> bytes:
     """An empty range [1, 1) whose producers lie elsewhere, as a later writer may make them."""
     entry = msgpack.packb([log_id, 3, 1, 1, 0, 0, -1, 1, 0, [], producers, []])
-    return _encode_tail([key, "cluster-under-test", [0, 1, 0xABCD, 2, 0], [log_id, entry]], 0)
+    return encode_tail([key, "cluster-under-test", [0, 1, 0xABCD, 2, 0], [log_id, entry]], 0)
 
 
 async def test_every_damaged_byte_of_index_and_footer_is_found() -> None:
@@ -270,9 +270,9 @@ def test_an_index_of_garbage_with_a_right_checksum_is_refused(garbage: bytes) ->
         key = writer().key
         short = msgpack.packb([5, 1, 2, 3, 0, 9, 4, 5, 1, [0, 9, 1, 2], [], []])
         for tail in (
-            _encode_tail(garbage, 0),  # type: ignore[arg-type]
-            _encode_tail([key, "c", [0, 1, 2, 3, 4], [5, garbage]], 0),
-            _encode_tail([key, "c", [0, 1, 2, 3, 4], [5, short]], 0),
+            encode_tail(garbage, 0),  # type: ignore[arg-type]
+            encode_tail([key, "c", [0, 1, 2, 3, 4], [5, garbage]], 0),
+            encode_tail([key, "c", [0, 1, 2, 3, 4], [5, short]], 0),
         ):
             store = MemoryStore()
             store._store(key, tail)
@@ -318,7 +318,7 @@ async def test_an_index_that_lies_about_its_batches_is_described() -> None:
         range_ = honest.ranges[0]._replace(**change)
         blocks = [0, range_.length, 1202, index_of(honest).log(1).crcs[0]]
         entry = msgpack.packb([*range_, blocks, [], []])
-        tail = _encode_tail([honest.key, "c", [0, 1, 2, 3, 4], [1, entry]], range_.length)
+        tail = encode_tail([honest.key, "c", [0, 1, 2, 3, 4], [1, entry]], range_.length)
         store = MemoryStore()
         store._store(honest.key, [*contents, tail])
         assert (await describe_segment(store, honest.key)).problems, change

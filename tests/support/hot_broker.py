@@ -27,6 +27,7 @@ from broker.validation import FileFence, Validation
 from broker.wheel import Wheel
 from controller import facts as f
 from controller.client import Grant, Session
+from storage.manifest import Manifests
 from storage.memory import MemoryStore
 from storage.reader import Reader
 from storage.seal import SealedLog, SegmentObject, Writer
@@ -112,7 +113,7 @@ class HotBroker:
         counters = Counters()
         reader = Reader(self.store, readers, cache_bytes_max=8 * MIB)
         controller = cast(Any, self.controller)
-        cold = ColdReads(reader, controller)
+        cold = ColdReads(reader, Manifests(self.store, readers), controller)
         defaults = TopicDefaults(settings)
         self.logs = LogTable(settings, controller, clock, defaults, cold, tasks, counters, incarnation=INCARNATION)
         self.wal = await VolumeWal.create(

@@ -1,0 +1,278 @@
+"""Does the merge jobs that the controller opened for this broker, slowly, and one after the other.
+
+A job is taken when its fact is applied, and nothing is kept of it but what the facts say: a session that ends closes
+it. Outputs lie under keys of the job. A PUT whose outcome is unknown is repeated with the same bytes; a job for which
+the store stays away is given up, and the controller opens another one later. A part whose inputs are damaged is left
+out, with an alarm: the other parts of its job count.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from controller.client import ControllerClient
+from controller.commands import CloseJob, ReplaceRanges, WriteManifests
+from controller.facts import Fact, Merged, MergeJobOpened, MergePart, NewManifest, StateReloaded
+from controller.jobs import MERGE, Job
+from controller.merging import MergeRules
+from protocol.errors import ErrorCode, KafkaError
+from storage.manifest import ManifestRow, encode_manifest, point_to, read_manifest
+from storage.merging import Inputs, MergedObject, merge
+from storage.object_store import NotFound, ObjectStore, OutcomeUnknown, PreconditionFailed, StoreError, body_size
+from storage.seal import CorruptSegment, RangeMissing, RangeRow, manifest_key
+
+log = logging.getLogger(__name__)
+
+PUT_ATTEMPTS = 5
+BACKOFF_MS = 200
+ASK_ATTEMPTS = 20
+YIELD_S = 0.05
+YIELD_S_MAX = 2.0
+"""The longest that one step waits for busier work to end: merging must get on, or the metadata grows."""
+
+
+class JobGone(Exception):
+    """The job was closed, or its inputs are not as they were."""
+
+
+class Merging:
+    """The worker of one broker. `run` is its task."""
+
+    def __init__(
+        self,
+        *,
+        store: ObjectStore,
+        controller: ControllerClient,
+        incarnation: int,
+        cluster_id: str,
+        token: Callable[[int], bytes],
+        rules: MergeRules,
+        bytes_per_s: int,
+        is_busy: Callable[[], bool],
+    ) -> None:
+        """`bytes_per_s`: read and written together; 0: no limit. `is_busy`: others need the store or the loop now."""
+        self._store = store
+        self._controller = controller
+        self._incarnation = incarnation
+        self._cluster_id = cluster_id
+        self._token = token
+        self._rules = rules
+        self._bytes_per_s = bytes_per_s
+        self._is_busy = is_busy
+        self._wake = asyncio.Event()
+        self._paced_until = 0.0
+        self.alarms = 0
+        """Inputs found damaged, and named inputs found missing."""
+        self.jobs = self.jobs_given_up = self.refused_parts = 0
+        self.ranges = self.bytes_read = self.bytes_written = self.manifests_written = 0
+
+    def on_facts(self, facts: Sequence[Fact]) -> None:
+        """Subscribed to the controller client."""
+        for fact in facts:
+            if isinstance(fact, StateReloaded) or (
+                isinstance(fact, MergeJobOpened) and fact.incarnation == self._incarnation
+            ):
+                self._wake.set()
+
+    @property
+    def waiting(self) -> int:
+        """Open jobs of this broker."""
+        return sum(job.incarnation == self._incarnation for job in self._controller.state.jobs.values())
+
+    async def run(self) -> None:
+        """Do what there is to do, until cancelled."""
+        while True:
+            self._wake.clear()
+            job = self._next()
+            if job is None:
+                await self._wake.wait()
+            else:
+                await self._do(job)
+
+    def _next(self) -> Job | None:
+        mine = [job.number for job in self._controller.state.jobs.values() if job.incarnation == self._incarnation]
+        return self._controller.state.jobs[min(mine)] if mine else None
+
+    async def _do(self, job: Job) -> None:
+        try:
+            command = await (self._merge(job) if job.kind == MERGE else self._write_manifests(job))
+        except JobGone:
+            await self._close(job)
+        except StoreError as error:
+            log.info("merge job %d is given up: %s", job.number, error)
+            self.jobs_given_up += 1
+            await self._close(job)
+        else:
+            answer = await self._ask(command)
+            if answer is None:
+                await self._close(job)
+            else:
+                self.jobs += 1
+                self.refused_parts += len(answer.refused)
+                await self._until_closed(job)
+
+    async def _close(self, job: Job) -> None:
+        """Give the job up, if it is open still."""
+        while job.number in self._controller.state.jobs:
+            await self._ask(CloseJob(self._token(16), self._incarnation, job.number))
+            await self._until_closed(job)
+
+    async def _until_closed(self, job: Job) -> None:
+        """Wait for the fact; not for long, because it may never come."""
+        for _ in range(ASK_ATTEMPTS):
+            if job.number not in self._controller.state.jobs:
+                return
+            await asyncio.sleep(YIELD_S)
+
+    def _alarm(self, job: Job, error: Exception) -> None:
+        self.alarms += 1
+        log.error("ALARM: merge job %d cannot read what is named: %s", job.number, error)
+
+    async def _ask(self, command: Any) -> Any:
+        """The controller's answer; None: it refused, or nobody answers."""
+        wait_s = BACKOFF_MS / 1000
+        for _ in range(ASK_ATTEMPTS):
+            try:
+                return await self._controller.ask(command)
+            except KafkaError as error:
+                if not error.retriable and error.code is not ErrorCode.NOT_CONTROLLER:
+                    log.info("%s of job %d was refused: %s", type(command).__name__, command.job, error)
+                    return None
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, YIELD_S_MAX)
+        return None
+
+    # The two kinds of jobs
+
+    def _rows(self, part: MergePart) -> list[RangeRow] | None:
+        """The inputs of a part as the state names them now; None if they are not what they were."""
+        state = self._controller.state
+        known = state.logs.get(part.log_id)
+        first = None if known is None else known.find_part(part)
+        if first is None:
+            return None
+        return [state.range_at(part.log_id, index) for index in range(first, first + part.ranges)]
+
+    async def _merge(self, job: Job) -> ReplaceRanges:
+        """Store the outputs of all parts, one after the other."""
+        inputs = Inputs(
+            self._store,
+            self._cluster_id,
+            [row for part in job.parts for row in self._rows(part) or ()],
+            self._read_pace,
+        )
+        outputs: list[Merged] = []
+        for part in job.parts:
+            self._check_open(job)
+            rows = self._rows(part)
+            if rows is None:
+                continue
+            try:
+                made = await merge(inputs, self._cluster_id, job.number, rows)
+                await self._put(made.key, made.parts)
+            except (RangeMissing, CorruptSegment) as error:
+                if self._rows(part) == rows:  # else retention was faster
+                    self._alarm(job, error)
+                continue
+            outputs.append(_output(made))
+            self.ranges += len(rows)
+        if not outputs:
+            raise JobGone
+        return ReplaceRanges(self._token(16), self._incarnation, job.number, tuple(outputs))
+
+    async def _write_manifests(self, job: Job) -> WriteManifests:
+        written: list[NewManifest] = []
+        for part in job.parts:
+            self._check_open(job)
+            try:
+                new = await self._write_manifest(job, part)
+            except (RangeMissing, CorruptSegment) as error:
+                self._alarm(job, error)
+                continue
+            if new is not None:
+                written.append(new)
+        if not written:
+            raise JobGone
+        return WriteManifests(self._token(16), self._incarnation, job.number, tuple(written))
+
+    async def _write_manifest(self, job: Job, part: MergePart) -> NewManifest | None:
+        """The rows of the part, behind those of the log's last manifest if there is room."""
+        state = self._controller.state
+        known = state.logs.get(part.log_id)
+        if known is None or known.find_part(part) != 0:
+            return None
+        added = [known.row(index) for index in range(part.ranges)]
+        rows = [ManifestRow(row.object, row.size, row.range, state.newest_ms(row)) for row in added]
+        old = known.manifests[-1] if known.manifests else None
+        if old is not None and old.rows + len(rows) > self._rules.manifest_rows_max:
+            old = None
+        if old is not None:
+            await self._read_pace(old.size)
+            try:
+                before = await read_manifest(self._store, part.log_id, old, self._cluster_id)
+            except RangeMissing:
+                if old in known.manifests:
+                    raise
+                return None
+            rows = before.rows(old.first) + rows
+        data = encode_manifest(self._cluster_id, job.number, part.log_id, rows)
+        await self._put(manifest_key(job.number, part.log_id), [data])
+        self.manifests_written += 1
+        pointer = point_to(job.number, len(data), rows, 0, -1 if old is None else old.max_timestamp)
+        return NewManifest(part.log_id, -1 if old is None else old.job, pointer)
+
+    def _check_open(self, job: Job) -> None:
+        if job.number not in self._controller.state.jobs:
+            raise JobGone
+
+    # The store
+
+    async def _put(self, key: str, parts: Sequence[Any]) -> None:
+        """Create the object. Its bytes follow from the job, so whatever is there under the key is ours, or damage."""
+        size = body_size(parts)
+        await self._pace(size)
+        wait_s = BACKOFF_MS / 1000
+        for attempt in range(1, PUT_ATTEMPTS + 1):
+            try:
+                await self._store.put_if_absent(key, parts)
+                break
+            except PreconditionFailed:
+                await self._verify_own(key, size, bytes(parts[-1]))
+                break
+            except StoreError:
+                if attempt == PUT_ATTEMPTS:
+                    raise
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, YIELD_S_MAX)
+        self.bytes_written += size
+
+    async def _verify_own(self, key: str, size: int, tail: bytes) -> None:
+        try:
+            found = (await self._store.head(key)).size
+            held = await self._store.get_range(key, size - len(tail), len(tail)) if found == size else b""
+        except NotFound as error:
+            raise OutcomeUnknown(f"{key} was refused as existing, but it does not exist") from error
+        if held != tail:
+            raise CorruptSegment(key, "other bytes lie under the key of a merge job")
+
+    async def _read_pace(self, size: int) -> None:
+        await self._pace(size)
+        self.bytes_read += size
+
+    async def _pace(self, size: int) -> None:
+        """Give way to busier work for a while, and keep to the rate."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + YIELD_S_MAX
+        while self._is_busy() and loop.time() < until:
+            await asyncio.sleep(YIELD_S)
+        if self._bytes_per_s:
+            now = loop.time()
+            begin = max(self._paced_until, now)
+            self._paced_until = begin + size / self._bytes_per_s
+            if begin > now:
+                await asyncio.sleep(begin - now)
+
+
+def _output(made: MergedObject) -> Merged:
+    return Merged(made.size, made.range)
