@@ -16,13 +16,17 @@ from broker.cli.output import CommandError, add_format, show
 from controller.describe import describe_metadata
 from controller.upkeep import LOSSES
 from storage.object_store import ObjectStore, StoreError, open_store
-from storage.seal import RangeMissing
+from storage.seal import MERGED, RangeMissing
 from storage.segment import describe_segment
 from storage.wal.inspect import describe_instance, describe_object_wal
 
 STORE_HELP = "URI of the bucket, such as file:./tidelog-data/bucket or s3://bucket/prefix?region=..."
 
 METADATA_HELP = "tidelog.metadata of the brokers, if the log is in PostgreSQL: postgresql://user@host/database"
+
+
+KINDS = (MERGED, "segments/")
+"""Where segments lie: what was merged, and what was sealed."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -150,7 +154,7 @@ def inspect_segment(options: argparse.Namespace) -> int:
 
     async def work(store: ObjectStore) -> int:
         if options.key is None:
-            rows = [{"key": item.key, "size": item.size} async for item in store.list("segments/")]
+            rows = [{"key": item.key, "size": item.size} for kind in KINDS async for item in store.list(kind)]
             show(rows, ("key", "size"), options.format)
             return 0
         try:

@@ -80,6 +80,8 @@ class Options:
     """When the last broker starts for the first time; None: with the others."""
     wal: str | None = None
     """One of `WAL_KINDS`; None: drawn."""
+    settings: dict[str, str] | None = None
+    """Of every broker, in the place of what the seed draws."""
     log_level: int = logging.WARNING
     moves: float = 0.5
     """How likely it is in a world of several brokers that an operator moves leadership about, and drains brokers."""
@@ -193,12 +195,27 @@ class World:
         if self.wal == "objects":
             values["tidelog.wal"] = "objects"
             del values["tidelog.wal.dir"]
-        return {key: str(value) for key, value in values.items()}
+        return {key: str(value) for key, value in (values | self._draw_merging()).items()}
+
+    def _draw_merging(self) -> dict[str, Any]:
+        """Thresholds so low that logs of a few seconds are merged through several levels and into manifests."""
+        choice = self.scheduler.stream("merging").choice
+        head = choice([4, 6])
+        return {
+            "tidelog.merge.enable": choice([True, True, True, False]),
+            "tidelog.merge.fan.out": choice([2, 3]),
+            "tidelog.merge.object.bytes": choice([64 << 10, 1 << 20]),
+            "tidelog.merge.shared.ms": choice([500, 5_000]),
+            "tidelog.merge.check.interval.ms": choice([100, 1_000]),
+            "tidelog.merge.bytes.per.second": choice([0, 256 << 10]),
+            "tidelog.log.ranges.head.max": head,
+            "tidelog.manifest.ranges.max": choice([4, 16]),
+        }
 
     def settings(self, node: Node) -> Settings:
         """The settings of one broker."""
         own = {"node.id": str(node.node_id), "listeners": f"PLAINTEXT://{node.host.name}:{PORT}"}
-        return build(self._values | own)
+        return build(self._values | (self.options.settings or {}) | own)
 
     # Findings
 

@@ -33,6 +33,9 @@ class Plant:
             yield
 
 
+NO_MERGING = {"tidelog.merge.enable": "false"}
+"""Bugs of other areas show sooner where less goes on."""
+
 PLANTS: dict[str, Plant] = {}
 """By name; those that a world of one broker shows."""
 
@@ -61,18 +64,24 @@ def plant(*, first: int = 0, **options: Any) -> Callable[[Callable[[], Patches]]
     worlds each time. `options`: those of the worlds; `faults` is what the bug needs, where those of every world would
     take too many seeds.
     """
-    return _register(PLANTS, first, Options(**{"brokers": 1, "wal": "volume", "faults_s": 12} | options))
+    return _register(
+        PLANTS, first, Options(**{"brokers": 1, "wal": "volume", "faults_s": 12, "settings": NO_MERGING} | options)
+    )
 
 
 def cluster_plant(*, first: int = 0, **options: Any) -> Callable[[Callable[[], Patches]], None]:
     """The same for `CLUSTER_PLANTS`."""
-    return _register(CLUSTER_PLANTS, first, Options(**{"brokers": 3, "wal": "volume", "faults_s": 12} | options))
+    return _register(
+        CLUSTER_PLANTS,
+        first,
+        Options(**{"brokers": 3, "wal": "volume", "faults_s": 12, "settings": NO_MERGING} | options),
+    )
 
 
 def registered_in(among: dict[str, Plant], **defaults: Any) -> Callable[..., Callable[[Callable[[], Patches]], None]]:
     """A decorator as `plant` for bugs of another area, whose worlds have these options."""
 
     def area_plant(*, first: int = 0, **options: Any) -> Callable[[Callable[[], Patches]], None]:
-        return _register(among, first, Options(**defaults | options))
+        return _register(among, first, Options(**{"settings": NO_MERGING} | defaults | options))
 
     return area_plant
