@@ -203,7 +203,7 @@ def test_two_minutes_without_a_durable_store(versitygw_server: S3Server, tmp_pat
     run_outage(versitygw_server, tmp_path / "data", DROP, 120, SMALL_WAL)
 
 
-WAITING = "waiting for the object store"
+WAITING = "waiting for s3:"
 
 
 def count_in_log(broker: BrokerProcess, text: str) -> int:
