@@ -283,7 +283,7 @@ async def test_a_batch_sent_again_after_a_crash_is_a_duplicate(tmp_path: Path) -
         assert answer.error_code == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_producer_states_are_those_of_a_replay_of_the_log(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

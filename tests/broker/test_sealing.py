@@ -643,13 +643,13 @@ async def run_actions(actions: list[tuple[object, ...]]) -> None:
     assert bench.sealing._flying_bytes == 0
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(ACTIONS, max_size=60))
 def test_committed_through_is_exact_and_trimming_loses_nothing(actions: list[tuple[object, ...]]) -> None:
     asyncio.run(run_actions(actions))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_the_producer_snapshot_of_a_seal_is_exact_at_its_end(data: st.DataObject) -> None:
     async def run() -> None:

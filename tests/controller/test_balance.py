@@ -202,7 +202,7 @@ def is_even(one: Cluster) -> bool:
     return max(one.counts) - min(one.counts) <= slack
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(NODES, LOGS, st.integers(2, 12))
 def test_it_ends_and_is_never_worse(racks: list[str | None], logs: list[tuple[int, int, int, bool]], most: int) -> None:
     one = drawn(racks, logs)
@@ -210,7 +210,7 @@ def test_it_ends_and_is_never_worse(racks: list[str | None], logs: list[tuple[in
     assert one.moves(100) == [], "stable, whatever the size of a plan"
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(NODES, LOGS)
 def test_counts_and_topics_are_even_if_everything_may_move(
     racks: list[str | None], logs: list[tuple[int, int, int, bool]]
@@ -223,7 +223,7 @@ def test_counts_and_topics_are_even_if_everything_may_move(
         assert max(found) - min(found) <= 1, topic
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 @given(NODES, LOGS, st.data())
 def test_brokers_come_and_go(
     racks: list[str | None], logs: list[tuple[int, int, int, bool]], data: st.DataObject
@@ -244,7 +244,7 @@ def test_brokers_come_and_go(
     assert is_even(one)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(NODES, LOGS, st.lists(st.floats(0.96, 1.04), min_size=80, max_size=80))
 def test_a_load_that_trembles_moves_little(
     racks: list[str | None], logs: list[tuple[int, int, int, bool]], factors: list[float]

@@ -243,6 +243,11 @@ async def test_a_server_that_only_reads_is_waited_for(server: PostgresServer, cl
     await write(log, 1, 1)
     await server.execute("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
     try:
+        while await server.value("SHOW default_transaction_read_only") != "on":  # a reload takes its time
+            await asyncio.sleep(0.02)
+        await server.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tidelog'"
+        )
         fresh = cluster.log("broker 2")
         for one in (log, fresh):
             for _ in range(50):

@@ -218,7 +218,7 @@ class Machine(RuleBasedStateMachine):
         assert copy == state and copy.encode() == state.encode()
 
 
-Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestMachine = Machine.TestCase
 
 

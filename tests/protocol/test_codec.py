@@ -28,7 +28,7 @@ def try_decode(cls: type[ApiMessage], data: bytes, version: int) -> None:
 
 
 @given(SEEDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_version_of_every_message_comes_back_as_it_went(seed: int) -> None:
     rng = Random(seed)
     for cls, version in every_version():
@@ -40,7 +40,7 @@ def test_every_version_of_every_message_comes_back_as_it_went(seed: int) -> None
 
 
 @given(SEEDS)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 def test_a_message_that_is_cut_off_anywhere_or_has_more_behind_it_is_refused(seed: int) -> None:
     rng = Random(seed)
     for cls, version in every_version():
@@ -54,7 +54,7 @@ def test_a_message_that_is_cut_off_anywhere_or_has_more_behind_it_is_refused(see
 
 
 @given(SEEDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_damaged_bytes_give_a_message_or_a_protocol_error(seed: int) -> None:
     rng = Random(seed)
     for cls, version in every_version():
@@ -66,7 +66,7 @@ def test_damaged_bytes_give_a_message_or_a_protocol_error(seed: int) -> None:
 
 
 @given(st.binary(max_size=200), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_noise_gives_a_message_or_a_protocol_error(noise: bytes, data: st.DataObject) -> None:
     cls = getattr(m, data.draw(st.sampled_from(schema.names())))
     try_decode(cls, noise, data.draw(st.sampled_from(cls.versions)))

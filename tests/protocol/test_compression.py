@@ -48,7 +48,7 @@ def test_round_trip(codec: Codec, data: bytes) -> None:
 
 @pytest.mark.parametrize("codec", COMPRESSED)
 @given(data=st.binary(max_size=2000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_round_trip_of_anything(codec: Codec, data: bytes) -> None:
     assert decompress(codec, compress(codec, data), len(data)) == data
 
@@ -122,7 +122,7 @@ def test_other_bytes_after_the_end_are_refused(codec: Codec) -> None:
 
 @pytest.mark.parametrize("codec", COMPRESSED)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_damage_gives_other_data_or_an_error(codec: Codec, data: st.DataObject) -> None:
     packed = bytearray(compress(codec, mixed(3000)))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -135,7 +135,7 @@ def test_damage_gives_other_data_or_an_error(codec: Codec, data: st.DataObject) 
 
 @pytest.mark.parametrize("codec", COMPRESSED)
 @given(data=st.binary(max_size=200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_noise(codec: Codec, data: bytes) -> None:
     heads = {Codec.GZIP: b"\x1f\x8b\x08\0", Codec.LZ4: b"\x04\x22\x4d\x18", Codec.ZSTD: b"\x28\xb5\x2f\xfd"}
     for noise in (data, heads.get(codec, b"\x82SNAPPY\0\0\0\0\1\0\0\0\1") + data):

@@ -78,7 +78,7 @@ def outcome_fast(body: bytes, version: int) -> fast.FetchRequest | None:
 
 
 @given(version=versions, rng=st.randoms(use_true_random=False))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_requests(version: int, rng: Random) -> None:
     body = random_message(m.FetchRequest, version, rng).encode(version)
     expected = outcome(body, version)
@@ -89,14 +89,14 @@ def test_requests(version: int, rng: Random) -> None:
 
 
 @given(version=versions, rng=st.randoms(use_true_random=False), data=st.data())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_nearly_right_requests(version: int, rng: Random, data: st.DataObject) -> None:
     body = data.draw(mutated(random_message(m.FetchRequest, version, rng).encode(version)))
     assert outcome_fast(body, version) == outcome(body, version)
 
 
 @given(version=versions, body=st.binary(max_size=80))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_noise(version: int, body: bytes) -> None:
     assert outcome_fast(body, version) == outcome(body, version)
 
@@ -275,7 +275,7 @@ def same_by_codec(
     correlation_id=int32,
     sized=st.booleans(),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_responses(
     version: int,
     results: list[fast.FetchResult],

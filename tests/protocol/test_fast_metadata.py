@@ -45,7 +45,7 @@ def outcome_fast(body: bytes, version: int) -> fast.MetadataRequest | None:
 
 
 @given(version=versions, rng=st.randoms(use_true_random=False))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_requests(version: int, rng: Random) -> None:
     body = random_message(m.MetadataRequest, version, rng).encode(version)
     expected = outcome(body, version)
@@ -56,14 +56,14 @@ def test_requests(version: int, rng: Random) -> None:
 
 
 @given(version=versions, rng=st.randoms(use_true_random=False), data=st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_nearly_right_requests(version: int, rng: Random, data: st.DataObject) -> None:
     body = data.draw(mutated(random_message(m.MetadataRequest, version, rng).encode(version)))
     assert outcome_fast(body, version) == outcome(body, version)
 
 
 @given(version=versions, body=st.binary(max_size=40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_noise(version: int, body: bytes) -> None:
     assert outcome_fast(body, version) == outcome(body, version)
 
@@ -160,7 +160,7 @@ def codec_topic(version: int, topic: dict[str, Any]) -> Any:
     cluster_id=texts,
     numbers=st.tuples(int32, int32, int32, int16),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_responses(
     version: int,
     topics: list[dict[str, Any]],

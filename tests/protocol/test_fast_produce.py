@@ -90,7 +90,7 @@ def usual_request(version: int, size: int) -> bytes:
 
 
 @given(version=versions, rng=st.randoms(use_true_random=False))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_requests(version: int, rng: Random) -> None:
     body = random_message(m.ProduceRequest, version, rng).encode(version)
     expected = outcome(body, version)
@@ -101,14 +101,14 @@ def test_requests(version: int, rng: Random) -> None:
 
 
 @given(version=versions, rng=st.randoms(use_true_random=False), data=st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_nearly_right_requests(version: int, rng: Random, data: st.DataObject) -> None:
     body = data.draw(mutated(random_message(m.ProduceRequest, version, rng).encode(version)))
     assert outcome_fast(body, version) == outcome(body, version)
 
 
 @given(version=versions, body=st.binary(max_size=60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_noise(version: int, body: bytes) -> None:
     assert outcome_fast(body, version) == outcome(body, version)
 
@@ -240,7 +240,7 @@ def same_by_codec(
 
 
 @given(version=versions, results=results, throttle_ms=int32, nodes=endpoints, correlation_id=int32)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_responses(
     version: int,
     results: list[fast.ProduceResult],
@@ -254,7 +254,7 @@ def test_responses(
 
 
 @given(version=versions, name=names, numbers=st.tuples(int32, int64, int64, int64, int32), partition=int32)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_success_encoder(version: int, name: str, numbers: tuple[int, int, int, int, int], partition: int) -> None:
     topic = topic_of(name, version)
     correlation_id, base_offset, append_time, start_offset, throttle_ms = numbers

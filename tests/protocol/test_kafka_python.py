@@ -81,7 +81,7 @@ def test_they_know_most_of_the_messages() -> None:
 
 @pytest.mark.parametrize("name", SHARED)
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_same_bytes_both_ways(name: str, seed: int) -> None:
     rng = Random(seed)
     ours = getattr(m, name)

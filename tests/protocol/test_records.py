@@ -62,7 +62,7 @@ def read(batch: bytes | bytearray | memoryview) -> list[r.Record]:
     sequence=st.integers(-1, 0x7FFFFFFF),
     transactional=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_build_then_read(
     new: list[r.NewRecord],
     codec: Codec,
@@ -100,7 +100,7 @@ def test_build_then_read(
 
 
 @given(new=new_records.filter(lambda new: all(record[0] >= 0 for record in new)), codec=codecs)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_kafka_python_reads_what_we_build(new: list[r.NewRecord], codec: Codec) -> None:
     ours = r.build_batch(new, codec=codec, producer_id=5, producer_epoch=1, base_sequence=9, base_offset=100)
     memory = MemoryRecords(bytes(ours))
@@ -114,7 +114,7 @@ def test_kafka_python_reads_what_we_build(new: list[r.NewRecord], codec: Codec) 
 
 
 @given(new=new_records.filter(lambda new: all(record[0] >= 0 for record in new)), codec=codecs)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_we_read_what_kafka_python_builds(new: list[r.NewRecord], codec: Codec) -> None:
     builder = DefaultRecordBatchBuilder(
         magic=2,
@@ -138,7 +138,7 @@ def test_we_read_what_kafka_python_builds(new: list[r.NewRecord], codec: Codec) 
 
 
 @given(offset=st.integers(0, INT64_MAX), epoch=st.integers(-1, (1 << 31) - 1), codec=codecs)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_offset_and_epoch_are_patched_outside_the_crc(offset: int, epoch: int, codec: Codec) -> None:
     batch = sample(codec)
     before = r.parse_header(batch)
@@ -379,7 +379,7 @@ def test_malformed_records(name: str, body: bytes) -> None:
 
 
 @given(noise=st.binary(max_size=100), codec=codecs, count=st.integers(0, 50))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_noise_instead_of_records(noise: bytes, codec: Codec, count: int) -> None:
     fields = {"batch_length": r.HEADER_SIZE + len(noise) - 12, "record_count": count, "last_offset_delta": 100}
     batch = with_fields(sample(codec)[: r.HEADER_SIZE] + noise, **fields)
@@ -391,7 +391,7 @@ def test_noise_instead_of_records(noise: bytes, codec: Codec, count: int) -> Non
 
 
 @given(flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 255)), min_size=1, max_size=4), codec=codecs)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_damage_gives_protocol_errors_only(flips: list[tuple[int, int]], codec: Codec) -> None:
     batch = sample(codec, count=8)
     for position, mask in flips:

@@ -90,7 +90,7 @@ def histories(draw: st.DrawFn) -> tuple[list[SealedLog], list[tuple[int, int, by
     return seals, model
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(histories(), st.integers(0, 60), st.integers(0, 60), st.integers(0, 3000), st.booleans())
 def test_a_read_equals_a_loop_over_the_batches(history, offset, length, max_bytes, at_least_one) -> None:
     seals, model = history
@@ -127,7 +127,7 @@ def test_a_read_equals_a_loop_over_the_batches(history, offset, length, max_byte
     asyncio.run(attempt())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(histories(), st.integers(0, 40), st.integers(0, 60), st.integers(0, 60))
 def test_searches_by_timestamp_equal_a_loop(history, timestamp, first, limit) -> None:
     seals, model = history

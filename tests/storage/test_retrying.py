@@ -292,7 +292,7 @@ async def test_large_bodies_are_compared_in_ranges() -> None:
             await store.put_if_absent("large", other)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     mishaps=st.lists(st.sampled_from(Mishap), max_size=14),
     rival=st.integers(0, 12),

@@ -162,7 +162,7 @@ async def test_cancelling_a_waiter_stops_nothing() -> None:
 # Trouble
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(["unknown", "unavailable", "denied", "applied", "fine"]), max_size=12))
 def test_every_seal_is_stored_once_whatever_the_store_answers(faults: list[str]) -> None:
     async def attempt() -> None:

@@ -222,4 +222,4 @@ class GroupMachine(RuleBasedStateMachine):
 
 
 TestGroups = GroupMachine.TestCase
-TestGroups.settings = settings(max_examples=60, stateful_step_count=60, deadline=None, derandomize=True)
+TestGroups.settings = settings(max_examples=60, stateful_step_count=60, derandomize=True)

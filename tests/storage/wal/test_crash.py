@@ -83,7 +83,7 @@ class Run:
         return instance, report
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.integers(0, 2**32))
 def test_recovery_finds_an_exact_prefix(seed: int) -> None:
     run = Run(seed)
