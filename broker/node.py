@@ -258,8 +258,9 @@ class Broker:
         metadata = place.open(self.store, self.cluster_id, self.settings.node_id, attempt_ms)
         self._releases.append(metadata.close)
         locked: list[LockedInstance] = []
-        if self.settings.uses_volume:
+        if self.settings.uses_volume or self._disk.exists(self.settings.wal_dir):  # of runs with other settings
             locked = await self._find_instances()
+        if self.settings.uses_volume:
             await self.wals.create_volume(
                 self.cluster_id, disk=self._disk, start_worker=self._start_worker, fence_kind=self._fence_kind
             )
@@ -289,7 +290,7 @@ class Broker:
         await self.server.serve()
         self._started.set()
         tasks.spawn(collect_young_garbage(), name="collect young garbage")
-        if self.wals.volume is not None:
+        if self.wals.volume is not None or locked:
             tasks.spawn(self.siblings.run(), name="watch siblings")
 
     def _lock_instances(self) -> list[LockedInstance]:

@@ -242,6 +242,24 @@ async def test_a_change_of_the_kind_moves_each_log_to_its_own_leader(tmp_path: P
         assert await runs.offsets("t") == (0, 4)
 
 
+async def test_what_an_earlier_run_left_on_a_disk_is_recovered_by_a_run_without_one(tmp_path: Path) -> None:
+    async with NodeRuns(tmp_path, **SHORTER) as runs:
+        del runs.overrides["tidelog.wal.dir"]
+        runs.overrides["tidelog.data.dir"] = tmp_path
+        await runs.start()
+        await runs.create("t")
+        await runs.produce("t", batch_of(b"a"), batch_of(b"b"))
+        await runs.kill()
+        assert len(runs.instances()) == 1
+        runs.overrides |= QUICK
+        run = await runs.start()
+        assert run.wals.volume is None
+        await until(lambda: ("t", 0) in run.logs.find)
+        assert await runs.offsets("t") == (0, 2)
+        assert await runs.produce("t", batch_of(b"c")) == [2]
+        await until(lambda: not runs.instances())
+
+
 async def test_a_full_bucket_does_not_hold_up_the_disk(tmp_path: Path) -> None:
     async with NodeRuns(tmp_path) as runs:
         stores: list[FaultyStore] = []
