@@ -23,6 +23,7 @@ from kafka.errors import KafkaConnectionError
 import broker.cli.consume
 import broker.node
 from broker.cli import COMMANDS, main, parser
+from broker.cli import brokers as brokers_command
 from broker.cli import start as start_command
 from broker.cli.client import TRIES, all_offsets, look_up, offsets, typed
 from broker.cli.consume import render, text
@@ -809,3 +810,37 @@ async def test_inspecting_a_wal_in_the_bucket(tmp_path: Path, run: Run) -> None:
     assert code == 1 and "the bucket holds nothing of WAL abab" in err
     code, _, err = await asyncio.to_thread(run, "inspect", "wal", uri, "ab")
     assert code == 1 and "ab is no WAL id" in err
+
+
+# Drains
+
+
+def test_a_drain_waits_and_says_when_nobody_takes_what_is_left(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[dict[str, object]] = []
+    asked: list[str] = []
+
+    def call(options: object, method: str, path: str) -> dict[str, object]:
+        asked.append(f"{method} {path}")
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    def told(leads: int, moving: int, *, drained: bool = True) -> dict[str, object]:
+        return {"node_id": 7, "drained": drained, "alive": True, "leads": leads, "moving": moving}
+
+    monkeypatch.setattr(brokers_command, "call", call)
+    monkeypatch.setattr(brokers_command, "LOOK_S", 0)
+    monkeypatch.setattr(brokers_command, "NOBODY_S", 0)
+    answers[:] = [told(3, 3), told(3, 3), told(1, 1), told(0, 0)]
+    code, out, err = run("broker", "drain", "7")
+    assert (code, out) == (0, "broker 7 is drained and leads nothing\n")
+    assert err == "3 partitions are left, 3 of them on their way\n1 partitions are left, 1 of them on their way\n"
+    assert asked == ["POST /v1/brokers/7/drain?undo=false"] + ["GET /v1/brokers/7"] * 3
+    answers[:] = [told(3, 2)]
+    assert run("broker", "drain", "7", "--no-wait")[1] == "broker 7 is drained and still leads 3 partitions\n"
+    answers[:] = [told(2, 0)]
+    code, _, err = run("broker", "drain", "7")
+    assert code == 1 and "still leads 2 partitions: no other live broker can take them. Start another one" in err
+    answers[:] = [told(2, 2), told(2, 2, drained=False)]
+    code, _, err = run("broker", "drain", "7")
+    assert code == 1 and "was taken back" in err
+    answers[:] = [told(2, 0, drained=False)]
+    assert run("broker", "drain", "7", "--undo") == (0, "broker 7 gets partitions again\n", "")

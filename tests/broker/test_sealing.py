@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from broker.log import Log, LogStatus
 from broker.sealing import PRESSURE_SLOWEST, seal_interval_ms
+from controller import facts as f
 from protocol.errors import ErrorCode, KafkaError
 from protocol.records import parse_header
 from storage.producers import ProducerStates
+from storage.seal import Move
 from tests.support.sealing_bench import Bench, Flight
 
 KIB = 1024
@@ -681,3 +683,73 @@ def test_the_producer_snapshot_of_a_seal_is_exact_at_its_end(data: st.DataObject
 def windows(snapshot: bytes) -> list[object]:
     """A snapshot but for the wall times of appends, which a replay cannot know."""
     return [[*entry[:4], *entry[5:]] for entry in msgpack.unpackb(snapshot)[1]] if snapshot else []
+
+
+# Moves
+
+
+def wish(bench: Bench, log: Log, target: int) -> None:
+    """The log is to be led by another broker, which is alive; it is frozen for that."""
+    if target not in bench.controller.state.brokers:
+        listener = (f.Listener("PLAINTEXT", "PLAINTEXT", "there", 1),)
+        bench.controller.apply(
+            f.BrokerRegistered(target, 1000 + target, "boot", None, listener, 1, 0),
+            f.WalRegistered(bytes([target]) * 16, target, 1000 + target, "volume"),
+        )
+    bench.controller.apply(f.MovesRequested((f.MoveTarget(log.log_id, target),)))
+    log.status = LogStatus.MOVING
+
+
+async def test_a_move_takes_what_is_left_and_is_decided_by_facts_alone(bench: Bench) -> None:
+    log, other = bench.create(2)
+    for each in (log, other):
+        bench.append(each)
+    bench.write()
+    wish(bench, log, 2)
+    moving = asyncio.ensure_future(bench.sealing.move({log: 2}))  # noqa: TID251
+    await bench.tick()
+    (flight,) = bench.uploader.flights
+    assert held(flight) == {log.log_id: (0, 1)}, "of the others nothing is sealed for it"
+    assert flight.moves == (Move(log.log_id, 0, 1, 2),)
+    await bench.tick(10_000_000)
+    assert not moving.done() and log.status is LogStatus.MOVING, "no timer thaws it"
+    await bench.commit()
+    await moving
+    assert log.status is LogStatus.CLOSED
+    assert bench.controller.state.logs[log.log_id].leader_node == 2
+    assert not bench.failures
+
+
+async def test_a_refused_move_is_told_by_the_commit_without_it(bench: Bench) -> None:
+    (log,) = bench.create()
+    bench.append(log)
+    bench.write()
+    wish(bench, log, 2)
+    moving = asyncio.ensure_future(bench.sealing.move({log: 2}))  # noqa: TID251
+    await bench.tick()
+    bench.controller.apply(f.MovesCancelled((log.log_id,)))
+    assert not moving.done()
+    await bench.commit()
+    await moving
+    assert log.status is LogStatus.MOVING and log.committed_end == 1, "whoever froze it may thaw it"
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_a_move_that_was_decided_while_facts_were_skipped(bench: Bench, wanted: bool) -> None:
+    (log,) = bench.create()
+    bench.append(log)
+    bench.write()
+    wish(bench, log, 2)
+    moving = asyncio.ensure_future(bench.sealing.move({log: 2}))  # noqa: TID251
+    await bench.tick()
+    if not wanted:
+        bench.controller.apply(f.MovesCancelled((log.log_id,)))
+    bench.controller.reload()
+    await asyncio.sleep(0)
+    assert not moving.done(), "a reload that says nothing of the seal decides nothing"
+    bench.uploader.commit(quietly=True)
+    await asyncio.sleep(0)
+    assert not moving.done()
+    bench.controller.reload()
+    await moving
+    assert (log.status is LogStatus.CLOSED) == wanted

@@ -3,7 +3,6 @@
 A row leaves this table when its API is served.
 """
 
-import json
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from tests.support.broker_process import BrokerProcess
 pytestmark = pytest.mark.compatibility
 
 CONFIGS = "kafka.admin.ConfigCommand"
-MOVE = "reassign.ReassignPartitionsCommand"
 
 REFUSED: list[tuple[str, str, str]] = [
     # Transactions
@@ -57,9 +55,6 @@ REFUSED: list[tuple[str, str, str]] = [
     ("AclCommand", "--list", "does not support DESCRIBE_ACLS"),
     ("DelegationTokenCommand", "--describe --command-config FILE", "does not support DESCRIBE_DELEGATION_TOKEN"),
     # The cluster
-    (MOVE, "--list", "does not support LIST_PARTITION_REASSIGNMENTS"),
-    (MOVE, "--execute --reassignment-json-file FILE", "does not support LIST_PARTITION_REASSIGNMENTS"),
-    ("LeaderElectionCommand", "--election-type preferred --all-topic-partitions", "does not support ELECT_LEADERS"),
     ("MetadataQuorumCommand", "describe --status", "does not support DESCRIBE_QUORUM"),
     ("FeatureCommand", "upgrade --feature transaction.version=2", "does not support UPDATE_FEATURES"),
     ("ClusterTool", "unregister --id 5 --bootstrap-server BOOTSTRAP", "does not support the broker unregistration API"),
@@ -77,8 +72,7 @@ def test_refusal(
 ) -> None:
     create_topic(broker, topic)
     file = tmp_path / "file"
-    plan = {"version": 1, "partitions": [{"topic": topic, "partition": 0, "replicas": [1]}]}
-    file.write_text(json.dumps(plan) if name == MOVE else "")
+    file.write_text("")
     if "BOOTSTRAP" not in arguments:
         arguments = f"--bootstrap-server BOOTSTRAP {arguments}"
     values = {"BOOTSTRAP": broker.bootstrap, "TOPIC": topic, "FILE": str(file)}

@@ -1,5 +1,6 @@
 """Short ways to build a cluster in tests: a state that commands are decided on and applied to, without a log."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from controller.commands import encode_answer
 from controller.configs import PlainRules
 from controller.decide import Context, Heard, Limits, decide, is_remembered
 from controller.state import ClusterState
-from storage.seal import CommitAnswer, CommitSeal, CommittedThrough, Range, Recovery, SegmentObject
+from storage.seal import CommitAndMove, CommitAnswer, CommitSeal, CommittedThrough, Move, Range, Recovery, SegmentObject
 
 CLUSTER = "AAAAAAAAAAAAAAAAAAAAAA"
 LISTENERS = (f.Listener("PLAINTEXT", "PLAINTEXT", "127.0.0.1", 9092),)
@@ -117,3 +118,10 @@ def seal_command(
     )
     command_id = incarnation.to_bytes(8, "big") + seal.to_bytes(8, "big")
     return CommitSeal(command_id, 1, incarnation, seal, objects, through, recovery)
+
+
+def move_command(incarnation: int, seal: int, ranges: list[Range], moves: list[Move]) -> CommitAndMove:
+    """A seal with the moves that it is the last step of."""
+    plain = seal_command(incarnation, seal, ranges)
+    fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
+    return CommitAndMove(**fields, moves=tuple(moves))

@@ -1,6 +1,5 @@
 """Planned moves: wishes, the entry that fulfils them, drained nodes, preferred leaders."""
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -12,8 +11,8 @@ from controller.decide import decide
 from controller.decide.moves import MOVES_PER_COMMAND_MAX, is_leaving
 from controller.state import ClusterState
 from protocol.errors import ErrorCode, KafkaError
-from storage.seal import CommitAndMove, Move, Range
-from tests.controller.builders import Cluster, next_range, seal_command, wal_id
+from storage.seal import Move, Range
+from tests.controller.builders import Cluster, move_command, next_range, wal_id
 
 
 def refused(code: ErrorCode) -> "pytest.RaisesExc[KafkaError]":
@@ -42,9 +41,7 @@ def commit_and_move(
 ) -> Any:
     if seal is None:
         seal = made.state.broker_table.incarnations[incarnation].last_seal + 1
-    plain = seal_command(incarnation, seal, ranges)
-    fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
-    return made.decide(CommitAndMove(**fields, moves=tuple(moves)))
+    return made.decide(move_command(incarnation, seal, ranges, moves))
 
 
 def copy_of(made: Cluster) -> ClusterState:
@@ -303,9 +300,7 @@ def test_a_log_that_comes_back_is_recovered_from_what_it_got_last(cluster: Clust
 def test_moves_of_one_log_do_not_share_an_entry(cluster: Cluster) -> None:
     wish = c.RequestMoves(cluster.token(16), (f.MoveTarget(0, 2),))
     other = c.RequestMoves(cluster.token(16), (f.MoveTarget(1, 1),))
-    plain = seal_command(100, 1, [])
-    fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
-    move = CommitAndMove(**fields, moves=(Move(0, 0, 0, 2),))
+    move = move_command(100, 1, [], [Move(0, 0, 0, 2)])
     cancel = c.CancelMoves(cluster.token(16), (0,))
     state = cluster.state
 

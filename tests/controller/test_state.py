@@ -16,9 +16,9 @@ from controller.log_index import OPEN, RECOVERING
 from controller.state import ROWS_PER_CHUNK, ClusterState
 from controller.wals import ACTIVE
 from protocol.errors import ErrorCode, KafkaError
-from storage.seal import Recovery
+from storage.seal import Move, Recovery
 from tests.controller import golden
-from tests.controller.builders import Cluster, next_range, wal_id
+from tests.controller.builders import Cluster, move_command, next_range, wal_id
 
 NODES = st.integers(1, 3)
 TOPICS = st.sampled_from(["a", "b", "c"])
@@ -120,6 +120,34 @@ class Machine(RuleBasedStateMachine):
         if answer is not None:
             self.watch(self.cluster.facts)
             assert (answer.refused == ()) == right
+
+    @rule(data=st.data(), target=NODES, stale=st.booleans(), shift=st.sampled_from([0, 0, 1]), do=st.booleans())
+    def move(self, data: st.DataObject, target: int, stale: bool, shift: int, do: bool) -> None:
+        """A wish, and perhaps what its leader asks for then: only what is true and wanted moves."""
+        state = self.cluster.state
+        if not state.logs:
+            return
+        log = state.logs[data.draw(st.sampled_from(sorted(state.logs)))]
+        self.ask(c.RequestMoves(self.cluster.token(16), (f.MoveTarget(log.log_id, target),)))
+        leader = log.leader_incarnation
+        if not do or not state.broker_table.is_alive(leader):
+            return
+        right = not stale and not shift and state.moves.get(log.log_id) == target
+        found, epoch = next_range(log, 2), log.epoch
+        asked = Move(log.log_id, epoch - stale, found.end + shift, target)
+        seal = state.broker_table.incarnations[leader].last_seal + 1
+        assert self.ask(move_command(leader, seal, [found], [asked])).refused == ()
+        assert (log.leader_incarnation != leader) == right == (log.epoch == epoch + 1)
+
+    @rule(node=NODES, undo=st.booleans())
+    def drain(self, node: int, undo: bool) -> None:
+        """Nothing new comes to the node, and its logs have somewhere to go if anybody takes them."""
+        state = self.cluster.state
+        if self.ask(c.DrainBroker(self.cluster.token(16), node, undo)) is not None and not undo:
+            assert node not in state.moves.values()
+            led = [log.log_id for log in state.logs.values() if log.leader_node == node]
+            others = [one for one in state.broker_table.alive() if one.node_id not in state.drained]
+            assert not others or all(log_id in state.moves for log_id in led)
 
     @rule(data=st.data(), holds=st.lists(st.integers(0, 20), max_size=4), finish=st.booleans(), whole=st.booleans())
     def recover(self, data: st.DataObject, holds: list[int], finish: bool, whole: bool) -> None:

@@ -1,0 +1,73 @@
+"""Kafka's tools that move leaders: kafka-reassign-partitions.sh and kafka-leader-election.sh, on two brokers."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AdminClient
+
+from tests.chaos.load import create_topic
+from tests.compatibility import versions
+from tests.compatibility.jvm import Tools
+from tests.compatibility.jvm import tools as tools_of
+from tests.support.broker_process import BrokerProcess
+
+pytestmark = pytest.mark.compatibility
+
+MOVE = "reassign.ReassignPartitionsCommand"
+ELECT = "LeaderElectionCommand"
+
+
+@pytest.fixture(scope="module", params=[versions.KAFKA, versions.OLDER_KAFKA])
+def tools(request: pytest.FixtureRequest) -> Tools:
+    return tools_of(request.param)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[str]:
+    """The addresses of two brokers; topic `load` has two partitions."""
+    places = {"tidelog_storage": f"file:{tmp_path}/bucket", "tidelog_balance": "false"}
+    with (
+        BrokerProcess(tmp_path / "node-1", node_id=1, **places) as first,
+        BrokerProcess(tmp_path / "node-2", node_id=2, **places) as second,
+    ):
+        create_topic(first.bootstrap, 2)
+        yield f"{first.bootstrap},{second.bootstrap}"
+        for node in (first, second):
+            assert node.stop() == 0
+
+
+def leaders(where: str) -> list[int]:
+    topic = AdminClient({"bootstrap.servers": where}).list_topics("load", timeout=10).topics["load"]
+    return [topic.partitions[index].leader for index in range(2)]
+
+
+def test_reassign_and_elect(tools: Tools, two: str, tmp_path: Path) -> None:
+    where = ("--bootstrap-server", two)
+
+    def plan(*nodes: int) -> str:
+        file = tmp_path / "plan.json"
+        parts = [{"topic": "load", "partition": index, "replicas": [node]} for index, node in enumerate(nodes)]
+        file.write_text(json.dumps({"version": 1, "partitions": parts}))
+        return str(file)
+
+    before = leaders(two)
+    assert sorted(before) == [1, 2]
+    assert "No partition reassignments found." in tools.run(MOVE, *where, "--list").lines
+    file = plan(*reversed(before))
+    told = tools.run(MOVE, *where, "--execute", "--reassignment-json-file", file)
+    assert "Successfully started partition reassignments for load-0,load-1" in told.lines
+    verified = tools.run(MOVE, *where, "--verify", "--reassignment-json-file", file)
+    assert "Reassignment of partition load-0 is completed." in verified.lines, verified.lines
+    assert leaders(two) == before[::-1]
+    told = tools.run(ELECT, *where, "--election-type", "preferred", "--all-topic-partitions")
+    assert told.err == "" or "ERROR" not in told.err
+    assert leaders(two) == before[::-1], "where an operator wanted them"
+    one = ("--topic", "load", "--partition", 0)
+    told = tools.run(ELECT, *where, "--election-type", "preferred", *one)
+    assert "Valid replica already elected for partitions load-0" in told.out
+    refused = tools.try_run(MOVE, *where, "--execute", "--reassignment-json-file", plan(9, 9))
+    assert refused.code == 1 and "9" in refused.out + refused.err
+    cancelled = tools.run(MOVE, *where, "--cancel", "--reassignment-json-file", file)
+    assert "None of the specified partition moves are active." in cancelled.out, cancelled.out
