@@ -3,7 +3,7 @@
 Two broker processes over one bucket; one leads everything and is drained under load. Printed are the time until it
 leads nothing, per partition the longest that a record waited for its acknowledgement (what a client sees as
 unavailability, its own back-off included), and how long partitions were frozen, as the broker counts it. The load is
-one confluent-kafka producer, idempotent, with a record a partition every half a second.
+one confluent-kafka producer, idempotent, with a record a partition every two seconds.
 """
 
 import argparse
@@ -130,7 +130,7 @@ def run(partitions: int, records_per_s: int, directory: Path) -> dict[str, Any]:
         time.sleep(SETTLE_S)
         waits = list(load.longest_s)
         moved = metric(first, "tidelog_moves_total")
-        frozen = metric(first, "tidelog_move_seconds_bucket")
+        frozen = {float(at[5:-2]): count for at, count in metric(first, "tidelog_move_seconds_bucket")}
         copied = metric(second, "tidelog_moves_copied_bytes_total")
         load.finish()
         return {
@@ -139,10 +139,20 @@ def run(partitions: int, records_per_s: int, directory: Path) -> dict[str, Any]:
             "left_after_s": round(took_s, 2),
             "wait_before_ms": {"p50": ms(before, 0.5), "p99": ms(before, 0.99), "max": ms(before, 1.0)},
             "wait_during_ms": {"p50": ms(waits, 0.5), "p99": ms(waits, 0.99), "max": ms(waits, 1.0)},
-            "frozen_s_buckets": {label: count for label, count in frozen if count},
+            "frozen_below_ms": {
+                "p50": below_ms(frozen, 0.5),
+                "p99": below_ms(frozen, 0.99),
+                "max": below_ms(frozen, 1),
+            },
             "moves": moved[0][1],
             "copied_bytes": copied[0][1],
         }
+
+
+def below_ms(buckets: dict[float, float], share: float) -> float:
+    """The bound, in milliseconds, of the bucket of a histogram that holds this percentile. Bounds double."""
+    total = max(buckets.values())
+    return round(1000 * min(bound for bound, count in buckets.items() if count >= share * total), 1)
 
 
 def ms(values: list[float], share: float) -> int:
@@ -154,7 +164,7 @@ def main() -> int:
     """Run and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--partitions", type=int, default=1000)
-    parser.add_argument("--records-per-s", type=int, default=2000)
+    parser.add_argument("--records-per-s", type=int, default=500)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tidelog-moves-") as directory:
         print(json.dumps(run(options.partitions, options.records_per_s, Path(directory)), indent=2))

@@ -15,7 +15,7 @@ from protocol import messages as m
 from protocol.errors import ErrorCode, KafkaError
 
 TOPIC, BROKER = 2, 4
-SET = 0
+SET, DELETE = 0, 1
 
 
 def describe_configs(request: m.DescribeConfigsRequest, context: RequestContext) -> m.DescribeConfigsResponse:
@@ -154,6 +154,9 @@ async def _alter(
 
 def _refusal(alteration: ConfigAlteration) -> ConfigResult:
     if alteration.resource_type == BROKER:
+        if not alteration.replace and all(change.operation == DELETE for change in alteration.changes):
+            # Nothing is set that way, so nothing is there to remove: Kafka's tools do so after a reassignment.
+            return ConfigResult(alteration.resource_type, alteration.resource_name, ErrorCode.NONE, None)
         why = "Broker configs are set in the process's settings and need a restart."
     else:
         why = f"Unsupported resource type: {alteration.resource_type}"

@@ -340,6 +340,13 @@ async def test_incremental_alter_configs(client: RawClient, version: int) -> Non
     request.resources[0].configs = [config(name="retention.ms", config_operation=0, value="no")]
     refused = await client.ask(ApiKey.INCREMENTAL_ALTER_CONFIGS, version, request)
     assert refused.responses[0].error_code == ErrorCode.INVALID_CONFIG
+    throttle = config(name="leader.replication.throttled.rate", config_operation=1, value=None)
+    request.resources = [resource(resource_type=4, resource_name="1", configs=[throttle])]
+    answer = await client.ask(ApiKey.INCREMENTAL_ALTER_CONFIGS, version, request)
+    assert answer.responses[0].error_code == 0, "what Kafka's tools do when a reassignment is over"
+    throttle.config_operation, throttle.value = 0, "1"
+    answer = await client.ask(ApiKey.INCREMENTAL_ALTER_CONFIGS, version, request)
+    assert answer.responses[0].error_code == ErrorCode.INVALID_REQUEST
 
 
 async def test_a_config_acts_at_once(client: RawClient) -> None:

@@ -1,84 +1,18 @@
 """A cluster of processes is restarted broker by broker, and a broker is drained, under real clients with their default
 retries: none of them sees an error."""
 
-import gc
 import json
 import subprocess
 import sys
-import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kafka import KafkaConsumer, KafkaProducer
 
 from tests.broker.test_cluster import PARTITIONS, everybody, leaders, three
 from tests.chaos.load import CommittingGroup, IdempotentLoad, check_all, create_topic
 from tests.support.broker_process import ROOT, BrokerProcess
-
-# kafka-python forgets the sockets of connections that brokers close.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def dropped_sockets() -> Iterator[None]:
-    """They are found here and not in the middle of another module's test."""
-    yield
-    gc.collect()
-
-
-class PythonClients:
-    """kafka-python with its defaults: a producer, and a group member that reads what it wrote and commits."""
-
-    def __init__(self, bootstrap: str) -> None:
-        self.sent = 0
-        self.read: list[int] = []
-        self.problems: list[BaseException] = []
-        self._stop = threading.Event()
-        self._bootstrap = bootstrap.split(",")
-        self._threads = [threading.Thread(target=self._guard, args=(work,)) for work in (self._produce, self._consume)]
-
-    def start(self) -> "PythonClients":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def finish(self) -> None:
-        """Everything that was acknowledged was read, once and in order."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
-        assert not self.problems, self.problems
-        assert self.read == list(range(self.sent))
-
-    def _guard(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            self.problems.append(error)
-
-    def _produce(self) -> None:
-        producer = KafkaProducer(bootstrap_servers=self._bootstrap, enable_idempotence=True)
-        while not self._stop.is_set():
-            producer.send("python", b"%d" % self.sent).get(60)
-            self.sent += 1
-        producer.close()
-
-    def _consume(self) -> None:
-        consumer = KafkaConsumer(
-            "python", bootstrap_servers=self._bootstrap, group_id="python", auto_offset_reset="earliest"
-        )
-        idle_since = time.perf_counter()
-        while not self._stop.is_set() or (len(self.read) < self.sent and time.perf_counter() - idle_since < 30):
-            for messages in consumer.poll(200).values():
-                self.read += [int(message.value) for message in messages]
-                idle_since = time.perf_counter()
-        consumer.close()
+from tests.support.python_clients import PythonClients
 
 
 def tidelog(*words: str) -> "subprocess.CompletedProcess[str]":
@@ -99,7 +33,7 @@ def test_a_rolling_restart_and_a_drain_show_no_errors(tmp_path: Path) -> None:
         create_topic(everywhere, PARTITIONS)
         create_topic(everywhere, 1, "python")
         group = CommittingGroup(everywhere).start()
-        clients = PythonClients(everywhere).start()
+        clients = PythonClients(everywhere, "python")
         load = IdempotentLoad(
             everywhere, PARTITIONS, records_per_s=2000, options={"message.timeout.ms": 30_000}
         ).start()
@@ -122,7 +56,7 @@ def test_a_rolling_restart_and_a_drain_show_no_errors(tmp_path: Path) -> None:
         unknown = tidelog("broker", "drain", "9", "--http", nodes[3].http)
         assert unknown.returncode == 1 and "no broker with node.id 9" in unknown.stderr
         sent = load.finish()
-        clients.finish()
+        assert clients.finish() > 100
         group.finish()
         check_all(everywhere, sent)
         for node in nodes.values():

@@ -707,7 +707,7 @@ async def test_a_move_takes_what_is_left_and_is_decided_by_facts_alone(bench: Be
     bench.write()
     wish(bench, log, 2)
     moving = asyncio.ensure_future(bench.sealing.move({log: 2}))  # noqa: TID251
-    await bench.tick()
+    await until(lambda: bench.uploader.flights)
     (flight,) = bench.uploader.flights
     assert held(flight) == {log.log_id: (0, 1)}, "of the others nothing is sealed for it"
     assert flight.moves == (Move(log.log_id, 0, 1, 2),)
@@ -726,7 +726,7 @@ async def test_a_refused_move_is_told_by_the_commit_without_it(bench: Bench) -> 
     bench.write()
     wish(bench, log, 2)
     moving = asyncio.ensure_future(bench.sealing.move({log: 2}))  # noqa: TID251
-    await bench.tick()
+    await until(lambda: bench.uploader.flights)
     bench.controller.apply(f.MovesCancelled((log.log_id,)))
     assert not moving.done()
     await bench.commit()
@@ -741,7 +741,7 @@ async def test_a_move_that_was_decided_while_facts_were_skipped(bench: Bench, wa
     bench.write()
     wish(bench, log, 2)
     moving = asyncio.ensure_future(bench.sealing.move({log: 2}))  # noqa: TID251
-    await bench.tick()
+    await until(lambda: bench.uploader.flights)
     if not wanted:
         bench.controller.apply(f.MovesCancelled((log.log_id,)))
     bench.controller.reload()
