@@ -121,20 +121,20 @@ class Machine(RuleBasedStateMachine):
             self.watch(self.cluster.facts)
             assert (answer.refused == ()) == right
 
-    @rule(data=st.data(), target=NODES, stale=st.booleans(), shift=st.sampled_from([0, 0, 1]), do=st.booleans())
-    def move(self, data: st.DataObject, target: int, stale: bool, shift: int, do: bool) -> None:
+    @rule(data=st.data(), node=NODES, stale=st.booleans(), shift=st.sampled_from([0, 0, 1]), do=st.booleans())
+    def move(self, data: st.DataObject, node: int, stale: bool, shift: int, do: bool) -> None:
         """A wish, and perhaps what its leader asks for then: only what is true and wanted moves."""
         state = self.cluster.state
         if not state.logs:
             return
         log = state.logs[data.draw(st.sampled_from(sorted(state.logs)))]
-        self.ask(c.RequestMoves(self.cluster.token(16), (f.MoveTarget(log.log_id, target),)))
+        self.ask(c.RequestMoves(self.cluster.token(16), (f.MoveTarget(log.log_id, node),)))
         leader = log.leader_incarnation
         if not do or not state.broker_table.is_alive(leader):
             return
-        right = not stale and not shift and state.moves.get(log.log_id) == target
+        right = not stale and not shift and state.moves.get(log.log_id) == node
         found, epoch = next_range(log, 2), log.epoch
-        asked = Move(log.log_id, epoch - stale, found.end + shift, target)
+        asked = Move(log.log_id, epoch - stale, found.end + shift, node)
         seal = state.broker_table.incarnations[leader].last_seal + 1
         assert self.ask(move_command(leader, seal, [found], [asked])).refused == ()
         assert (log.leader_incarnation != leader) == right == (log.epoch == epoch + 1)
