@@ -18,7 +18,7 @@ from protocol.errors import ErrorCode
 from storage.memory import MemoryStore
 from storage.object_store import Body
 from storage.wal.object_format import PREFIX, parse_key
-from tests.broker.test_several import SHORTER, Several
+from tests.broker.test_several import SHORT, SHORTER, Several
 from tests.support.faulty_store import FaultyStore, Mishap
 from tests.support.node_runs import NodeRuns, hurry
 from tests.support.raw_client import batch_of
@@ -48,7 +48,7 @@ async def start_diskless(several: Several, *node_ids: int, wrap: Any = None) -> 
     """These brokers, together, without a disk."""
     for node_id in node_ids:
         if node_id not in several.nodes:
-            node = several.nodes[node_id] = diskless(NodeRuns(several._path / str(node_id), **SHORTER))
+            node = several.nodes[node_id] = diskless(NodeRuns(several._path / str(node_id), **SHORT))
             node.memory = several.memory
             node.overrides["node.id"] = node_id
             node.wrap = wrap or node.wrap
