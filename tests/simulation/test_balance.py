@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
-from controller.balance import COUNT_PERCENT
+from controller import balancing
+from controller.balance import COUNT_PERCENT, BalanceMove, BalanceNode, Picture
+from controller.balancing import balance_nodes
+from controller.state import ClusterState
 from tests.simulation.client import SimulatedClient
 from tests.simulation.cluster import Options, World
 from tests.simulation.operators import Admin
@@ -88,3 +92,24 @@ def test_a_broker_that_joins_takes_its_share_in_a_world_without_faults() -> None
     balanced = [event for event in result.history if event.kind == "balanced"]
     assert world.balanced_after_ms < 100, "it was before anybody looked"
     assert [count for _, count in balanced[0].fields["counts"]] in ([8, 8, 8], [7, 8, 9]), balanced
+
+
+def planted_shuffle(picture: Picture, moves_max: int, threshold_percent: int | None) -> Iterator[BalanceMove | None]:
+    """Some log goes somewhere else, in every round."""
+    for source, target in itertools.permutations(picture.nodes, 2):
+        for topic in picture.topics_at(source):
+            for log in picture.loose(source, topic, picture.nodes[target].kinds):
+                yield picture.move(log, topic, target)
+                return
+
+
+def planted_blindness(state: ClusterState) -> list[BalanceNode]:
+    """Whoever joined later is not seen."""
+    return balance_nodes(state)[:2]
+
+
+@pytest.mark.parametrize(("name", "plant"), [("plan", planted_shuffle), ("balance_nodes", planted_blindness)])
+def test_balance_that_does_not_work_is_found(monkeypatch: pytest.MonkeyPatch, name: str, plant: Any) -> None:
+    monkeypatch.setattr(balancing, name, plant)
+    result = JoiningWorld(1, Options(brokers=3, late_s=6, moves=0, faults={}, faults_s=12, layout="apart")).run()
+    assert any("not balanced" in finding for finding in result.findings), result.findings
