@@ -75,7 +75,7 @@ class Balancing:
             pause_ms = min(AGAIN_MS, interval_ms) if moved else interval_ms
 
     async def round(self) -> bool:
-        """Looks once; whether something moved."""
+        """Looks once; whether it asked for moves and was heard."""
         meter, state, settings = self._meter, self._runtime.replica.state, self._runtime.settings
         if meter is None:
             return False
@@ -93,10 +93,11 @@ class Balancing:
             if move is not None:
                 moves.append(move)
             await asyncio.sleep(0)
+        asked = self.moves
         for at in range(0, len(moves), room):
             if not await self._move(moves[at : at + room]):
                 break
-        return bool(moves)
+        return self.moves > asked
 
     async def _look(self, meter: LoadMeter | None) -> Picture:
         """The cluster as it is, or nearly: topics are looked at a few at a time while it changes."""

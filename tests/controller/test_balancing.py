@@ -8,6 +8,7 @@ from controller import facts as f
 from controller.balance import BalanceMove
 from controller.balancing import still_fits
 from controller.runtime import ControllerSettings
+from protocol.errors import ErrorCode, KafkaError
 from storage.memory import MemoryStore
 from storage.seal import CommitAndMove, Move
 from tests.controller.builders import LISTENERS, next_range, seal_command, tokens, wal_id
@@ -195,6 +196,25 @@ async def test_nothing_moves_below_the_format_level_of_moves(group: asyncio.Task
     cluster.process.state.format_level = 1
     await asyncio.sleep(30)
     assert cluster.process.runtime.balancing.moves == 0
+
+
+@virtual
+async def test_what_is_refused_is_not_asked_for_again_at_once(group: asyncio.TaskGroup, store: MemoryStore) -> None:
+    cluster = Cluster(group, store)
+    await cluster.start(2)
+    await cluster.create("t", [1] * 8)
+    asked = []
+    ask = cluster.process.runtime.ask
+
+    async def refuse(command: object, timeout_ms: int) -> object:
+        if isinstance(command, c.RequestMoves):
+            asked.append(command)
+            raise KafkaError(ErrorCode.UNSUPPORTED_VERSION, "not today")
+        return await ask(command, timeout_ms)
+
+    cluster.process.runtime.ask = refuse  # type: ignore[method-assign]
+    await asyncio.sleep(31)
+    assert 3 <= len(asked) <= 6
 
 
 @virtual
