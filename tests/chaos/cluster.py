@@ -321,8 +321,9 @@ class ChaosCluster:
             for end in sorted(ends, key=lambda one: one[0]):
                 end[1]()
             self.recovered(monotonic())
-            now = monotonic()
-            self.recovery_s[name].append(max(self.silence_s(one, began, now) for one in range(PARTITIONS)))
+            if kind != "lose":  # that counts as a failover
+                now = monotonic()
+                self.recovery_s[name].append(max(self.silence_s(one, began, now) for one in range(PARTITIONS)))
 
     def _begin(self, kind: str) -> "tuple[int, Callable[[], Any]]":
         self.counts[kind] += 1
