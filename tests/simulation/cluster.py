@@ -36,6 +36,7 @@ from tests.simulation.process import Host, Process
 from tests.simulation.producers import IdempotentProducer, PlainProducer, ProducerLoad
 from tests.simulation.scheduler import MS, S, Scheduler
 from tests.simulation.store import Bucket
+from tests.simulation.upgrade import Upgrade, begun_by_the_version_before
 
 PORT = 9092
 TOPICS = {"orders": 2, "events": 1}
@@ -85,6 +86,8 @@ class Options:
     log_level: int = logging.WARNING
     moves: float = 0.5
     """How likely it is in a world of several brokers that an operator moves leadership about, and drains brokers."""
+    upgrade: bool = False
+    """The version before began the cluster, and an operator upgrades it."""
 
 
 @dataclass
@@ -298,7 +301,7 @@ class World:
 
     def run(self) -> Result:
         """From the first event to the verdict."""
-        with _deterministic(), _scaled(), self._listening():
+        with _deterministic(), _scaled(), self._listening(), begun_by_the_version_before(self.options.upgrade):
             try:
                 self._live()
             finally:
@@ -322,6 +325,9 @@ class World:
         if kinds:
             self.faults.plan(2 * S, options.faults_s * S, kinds)
         scheduler.call_later_ns(S, self._operate)
+        if options.upgrade:
+            self.upgrade = Upgrade(self)
+            scheduler.call_later_ns(3 * S, self.upgrade.later)
         scheduler.run_until(options.faults_s * S)
         self.quiet = True
         self.faults.heal()
