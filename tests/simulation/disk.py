@@ -76,13 +76,15 @@ class ProcessDisk:
     """A `storage.wal.disk.Disk`: what one process does with its host's disk. Inert once the process is dead.
 
     A worker that sets `queue` gets what is written and synced in it instead of its happening at once. `busy_ns`
-    counts what operations take, from when somebody set it to 0. `waiting`: a worker waits for the disk.
+    counts what operations take, from when somebody set it to 0. `waiting`: a worker waits for the disk. `at_write` is
+    called once, when a worker has given the disk a group of which nothing has landed yet.
     """
 
     def __init__(self, disk: SimulatedDisk, process: Owner | None, boot_id: str) -> None:
         self.queue: list[Io] | None = None
         self.busy_ns = 0
         self.waiting = False
+        self.at_write: Callable[[], None] | None = None
         self.dead = False
         self.owed: dict[Callable[[], object], None] = {}  # what threads of the process are at
         self.disk = disk

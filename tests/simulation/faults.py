@@ -216,17 +216,12 @@ class Faults:
         if node is None or node.process is None:
             return
         process, world = node.process, self.world
-        patience = self.rng.choice([0, 400])
+        writing = self.rng.random() < 0.5
 
         def stop() -> None:
-            nonlocal patience
             if not process.alive or process.stopped or world.quiet:
                 return
-            if patience and not node.waits_for_disk:
-                patience -= 1
-                world.scheduler.call_later_ns(S // 500, stop)
-                return
-            self._record("pause", node=node.node_id, writing=node.waits_for_disk)
+            self._record("pause", node=node.node_id, writing=writing)
             process.pause()
             over = self._trouble([node], "asleep")
             cut_off = self.rng.random() < 0.5
@@ -242,7 +237,10 @@ class Faults:
             gone_ms = world.session_ms * 5 // 4 + world.lease_ms
             self._for(gone_ms, gone_ms + 4_000, resume)
 
-        stop()
+        if writing:
+            node.at_write(stop)
+        else:
+            stop()
 
     # The store
 
@@ -374,19 +372,23 @@ class Faults:
             self._for(200, 3 * self.world.session_ms, self._cut_off([node], both_ways=True, bucket=how, peers=False))
 
     def _last_word(self) -> None:
-        """A broker is cut off until its session is about to end; just then its word gets through, and the answer; then
-        it is cut off again."""
+        """A broker is cut off until the controller ends its session; while a slow store takes that, its word gets
+        through, and the answer; then it is cut off again."""
         node, world = self._node(), self.world
         if node is None or not node.ready or node.broker is None or node.leads or len(world.nodes) < 2:
             return
+        if world.bucket.slowness > 1:
+            return  # one at a time
         broker, began_ns = node.broker, world.scheduler.now_ns
         self._record("last_word", node=node.node_id)
         heal = self._cut_off([node], both_ways=True, bucket="unreachable")
+        world.bucket.slowness, slow = 20.0, self._trouble(world.nodes, "store")
         deadline_ms = broker.session.deadline_ms
 
+        said, name = len(world.log), f"{broker.incarnation:016x}"
+
         def ending() -> bool:
-            brokers = [one.broker for one in world.nodes if one.broker is not None and one.ready]
-            return any(broker.incarnation in one.runtime._sessions.ending for one in brokers)
+            return any("their sessions end" in text and name in text for _, _, text in world.log[said:])
 
         def watch(heard: Callable[[], None] | None) -> None:
             over = world.quiet or node.broker is not broker or world.scheduler.now_ns > began_ns + 20 * S
@@ -396,6 +398,8 @@ class Faults:
                     heard = self._trouble([node], "network")
             elif over or broker.session.deadline_ms > deadline_ms:
                 (heard or heal)()
+                world.bucket.slowness = 1.0
+                slow()
                 if not over:
                     self._for(1_000, 2 * world.session_ms, self._cut_off([node], both_ways=True, bucket="unreachable"))
                 return

@@ -61,11 +61,6 @@ class Node:
         return self.process is not None and not self.process.stopped
 
     @property
-    def waits_for_disk(self) -> bool:
-        """Whether its WAL's writer has something on its way to the disk."""
-        return self._view is not None and self._view.waiting
-
-    @property
     def leads(self) -> bool:
         """Whether it takes itself for the controller."""
         return self.broker is not None and self.ready and self.broker.runtime.leads
@@ -180,11 +175,17 @@ class Node:
         assert self._view is not None and self.process is not None
         self._view.kill_after(operations, self.process.kill)
 
+    def at_write(self, callback: Callable[[], None]) -> None:
+        """Call when its WAL's writer next has a group on its way to the disk, none of which has landed."""
+        assert self._view is not None
+        self._view.at_write = callback
+
     def defuse(self) -> None:
         """What was to happen in the middle of something does not happen any more."""
         if self.process is not None and self._view is not None:
             self.process.loop.call_after(0, lambda: None)
             self._view.kill_after(-1, lambda: None)
+            self._view.at_write = None
 
     def stop(self) -> None:
         """SIGTERM."""

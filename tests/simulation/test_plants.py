@@ -3,14 +3,14 @@
 import pytest
 
 from tests.simulation.cluster import World
-from tests.simulation.plants import PLANTS
+from tests.simulation.plants import CLUSTER_PLANTS, PLANTS
 
 SEEDS = 40
 
 
-@pytest.mark.parametrize("name", PLANTS)
+@pytest.mark.parametrize("name", [*PLANTS, *CLUSTER_PLANTS])
 def test_planted_bug_is_caught(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    plant = PLANTS[name]
+    plant = (PLANTS | CLUSTER_PLANTS)[name]
     for seed in range(plant.first, plant.first + SEEDS):
         with plant.planted():
             findings = World(seed, plant.options).run().findings

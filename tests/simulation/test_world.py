@@ -11,9 +11,9 @@ import pytest
 
 from tests.simulation.cluster import Options, World
 
-SEEDS = 60
+SEEDS = 300
 BATCH = 10
-HASHED = 10
+HASHED = 30
 ROOT = Path(__file__).parents[2]
 
 

@@ -109,6 +109,9 @@ class SimulatedWorker:
     def _carry_out(self, queue: list[Io], wait: float | None) -> None:
         rng = self._rng
         self._disk.waiting = True
+        at_write, self._disk.at_write = self._disk.at_write, None
+        if at_write is not None:
+            at_write()
         for io in queue:
             if io.data is None:
                 continue
