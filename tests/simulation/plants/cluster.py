@@ -120,12 +120,12 @@ def session_being_ended_is_renewed() -> Patches:
 
 
 @cluster_plant(
-    first=3,
+    first=5,
     layout="shared",
-    session_ms=12_000,
+    session_ms=20_000,
     clock_rates=(0.955, 1.045),
     moves=0.0,
-    faults_s=50,
+    faults_s=70,
     faults={"island": 1},
 )
 def no_margin_for_clock_rates() -> Patches:
