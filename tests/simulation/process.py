@@ -233,14 +233,10 @@ class Process:
         """Alive, and not running."""
         return self.paused or self.host.suspended
 
-    def takes(self, event: Event) -> bool:
-        """Whether an event of this process may run now; one that has to wait is kept."""
-        if not self.alive:
-            return False
-        if self.paused or self.host.suspended:
+    def keep(self, event: Event) -> None:
+        """An event comes while this process does not run: it waits, unless the process is dead."""
+        if self.alive:
             self._parked.append(event)
-            return False
-        return True
 
     def release(self) -> None:
         """Queue what waited, unless the process is still stopped."""
@@ -387,49 +383,47 @@ class ProcessLoop(asyncio.AbstractEventLoop):
             return
         process, scheduler = self.process, self._scheduler
         host, dice = process.host, process.rng.random
+        ready, timers = self._ready, self._timers
+        shortest_ns, longer_ns = TURN_NS
         self._turn_ns = -1
         self._in_turn = True
         try:
             with self._running:
                 while True:
-                    self._run_due()
-                    if not process.alive:
-                        return
-                    self._free_ns = scheduler.now_ns + TURN_NS[0] + int(dice() * TURN_NS[1])
+                    if timers:
+                        now_ns = host.monotonic_ns()
+                        while timers and (timers[0][0] <= now_ns or timers[0][2].callback is None):
+                            timed = heappop(timers)[2]
+                            if timed.callback is not None:
+                                ready.append(timed)
+                    for _ in range(len(ready)):
+                        call = ready.popleft()
+                        callback = call.callback
+                        if callback is None:
+                            continue
+                        try:
+                            call.context.run(callback, *call.args)
+                        except (SystemExit, KeyboardInterrupt):
+                            raise
+                        except BaseException as error:
+                            process.failed(f"exception in {_name_of(callback)}", error)
+                        if self._fuse is not None:
+                            self._burn()
+                        if not process.alive:
+                            self._graveyard.append(call)
+                            return
+                    self._free_ns = when_ns = scheduler.now_ns + shortest_ns + int(dice() * longer_ns)
                     if process.paused or host.suspended:
                         break
-                    when_ns = self._next_turn_ns()
-                    if when_ns < 0 or not scheduler.goes_on_at(when_ns):
+                    if not ready:
+                        if not timers:
+                            break
+                        when_ns = max(when_ns, host.until_ns(timers[0][0]))
+                    if not scheduler.goes_on_at(when_ns):
                         break
         finally:
             self._in_turn = False
         self._arm()
-
-    def _run_due(self) -> None:
-        """What is ready, and the timers that are due."""
-        ready, timers = self._ready, self._timers
-        if timers:
-            now_ns = self.process.host.monotonic_ns()
-            while timers and (timers[0][0] <= now_ns or timers[0][2].callback is None):
-                timed = heappop(timers)[2]
-                if timed.callback is not None:
-                    ready.append(timed)
-        for _ in range(len(ready)):
-            call = ready.popleft()
-            callback = call.callback
-            if callback is None:
-                continue
-            try:
-                call.context.run(callback, *call.args)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as error:
-                self.process.failed(f"exception in {getattr(callback, '__qualname__', type(callback).__name__)}", error)
-            if self._fuse is not None:
-                self._burn()
-            if not self.process.alive:
-                self._graveyard.append(call)
-                return
 
     def call_after(self, callbacks: int, callback: Callable[[], None]) -> None:
         """Call from outside of the process, in the middle of a turn: when it has run so many callbacks more."""
@@ -596,6 +590,10 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self._ready.clear()
         self._timers.clear()
         self._graveyard.clear()
+
+
+def _name_of(callback: Callable[..., object]) -> str:
+    return getattr(callback, "__qualname__", type(callback).__name__)
 
 
 def _close(coroutine: Any) -> None:

@@ -79,10 +79,13 @@ class Scheduler:
         while heap and heap[0][0] <= when_ns:
             event = heappop(heap)
             self.now_ns, _, callback, args, owner = event
-            if owner is not None and not owner.takes(event):
+            if owner is not None and (not owner.alive or owner.paused or owner.host.suspended):
+                owner.keep(event)
                 continue
-            self._count()
+            self.events_run += 1
             callback(*args)
+            if self.events_run > EVENTS_MAX:
+                raise Runaway(f"{EVENTS_MAX} events in {self.now_ns / S:.3f} s")
             if stop is not None and stop():
                 return True
         self.now_ns = max(self.now_ns, when_ns)
@@ -98,10 +101,5 @@ class Scheduler:
             return False
         if when_ns > self.now_ns:
             self.now_ns = when_ns
-        self._count()
-        return True
-
-    def _count(self) -> None:
         self.events_run += 1
-        if self.events_run > EVENTS_MAX:
-            raise Runaway(f"{EVENTS_MAX} events in {self.now_ns / S:.3f} s")
+        return self.events_run <= EVENTS_MAX
