@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import NamedTuple
@@ -37,7 +37,7 @@ class Ran(NamedTuple):
     cpu_s: float
 
 
-def run_all(wanted: Wanted, seeds: range, jobs: int) -> Iterator[Ran]:
+def run_all(wanted: Wanted, seeds: range, jobs: int) -> Generator[Ran, None, None]:
     """What came of every seed, in their order."""
     jobs = min(jobs, len(seeds) // SEEDS_PER_PROCESS)
     if jobs <= 1:
