@@ -192,7 +192,7 @@ class PostgresWorld(World):
 
     @property
     def faulty(self) -> bool:
-        return self._chaos is not None and self._chaos.faulty
+        return self._chaos is not None and self._chaos.trouble.is_set()
 
     def _open(self, _: ObjectStore, cluster_id: str) -> ObjectLog:
         return self._engine(SimulatedTables(self), cluster_id, f"process {self.incarnations}")  # type: ignore[return-value]
