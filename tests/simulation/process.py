@@ -246,7 +246,9 @@ class Process:
                 self.scheduler.requeue(event)
 
     def failed(self, message: str, error: BaseException | None) -> None:
-        """Nobody handled this."""
+        """Nobody handled this. What breaks because the process was killed in the midst of it is no failure."""
+        if self.killed:
+            return
         failure = Failure(self, message, error)
         self.failures.append(failure)
         self.scheduler.history.record("process.failure", process=self.name, message=message, error=type(error).__name__)
