@@ -148,7 +148,7 @@ def snapshot_newer_than_its_range() -> Patches:
     yield ProducerStates, "snapshot", lambda self, end: snapshot(self, 1 << 62)
 
 
-@plant(faults={"outage": 2, "store_errors": 1, "kill": 3}, first=44)
+@plant(faults={"outage": 2, "store_errors": 1, "kill": 3}, first=33)
 def wal_trimmed_before_the_commit() -> Patches:
     """Files go when a seal is on its way, not when a fact says that it is committed."""
     seal = Sealing._seal
