@@ -22,7 +22,7 @@ class Candidate:
     """A live incarnation that may lead: its active WAL instance per kind, how many logs it leads already, and how much
     of them is committed, in bytes/s (0: not known).
 
-    One that is `drained`, or about to stop, leads only what nobody else can.
+    One that is `drained`, about to stop, or not heard from in time, leads only what nobody else can.
     """
 
     node_id: int

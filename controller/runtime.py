@@ -348,7 +348,9 @@ class Runtime:
     def _context(self) -> Context:
         state = self.replica.state
         applied = {**self._applied, self.incarnation: state.position}
-        heard = Heard(applied, self._validated, self._heard_ms)
+        alive = [broker.incarnation for broker in state.broker_table.alive()]
+        quiet = self._sessions.quiet(alive, self._clock.boottime_ms())
+        heard = Heard(applied, self._validated, self._heard_ms, quiet)
         return Context(
             self._clock.now_ms(), self._token, self._rules, self.settings.limits, heard, self.balancing.rates
         )

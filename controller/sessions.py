@@ -80,6 +80,11 @@ class Sessions:
         heard = max(self.able_since, granted or 0)
         return max(self.before + with_margin(self.lease_ms + self.session_ms), heard + with_margin(self.session_ms))
 
+    def quiet(self, incarnations: Iterable[int], now: int) -> frozenset[int]:
+        """Who should have been heard from again: heartbeats come three to a session."""
+        overdue = now - self.session_ms // 2
+        return frozenset(one for one in incarnations if max(self.able_since, self.granted.get(one, 0)) < overdue)
+
     def expired(self, alive: Iterable[int], now: int) -> list[int]:
         """Sessions to end now, those included that should have ended before. From here on they are not renewed."""
         if not self.may_grant(now):

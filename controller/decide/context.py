@@ -1,7 +1,7 @@
 """What a decision may look at besides the state, and what it is made of."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -33,12 +33,13 @@ class Heard:
     """What heartbeats told this controller; it is lost when the controller changes.
 
     `applied`: entry position per incarnation; `validated`: group per WAL; `at_ms`: wall time of the last heartbeat per
-    incarnation.
+    incarnation; `quiet`: incarnations whose heartbeat is overdue, though their sessions stand.
     """
 
     applied: Mapping[int, int] = field(default_factory=dict)
     validated: Mapping[bytes, int] = field(default_factory=dict)
     at_ms: Mapping[int, int] = field(default_factory=dict)
+    quiet: Set[int] = frozenset()
 
 
 class Decision(NamedTuple):
@@ -91,6 +92,7 @@ class Context:
             wals = {wal.kind: wal.wal_id for wal in active}
             load = self.loads[broker.incarnation]
             drained = state.move_table.takes_none(broker.node_id, broker.incarnation)
+            drained = drained or broker.incarnation in self.heard.quiet
             rate = self.rates.get(broker.node_id, 0)
             found.append(Candidate(broker.node_id, broker.incarnation, broker.rack, wals, load, drained, rate))
         return found

@@ -162,6 +162,26 @@ async def test_a_controller_that_hangs_is_replaced_within_its_lease(world: World
 
 
 @several
+async def test_new_logs_go_to_brokers_that_were_heard_from(world: World) -> None:
+    """Whose heartbeat is overdue may be dead, long before its session ends."""
+    first, _, third = await world.start(1), await world.start(2), await world.start(3)
+
+    async def leaders(name: str) -> set[int]:
+        await first.client.ask(c.CreateTopics(first.token(16), (c.NewTopic(name, 6),)))
+        return {first.state.logs[log_id].leader_node for log_id in first.state.topics[name].log_ids}
+
+    assert await leaders("before") == {1, 2, 3}
+    world.network.cut.add(3)
+    await asyncio.sleep(SETTINGS.session_ms * 0.6 / 1000)
+    assert first.state.brokers[3].alive
+    assert await leaders("meanwhile") == {1, 2}
+    world.network.cut.clear()
+    await asyncio.sleep(2)
+    assert third.state.brokers[3].alive
+    assert await leaders("afterwards") == {1, 2, 3}
+
+
+@several
 async def test_a_controller_without_the_store_answers_nobody(world: World) -> None:
     """Its followers must not take the end of its memory for the end of the log."""
     first, second = await world.start(1), await world.start(2)
