@@ -304,7 +304,10 @@ class Runtime:
 
     async def _end_silent_sessions(self) -> bool:
         # Not by the queue: another controller may have heard these brokers by the time a queued command is decided.
-        alive = [broker.incarnation for broker in self.replica.state.broker_table.alive()]
+        table = self.replica.state.broker_table
+        # Before our own registration nobody knows where to send heartbeats: only who had our node id is silent.
+        found, me = table.is_alive(self.incarnation), self._election.identity.node_id
+        alive = [broker.incarnation for broker in table.alive() if found or broker.node_id == me]
         silent = self._sessions.expired(alive, self._clock.boottime_ms())
         if silent:
             _log.warning("silent, their sessions end: %s", ", ".join(f"{one:016x}" for one in silent))
@@ -421,6 +424,8 @@ class Runtime:
         for fact in facts:
             if isinstance(fact, f.BrokerRegistered):
                 self._sessions.seen(fact.incarnation, now)
+                if fact.incarnation == self.incarnation:
+                    self._sessions.found(now)
             elif isinstance(fact, f.SessionEnded):
                 self._sessions.forget(fact.incarnation)
                 self._applied.pop(fact.incarnation, None)

@@ -23,9 +23,9 @@ def with_margin(wait_ms: int) -> int:
 class Sessions:
     """Grants of one controller since it took over.
 
-    `lease_until`: it may grant before that; `able_since`: without a break since then. `granted`: last grant (or first
-    sight) per incarnation. `before`: when
-    the old controller's last entry was first seen, and its incarnation, whose own broker is bound to its lease.
+    `lease_until`: it may grant before that; `able_since`: could be asked without a break since then. `granted`: last
+    grant (or first sight) per incarnation. `before`: when the old controller's last entry was first seen, and its
+    incarnation, whose own broker is bound to its lease.
     """
 
     session_ms: int
@@ -48,6 +48,10 @@ class Sessions:
         if now >= self.lease_until:
             self.able_since = now
         self.lease_until = max(self.lease_until, sent_ms + self.lease_ms)
+
+    def found(self, now: int) -> None:
+        """The controller's own broker registered: from here on others know where to ask."""
+        self.able_since = now
 
     def may_grant(self, now: int) -> bool:
         """Whether the lease stands."""

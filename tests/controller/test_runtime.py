@@ -155,6 +155,8 @@ async def test_a_silent_broker_loses_its_session_a_talking_one_does_not(
 ) -> None:
     process = Process(group, store, 1, 100)
     await process.client.wait_ready()
+    await process.register()
+    keep = group.create_task(beat(process))
     for node, incarnation in ((2, 200), (3, 300)):
         wals = (c.NewWal(wal_id(incarnation), "volume"),)
         await process.client.ask(c.RegisterBroker(process.token(16), node, incarnation, "boot", None, LISTENERS, wals))
@@ -178,6 +180,32 @@ async def test_a_silent_broker_loses_its_session_a_talking_one_does_not(
         await process.client.heartbeat(200, 0, {})
     await asyncio.sleep(20)
     assert not process.state.brokers[3].alive
+    keep.cancel()
+
+
+@virtual
+async def test_nobody_is_silent_before_the_controller_can_be_found(
+    group: asyncio.TaskGroup, store: MemoryStore
+) -> None:
+    """A restarted broker takes control while its registration waits for the session of its former run."""
+    first = Process(group, store, 1, 100)
+    await first.client.wait_ready()
+    await first.register()
+    wals = (c.NewWal(wal_id(200), "volume"),)
+    await first.client.ask(c.RegisterBroker(first.token(16), 2, 200, "boot", None, LISTENERS, wals))
+    await first.kill()
+    second = Process(group, store, 1, 101)
+    await asyncio.sleep(60)
+    assert second.client.leads
+    assert not second.state.broker_table.is_alive(100), "it stands in the way of our own"
+    assert second.state.brokers[2].alive, "it does not know whom to tell that it lives"
+    await second.register()
+    registered = now()
+    keep = group.create_task(beat(second))
+    while second.state.brokers[2].alive:
+        await asyncio.sleep(0.1)
+    assert 6.85 <= now() - registered < 8.5, "a whole session from when it could be heard"
+    keep.cancel()
 
 
 @virtual
@@ -321,7 +349,13 @@ async def test_another_takes_over_when_the_lease_is_silent(group: asyncio.TaskGr
     await first.client.wait_ready()
     await first.register()
     second = Process(group, store, 2, 200)
-    await asyncio.sleep(10)
+    await second.client.wait_ready()
+    wals = (c.NewWal(wal_id(200), "volume"),)
+    await first.client.ask(c.RegisterBroker(first.token(16), 2, 200, "boot", None, LISTENERS, wals))
+    for _ in range(10):
+        await asyncio.sleep(1)
+        await first.client.heartbeat(100, 0, {})
+        await first.client.heartbeat(200, 0, {})
     assert first.client.leads and not second.client.leads
     assert second.client.position == first.client.position or second.client.position >= first.client.position - 1
     await first.kill()
