@@ -41,7 +41,6 @@ def test_transactions_with_librdkafka(broker: BrokerProcess) -> None:
     [
         KafkaAdminClient.describe_user_scram_credentials,
         KafkaAdminClient.list_transactions,
-        KafkaAdminClient.list_partition_reassignments,
         KafkaAdminClient.list_config_resources,
         KafkaAdminClient.describe_metadata_quorum,
     ],
