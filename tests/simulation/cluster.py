@@ -79,6 +79,8 @@ class Options:
     """Kinds and weights; None: all that such a cluster may meet; empty: a world without faults."""
     late_s: int | None = None
     """When the last broker starts for the first time; None: with the others."""
+    load: int | None = None
+    """Which of `LOADS`; None: drawn."""
     wal: str | None = None
     """One of `WAL_KINDS`; None: drawn."""
     settings: dict[str, str] | None = None
@@ -274,7 +276,7 @@ class World:
         self.add_client(
             Admin, "admin", TOPICS, configs=configs, delete_from=delete_from, pause_ms=looks, settings=settings
         )
-        sizes, pauses = rng.choice(LOADS)
+        sizes, pauses = rng.choice(LOADS if self.options.load is None else LOADS[self.options.load :][:1])
         busy, rare = (PARTS[:2], PARTS[2:]) if rng.random() < 0.4 else (PARTS, PARTS)
         for number in range(2):
             load = ProducerLoad(version=rng.choice([9, 13]), value_bytes=sizes, pause_ms=pauses)

@@ -256,6 +256,11 @@ class Faults:
 
         self._for(500, 15_000, end)
 
+    def _outage_and_kill(self) -> None:
+        """The bucket is away for long, and towards the end of it a broker dies: what it holds is in its WAL alone."""
+        self._outage()
+        self.world.scheduler.call_later_ns(self.rng.randint(4_000, 8_000) * MS, self._kill)
+
     def _store_faults(self, kind: str, faults: StoreFaults) -> None:
         self._record(kind)
         self.world.bucket.faults = faults

@@ -148,7 +148,7 @@ def snapshot_newer_than_its_range() -> Patches:
     yield ProducerStates, "snapshot", lambda self, end: snapshot(self, 1 << 62)
 
 
-@plant(faults={"outage": 2, "store_errors": 1, "kill": 3}, first=33)
+@plant(faults={"outage_and_kill": 1}, load=3)
 def wal_trimmed_before_the_commit() -> Patches:
     """Files go when a seal is on its way, not when a fact says that it is committed."""
     seal = Sealing._seal
@@ -254,7 +254,7 @@ def scan_stops_one_group_early() -> Patches:
     yield Scanner, "_scan", short
 
 
-@plant(faults={"hang_and_crash": 1}, first=1)
+@plant(faults={"hang_and_crash": 1}, first=46)
 def torn_tail_taken_for_damage() -> Patches:
     """A last group that a crash tore keeps the log closed until an operator decides."""
     evidence = Scanner._evidence
