@@ -50,8 +50,11 @@ class Sessions:
         self.lease_until = max(self.lease_until, sent_ms + self.lease_ms)
 
     def found(self, now: int) -> None:
-        """The controller's own broker registered: from here on others know where to ask."""
-        self.able_since = now
+        """The controller's own broker registered: from here on others know where to ask.
+
+        Whoever lives does so several times in half a session; no safety hangs on this.
+        """
+        self.able_since = max(self.able_since, now - self.session_ms // 2)
 
     def may_grant(self, now: int) -> bool:
         """Whether the lease stands."""
