@@ -379,8 +379,8 @@ class Poll:
                 if not read.aborted_complete:
                     cold.aborted += _aborted(log, part.offset, read.next_offset, known=cold.aborted)
             if not read.buffers:
-                # Nothing is left between here and the tail: offsets of a declared loss.
-                cold.buffers, cold.size = _across(log, part.offset, limit_of(log, committed), max(max_bytes, 1))
+                # Nothing is left between here and the tail, as far as was asked: offsets of a declared loss.
+                cold.buffers, cold.size = _across(log, part.offset, limit, limit_of(log, committed), max(max_bytes, 1))
         except KafkaError as error:
             cold.error = error.code, error.message
         assert self.cold is not None
@@ -439,17 +439,20 @@ def limit_of(log: Log, committed: bool) -> int:
     return log.lso if committed else log.hw
 
 
-def _across(log: Log, offset: int, limit: int, max_bytes: int) -> tuple[list[Buffer], int]:
-    """What leads a reader across offsets below the tail that nothing holds: what follows them; or, as nothing does,
-    batches without records. Clients go on at the end of what they got, and without anything would stay for ever.
+def _across(log: Log, offset: int, read_to: int, limit: int, max_bytes: int) -> tuple[list[Buffer], int]:
+    """What leads a reader across offsets up to `read_to` that nothing holds: what follows them in the tail; or, as
+    nothing does, batches without records. Clients go on at the end of what they got, and without anything would stay
+    for ever.
+
+    While the bucket was asked more may have been committed and have left the tail: then that is for the next fetch.
     """
     tail = log.tail
-    if tail.start < limit:
+    if tail.start <= read_to and tail.start < limit:
         buffers, size = tail.read(tail.start, limit, max_bytes)
         if buffers:
             return buffers, size
-    empty = build_empty_batches(offset, min(limit, tail.start), log.epoch_at(offset))
-    return [empty], len(empty)
+    empty = build_empty_batches(offset, read_to, log.epoch_at(offset))
+    return ([empty] if empty else []), len(empty)
 
 
 def _out_of_range(log: Log, offset: int) -> KafkaError:

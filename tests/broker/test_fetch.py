@@ -456,6 +456,36 @@ async def test_a_declared_loss_is_read_over(tmp_path: Path) -> None:
         assert [parse_header(memoryview(b)).base_offset async for b in again.read_all(0)] == [0, 1 + f.LOSS_GAP]
 
 
+async def test_what_leaves_the_tail_while_a_declared_loss_is_read_is_not_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with HotBroker(tmp_path, tidelog_tail_keep_bytes=0) as broker, RawClient(broker.port) as client:
+        (log,) = broker.create_topic("t")
+        await client.produce("t", batch_of(b"0"))
+        await broker.commit([log])
+        broker.controller.apply(
+            f.LossDeclared(log.log_id, 1, 1 + f.LOSS_GAP), f.LeaderNamed(log.log_id, 1, 77, 1, bytes(range(16)))
+        )
+        await until(lambda: broker.log("t").serving)
+        again = broker.log("t")
+        read = broker.services.cold.read
+
+        async def slow(*args: Any, **options: Any) -> Any:
+            found = await read(*args, **options)
+            async with RawClient(broker.port) as producer:
+                await producer.produce("t", batch_of(b"after"))
+            await broker.commit([again])
+            await until(lambda: again.tail.start == again.hw)
+            return found
+
+        monkeypatch.setattr(broker.services.cold, "read", slow)
+        part = await client.fetch("t", 1, max_wait_ms=60_000)
+        batches = list(iterate_batches(memoryview(part.records)))
+        assert batches[-1][1].next_offset == 1 + f.LOSS_GAP, "up to what was asked for, and no further"
+        monkeypatch.undo()
+        assert offsets((await client.fetch("t", 1 + f.LOSS_GAP)).records) == [1 + f.LOSS_GAP]
+
+
 async def test_a_declared_loss_at_the_end_is_crossed_by_empty_batches(tmp_path: Path) -> None:
     """A client that wants to read to the end gets there, though nothing was written since."""
     async with HotBroker(tmp_path, tidelog_tail_keep_bytes=0) as broker, RawClient(broker.port) as client:
