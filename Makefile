@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run cluster install check test simulate compatibility chaos bench clean
+.PHONY: run cluster install check test properties simulate compatibility chaos bench clean
 
 run: install
 	$(BIN)/tidelog start
@@ -33,6 +33,10 @@ check: $(VENV)/.installed-test
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -m "not compatibility and not chaos"
+
+# The property tests with examples nobody has seen yet.
+properties: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -m "not compatibility and not chaos" --hypothesis-profile=search $$(grep -rlE "^@given|RuleBasedStateMachine" tests)
 
 # Simulated clusters with the seeds 0 to SEEDS - 1.
 SEEDS ?= 1000
