@@ -7,7 +7,7 @@ than the cluster has is written (`level_of`); `FormatLevel` raises it, once ever
 
 Times are wall milliseconds and are for people only; no fact's meaning depends on a clock. `log_id` and object numbers
 are u32, incarnations u64, uuids 16 raw bytes. Tags 40 to 49 are for merging and manifests, 50 to 54 for the `objects`
-WAL, 60 to 69 for moves and drains, 70 to 79 for quotas, users and access lists.
+WAL, 60 to 69 for moves and drains, 70 to 79 for features, quotas, users and access lists.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from controller.codec import Registry, UnknownTag
 from storage.seal import CommittedThrough, ManifestPointer, Range, Recovery, SegmentObject
 
-FORMAT_LEVEL = 2
+FORMAT_LEVEL = 3
 """The highest format level that this version writes and understands."""
 
-FIRST_TAG = {1: 1, 2: 40}
+FIRST_TAG = {1: 1, 2: 40, 3: 70}
 """The lowest tag of the facts that came with a format level."""
 
 LOSS_GAP = 2**32
@@ -499,7 +499,10 @@ TAGS: dict[int, type] = {
 }
 
 FIRST_FIELDS: dict[type, int] = {}
-"""How many fields a class had at level 1, if it has grown since."""
+"""How many fields a class had below level 3, if it has grown since."""
+
+FIELDS_LEVEL = 3
+"""What a later field says needs this level: none came with an earlier one."""
 
 for _tag, _cls in TAGS.items():
     _facts.register(_tag, _cls, FIRST_FIELDS.get(_cls))
@@ -513,7 +516,7 @@ def level_of_tag(tag: int) -> int:
 def level_of(fact: Fact) -> int:
     """The format level that a reader needs to understand the fact."""
     level = level_of_tag(_facts.tag(fact))
-    return max(level, 2) if _facts.says_more(fact) else level
+    return max(level, FIELDS_LEVEL) if _facts.says_more(fact) else level
 
 
 def encode_fact(fact: Fact) -> list[Any]:

@@ -213,8 +213,8 @@ class ClusterState:
 
     def _format_level(self, fact: f.FormatLevel) -> None:
         assert fact.level > self.format_level
-        self.format_level = fact.level
-        if fact.level >= MOVES_LEVEL:
+        before, self.format_level = self.format_level, fact.level
+        if before < MOVES_LEVEL <= fact.level:
             for log in self.logs.values():
                 if log.leader_node != f.NO_NODE:
                     self.move_table.lead(log.log_id, log.leader_node)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from controller.facts import FORMAT_LEVEL
 from tests.broker.test_cluster import Run, three
 from tests.support.broker_process import ROOT, BrokerProcess
 
+BEFORE = FORMAT_LEVEL - 1
 OLDER, NEWER = "tests.support.older_broker", "broker"
 
 
@@ -35,8 +37,8 @@ def test_a_rolling_upgrade_and_back_under_load(tmp_path: Path) -> None:
         for node_id in (1, 2):  # the first one controls: the newer version leads older brokers, and follows one
             restart(nodes[node_id], NEWER)
             run.go_on()
-        assert cluster_format(nodes[2])["level"] == 1
-        assert cluster_format(nodes[2], "--raise")["level"] == 1, "broker 3 does not understand more"
+        assert cluster_format(nodes[2])["level"] == BEFORE
+        assert cluster_format(nodes[2], "--raise")["level"] == BEFORE, "broker 3 does not understand more"
         restart(nodes[1], OLDER)
         run.go_on()
         nodes[2].kill()  # the newer one, by surprise: the older ones recover it and go on
@@ -46,8 +48,8 @@ def test_a_rolling_upgrade_and_back_under_load(tmp_path: Path) -> None:
             restart(nodes[node_id], NEWER)
             run.go_on()
         found = cluster_format(nodes[3])
-        assert (found["level"], found["possible"]) == (1, 2)
-        assert cluster_format(nodes[3], "--raise")["level"] == 2
+        assert (found["level"], found["possible"]) == (BEFORE, FORMAT_LEVEL)
+        assert cluster_format(nodes[3], "--raise")["level"] == FORMAT_LEVEL
         run.go_on()
 
         assert nodes[2].stop() == 0

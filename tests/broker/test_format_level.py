@@ -1,4 +1,4 @@
-"""`tidelog cluster format`: a broker that knows level 1, upgraded, its cluster raised, and the older one refused."""
+"""`tidelog cluster format`: a broker of an earlier level, upgraded, its cluster raised, and the older one refused."""
 
 import asyncio
 import json
@@ -13,13 +13,16 @@ from tests.support.node_runs import NodeRuns, hurry
 from tests.support.raw_client import batch_of
 
 
-async def test_from_level_1_to_2_and_not_back(
+@pytest.mark.parametrize("before", range(1, facts.FORMAT_LEVEL))
+async def test_from_a_level_to_the_present_one_and_not_back(
+    before: int,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hurry(monkeypatch)
+    now = facts.FORMAT_LEVEL
     monkeypatch.setattr(broker.node, "HTTP_LATER_S", 0)
 
     async def level(*words: str) -> str:
@@ -29,29 +32,30 @@ async def test_from_level_1_to_2_and_not_back(
 
     async with NodeRuns(tmp_path, tidelog_http_listener="127.0.0.1:0") as runs:
         with monkeypatch.context() as older:
-            older.setattr(facts, "FORMAT_LEVEL", 1)
+            older.setattr(facts, "FORMAT_LEVEL", before)
             await runs.start()
             await runs.create("t")
             await runs.produce("t", batch_of(b"v"))
-            assert "format level 1, the highest that every live broker understands" in await level()
-            assert "format level 1" in await level("--raise")
+            assert f"format level {before}, the highest that every live broker understands" in await level()
+            assert f"format level {before}" in await level("--raise")
             assert await runs.stop() == 0
         await runs.start()
-        assert "format level 1; every live broker understands 2: `tidelog cluster format --raise`" in await level()
+        said = f"format level {before}; every live broker understands {now}: `tidelog cluster format --raise`"
+        assert said in await level()
         assert await runs.stop() == 0
         with monkeypatch.context() as older:
-            older.setattr(facts, "FORMAT_LEVEL", 1)
+            older.setattr(facts, "FORMAT_LEVEL", before)
             await runs.start()  # the way back, as long as nobody raised it
             await runs.produce("t", batch_of(b"w"))
             assert await runs.stop() == 0
         await runs.start()
         found = json.loads(await level("--raise", "--format", "json"))
-        assert found == {"level": 2, "possible": 2, "brokers": [{"node_id": 1, "alive": True, "understands": 2}]}
+        assert found == {"level": now, "possible": now, "brokers": [{"node_id": 1, "alive": True, "understands": now}]}
         assert await runs.offsets("t") == (0, 2)
         assert await runs.stop() == 0
         with monkeypatch.context() as older:
-            older.setattr(facts, "FORMAT_LEVEL", 1)
+            older.setattr(facts, "FORMAT_LEVEL", before)
             runs.spawn()
             assert await runs.ended() == 1
-        assert "the cluster was raised to format level 2, this version knows 1: upgrade" in caplog.text
+        assert f"the cluster was raised to format level {now}, this version knows {before}: upgrade" in caplog.text
         assert [path.name for path in runs.instances()] == [], "nothing was left behind"

@@ -16,12 +16,26 @@ def refused(words: str) -> "pytest.RaisesExc[KafkaError]":
     return pytest.raises(KafkaError, match=rf"UNSUPPORTED_VERSION.*{words}")
 
 
-def test_every_fact_of_the_first_release_needs_level_1() -> None:
-    assert {tag: f.level_of_tag(tag) for tag in f.TAGS} == {tag: 1 if tag < 40 else 2 for tag in f.TAGS}
+def test_every_fact_needs_the_level_that_it_came_with() -> None:
+    levels = {tag: 1 if tag < 40 else 2 if tag < 70 else 3 for tag in f.TAGS}
+    assert {tag: f.level_of_tag(tag) for tag in f.TAGS} == levels
+    assert max(f.FIRST_TAG) == f.FORMAT_LEVEL
+
+
+def test_raising_it_again_leaves_wishes_and_preferred_leaders_as_they_are() -> None:
+    cluster = Cluster(format_level=1)
+    cluster.register(1, 100)
+    cluster.create("t", 2)
+    cluster.apply(f.FormatLevel(2))
+    assert cluster.state.move_table.preferred == {0: 1, 1: 1}
+    cluster.apply(f.MovesRequested((f.MoveTarget(0, 1),)), f.LeadersPreferred((f.MoveTarget(1, 2),)))
+    cluster.apply(f.FormatLevel(3))
+    assert cluster.state.moves == {0: 1}, "a move to an instance of another kind"
+    assert cluster.state.move_table.preferred == {0: 1, 1: 2}
 
 
 def test_what_needs_a_higher_level_is_refused_until_it_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f, "FIRST_TAG", {1: 1, 2: 33})  # as if blocks of producer ids had come with level 2
+    monkeypatch.setattr(f, "FIRST_TAG", {1: 1, 2: 33, 3: 70})  # as if blocks of producer ids had come with level 2
     cluster = Cluster(format_level=1)
     cluster.register(1, 100)
     before = cluster.state.encode()

@@ -36,7 +36,7 @@ from tests.simulation.process import Host, Process
 from tests.simulation.producers import IdempotentProducer, PlainProducer, ProducerLoad
 from tests.simulation.scheduler import MS, S, Scheduler
 from tests.simulation.store import Bucket
-from tests.simulation.upgrade import Upgrade, begun_by_the_version_before
+from tests.simulation.upgrade import NEWEST, Upgrade, begun_at, first_level
 
 PORT = 9092
 TOPICS = {"orders": 2, "events": 1}
@@ -303,7 +303,8 @@ class World:
 
     def run(self) -> Result:
         """From the first event to the verdict."""
-        with _deterministic(), _scaled(), self._listening(), begun_by_the_version_before(self.options.upgrade):
+        level = first_level(self.seed) if self.options.upgrade else NEWEST
+        with _deterministic(), _scaled(), self._listening(), begun_at(level):
             try:
                 self._live()
             finally:

@@ -1,38 +1,48 @@
-"""A broker of the release before format level 2: this one's code without what came with that level.
+"""A broker of an earlier release: this one's code without what came with later format levels.
 
-Facts, commands, answers and snapshot sections of level 2 are unknown to it, and it registers with level 1.
-`python -m tests.support.older_broker start ...`
+Facts, commands, answers and snapshot sections of later levels are unknown to it, and it registers with its own.
+`python -m tests.support.older_broker start ...` is one of the level before the present one.
 """
 
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from controller import commands, facts
 from controller.state import ClusterState
 
-FIRST_COMMAND, FIRST_ANSWER, FIRST_SECTION = 40, 20, 12
+
+class First(NamedTuple):
+    """The lowest numbers that came with a format level."""
+
+    command: int
+    answer: int
+    section: int
 
 
-def forget_level_2() -> None:
-    """Makes this process one of level 1. For ever: nothing brings the tables back."""
-    facts.FORMAT_LEVEL = 1
-    for registry, first in (
-        (facts._facts, facts.FIRST_TAG[2]),
-        (commands._commands, FIRST_COMMAND),
-        (commands._answers, FIRST_ANSWER),
+FIRST = {2: First(40, 20, 12), 3: First(80, 50, 22)}
+
+
+def forget_what_came_after(level: int) -> None:
+    """Makes this process one of `level`. For ever: nothing brings the tables back."""
+    first = FIRST[level + 1]
+    for registry, lowest in (
+        (facts._facts, facts.FIRST_TAG[level + 1]),
+        (commands._commands, first.command),
+        (commands._answers, first.answer),
     ):
-        for tag in [tag for tag in registry._by_tag if tag >= first]:
+        for tag in [tag for tag in registry._by_tag if tag >= lowest]:
             del registry._by_tag[tag]
+    facts.FORMAT_LEVEL = level
     sections = ClusterState._sections
 
     def known(self: ClusterState) -> dict[int, Any]:
-        return {number: both for number, both in sections(self).items() if number < FIRST_SECTION}
+        return {number: both for number, both in sections(self).items() if number < first.section}
 
     ClusterState._sections = known  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    forget_level_2()
+    forget_what_came_after(facts.FORMAT_LEVEL - 1)
     from broker.cli import main
 
     sys.exit(main())
