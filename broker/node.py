@@ -1,11 +1,10 @@
-"""The composition root: builds one broker from its settings, starts it (DESIGN 7.9), stops it cleanly (7.4)."""
+"""The composition root: builds one broker from its settings, starts it (DESIGN 7.9), ends it (`shutdown.py`)."""
 
 import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterator
 
 from broker import process_metrics
 from broker.background import Tasks, collect_young_garbage
@@ -15,12 +14,15 @@ from broker.cold import ColdReads
 from broker.configs import TopicDefaults, TopicRules
 from broker.control_settings import controller_settings, merge_rules
 from broker.dispatch import HANDLERS
+from broker.earlier_instances import EarlierInstances
 from broker.fetch_sessions import FetchSessions
 from broker.groups.coordinator import GroupCoordinators
 from broker.groups.runtime import GroupLog
 from broker.handlers.control import ControlEndpoint
 from broker.handlers.fetch import COLD_PARALLEL
 from broker.handlers.init_producer_id import ProducerIds
+from broker.heartbeats import Heartbeats
+from broker.http.port import HttpPort
 from broker.log import Log
 from broker.log_table import LogTable
 from broker.merging import Merging
@@ -37,19 +39,21 @@ from broker.sealing import Sealing
 from broker.server import Server
 from broker.services import Services
 from broker.settings import Listener, Settings
+from broker.shutdown import Shutdown
 from broker.siblings import Siblings
+from broker.space import watch_space
 from broker.wals import OwnWals
 from broker.wheel import Wheel
 from controller import facts as f
 from controller.client import ClusterController, Session
-from controller.commands import CleanStop, RegisterBroker
+from controller.commands import RegisterBroker
 from controller.election import Identity
 from controller.entries import CorruptMetadata, NewerFormat
 from controller.metadata_log import MetadataLog
 from controller.remote import RemoteController
 from controller.runtime import Runtime
 from controller.service import ControllerService
-from protocol.errors import ErrorCode, KafkaError
+from protocol.errors import KafkaError
 from storage.manifest import Manifests
 from storage.object_store import ObjectStore, StoreError
 from storage.object_store import open_store as open_store_of
@@ -57,28 +61,16 @@ from storage.reader import Reader
 from storage.seal import CorruptSegment, Recovery, Writer
 from storage.uploader import Uploader, UploaderStopped
 from storage.wal.disk import Disk, LinuxDisk
-from storage.wal.instances import LockedInstance, lock_instances
-from storage.wal.port import InstanceLocked, WalError
+from storage.wal.instances import LockedInstance
+from storage.wal.port import WalError
 from storage.wal.worker import StartWorker, ThreadWorker
-
-if TYPE_CHECKING:
-    from broker.http.server import HttpServer
 
 log = logging.getLogger(__name__)
 
 DONE, FAILED = 0, 1
-RETRY_S = 0.5
-LOCK_ATTEMPTS = 3
-WATCH_S = 1
-HTTP_LATER_S = 2
-"""How long a start may take before the HTTP port answers: importing its library takes as long as all the rest."""
 SIBLINGS_SHARE = 12
 """How often in a session other WAL instances on this machine are looked at."""
 PEERS_LATER_S = 5
-LEAVE_SHARE = 2
-"""The part of `tidelog.shutdown.timeout.ms` in which other brokers may take leadership over."""
-DRAIN_MS = 5_000
-"""What a clean stop gives clients to read their answers."""
 INDEX_CACHE_SHARE = 8
 READ_AHEAD_SHARE = 2
 HEARTBEAT_SHARE = 6
@@ -134,7 +126,6 @@ class Broker:
         self._started = asyncio.Event()
         self._operators: Operators | None = None
         self._registration: Registration | None = None
-        self._stopped = False
         self._fatal: asyncio.Future[str] | None = None
         self._releases: list[Callable[[], Awaitable[None]]] = []
         process_metrics.register_process(self)
@@ -151,12 +142,15 @@ class Broker:
         is left to do but cleaning up.
         """
         self._fatal = asyncio.get_running_loop().create_future()
-        port = self._bind_http()
+        listener = self.settings.tidelog_http_listener
+        port = HttpPort.bind(listener) if listener else None  # told at once if it is in use
+        self.http_address = port.address if port is not None else None
         code = FAILED
         try:
             async with Tasks() as tasks:
                 if port is not None:
-                    tasks.spawn(self._serve_http(port), name="HTTP")
+                    serving = port.serve(self._started, self.metrics, lambda: self.ready, lambda: self._operators)
+                    tasks.spawn(serving, name="HTTP")
                 code = await self._live(tasks, stop, on_ready)
                 on_end(code)
         except BaseExceptionGroup as errors:
@@ -186,11 +180,10 @@ class Broker:
             await asyncio.wait({stopping, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
             self.ready = False
             if not self._fatal.done():
-                leaving = tasks.spawn(self._stop(tasks), name="stop")
+                leaving = tasks.spawn(self._shutdown.run(tasks, others=self._others()), name="stop")
                 await asyncio.wait({leaving, self._fatal}, return_when=asyncio.FIRST_COMPLETED)
                 if leaving.done() and leaving.exception() is None:
-                    code: int = leaving.result()
-                    return code
+                    return DONE if leaving.result() else FAILED
         if self._fatal.done():
             log.critical("stopping: %s", self._fatal.result())
         elif not starting.done():
@@ -215,38 +208,6 @@ class Broker:
 
     # Start
 
-    def _bind_http(self) -> socket.socket | None:
-        """Take the address at once, so that a port in use is told before anything is touched."""
-        if not self.settings.tidelog_http_listener:
-            return None
-        host, _, port = self.settings.tidelog_http_listener.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        try:
-            every = not host and socket.has_dualstack_ipv6()
-            family = socket.AF_INET6 if every or ":" in host else socket.AF_INET
-            listening = socket.create_server((host, int(port)), family=family, dualstack_ipv6=every)
-        except OSError as error:
-            where = self.settings.tidelog_http_listener
-            raise CannotStart(f"cannot listen on tidelog.http.listener {where}: {error.strerror or error}") from None
-        self.http_address = listening.getsockname()[:2]
-        return listening
-
-    async def _serve_http(self, listening: socket.socket) -> None:
-        """Answer HTTP once clients are served, or when that takes a while. Requests wait in the socket till then."""
-        with listening:
-            try:
-                async with asyncio.timeout(HTTP_LATER_S):
-                    await self._started.wait()
-            except TimeoutError:
-                pass
-            server = await asyncio.to_thread(_import_http)
-            http = server(self.metrics, lambda: self.ready, lambda: self._operators)
-            try:
-                await http.start(listening)
-                await asyncio.get_running_loop().create_future()
-            finally:
-                await http.stop()
-
     async def _start(self, tasks: Tasks) -> None:
         bucket = Bucket(self.settings.storage_uri, self._open_store, self.token)
         self.store = bucket.store
@@ -259,7 +220,11 @@ class Broker:
         self._releases.append(metadata.close)
         locked: list[LockedInstance] = []
         if self.settings.uses_volume or self._disk.exists(self.settings.wal_dir):  # of runs with other settings
-            locked = await self._find_instances()
+            earlier = EarlierInstances(
+                str(self.settings.wal_dir), self.cluster_id, self.settings.node_id, disk=self._disk
+            )
+            self._releases.append(earlier.close)
+            locked = await earlier.lock()
         if self.settings.uses_volume:
             await self.wals.create_volume(
                 self.cluster_id, disk=self._disk, start_worker=self._start_worker, fence_kind=self._fence_kind
@@ -276,12 +241,12 @@ class Broker:
         self._operators = Operators(
             self.recovery, FormatLevels(self.controller, self.token), Drains(self.controller, self.token)
         )
-        tasks.spawn(self._heartbeats(), name="heartbeats")
+        tasks.spawn(self.heartbeats.run(), name="heartbeats")
         tasks.spawn(self.sealing.run(), name="sealing")
         tasks.spawn(self.moves.run(), name="move logs")
         tasks.spawn(self.moves.warm_up(), name="warm up")
         tasks.spawn(self.merging.run(), name="merging")
-        tasks.spawn(self._watch_space(), name="watch space")
+        tasks.spawn(watch_space(self.logs.space, self.wals), name="watch space")
         tasks.spawn(self.named.run(), name="recover named instances")
         await self.recovery.recover_all(locked, registered)
         await self._wait_for_file(may_begin_full=bool(locked))
@@ -292,30 +257,6 @@ class Broker:
         tasks.spawn(collect_young_garbage(), name="collect young garbage")
         if self.wals.volume is not None or locked:
             tasks.spawn(self.siblings.run(), name="watch siblings")
-
-    def _lock_instances(self) -> list[LockedInstance]:
-        settings = self.settings
-        try:
-            self._disk.make_directory(settings.wal_dir)
-            return lock_instances(settings.wal_dir, self.cluster_id, settings.node_id, disk=self._disk)
-        except InstanceLocked:
-            raise
-        except (WalError, OSError) as error:
-            raise CannotStart(str(error)) from None
-
-    async def _find_instances(self) -> list[LockedInstance]:
-        """Locked instances of earlier runs. One that is in use may be so for the moment in which a sibling looks."""
-        attempts = LOCK_ATTEMPTS
-        while True:
-            locking = asyncio.get_running_loop().run_in_executor(None, self._lock_instances)
-            self._releases.append(lambda locking=locking: self._release_locks(locking))  # type: ignore[misc]
-            try:
-                return await asyncio.shield(locking)
-            except InstanceLocked as error:
-                attempts -= 1
-                if not attempts:
-                    raise CannotStart(str(error)) from None
-            await asyncio.sleep(RETRY_S)
 
     async def _wait_for_file(self, *, may_begin_full: bool) -> None:
         """The first WAL file. `may_begin_full`: older instances give back their space now that they are recovered."""
@@ -387,21 +328,54 @@ class Broker:
         for wal, validation in self.wals:
             self.logs.attach(wal, validation)
         self._build_uploads(tasks, cold)
+        self._build_background(reader, cold)
+        self._build_services(tasks, reader, cold, defaults)
+        # In this order facts are told; what one of them does with a fact may ask what stands before it.
+        for listener in (
+            self.logs.apply,
+            self.sealing.on_facts,
+            self.moves.on_facts,
+            self.merging.on_facts,
+            self.services.metadata_cache.on_facts,
+            self.named.on_facts,
+            self.heartbeats.on_facts,
+        ):
+            controller.subscribe(listener)
+        self.logs.on_close(self.sealing.on_close)
+        self.logs.on_open(self.moves.on_open)
+        self.services.groups.follow(self.logs)
+        self.server: Server = Server(self.services)
+        self._releases.append(self.server.close)
+        self._shutdown = Shutdown(
+            self.server, incarnation=self.incarnation, moves=self.moves, wals=self.wals, heartbeats=self.heartbeats
+        )
+        process_metrics.register(self)
+
+    def _build_background(self, reader: Reader, cold: ColdReads) -> None:
+        """What goes on beside requests: the session, logs that move, merging."""
+        settings = self.settings
+        self.heartbeats = Heartbeats(
+            self.session,
+            incarnation=self.incarnation,
+            session_ms=settings.tidelog_session_timeout_ms,
+            controller=self.controller,
+            clock=self.clock,
+            wals=self.wals,
+            on_ended=self.fail,
+        )
         self.moves = Moves(
             node_id=settings.node_id,
             incarnation=self.incarnation,
-            controller=controller,
+            controller=self.controller,
             logs=self.logs,
             sealing=self.sealing,
             cold=cold,
             clock=self.clock,
             token=self.token,
         )
-        groups = GroupCoordinators(settings, controller, self.clock, self.token, tasks, self._advance_start)
-        metadata_cache = MetadataCache(lambda: controller.state)
         self.merging = Merging(
             store=self.store,
-            controller=controller,
+            controller=self.controller,
             incarnation=self.incarnation,
             cluster_id=self.cluster_id,
             token=self.token,
@@ -409,19 +383,10 @@ class Broker:
             bytes_per_s=settings.tidelog_merge_bytes_per_second,
             is_busy=lambda: bool(len(self.logs.space)) or reader.busy,
         )
-        for listener in (
-            self.logs.apply,
-            self.sealing.on_facts,
-            self.moves.on_facts,
-            self.merging.on_facts,
-            metadata_cache.on_facts,
-            self.named.on_facts,
-            self._on_facts,
-        ):
-            controller.subscribe(listener)
-        self.logs.on_close(self.sealing.on_close)
-        self.logs.on_open(self.moves.on_open)
-        groups.follow(self.logs)
+
+    def _build_services(self, tasks: Tasks, reader: Reader, cold: ColdReads, defaults: TopicDefaults) -> None:
+        """What handlers of requests use."""
+        settings, controller = self.settings, self.controller
         self.services = Services(
             settings=settings,
             clock=self.clock,
@@ -433,9 +398,9 @@ class Broker:
             cold=cold,
             reader=reader,
             sealing=self.sealing,
-            groups=groups,
+            groups=GroupCoordinators(settings, controller, self.clock, self.token, tasks, self._advance_start),
             topic_defaults=defaults,
-            metadata_cache=metadata_cache,
+            metadata_cache=MetadataCache(lambda: controller.state),
             fetch_sessions=FetchSessions(
                 settings.max_incremental_fetch_session_cache_slots,
                 lambda: int.from_bytes(self.token(4), "big") >> 1 or 1,
@@ -449,9 +414,6 @@ class Broker:
             handlers=HANDLERS,
             control=ControlEndpoint(ControllerService(self.runtime), settings.peer_listener),
         )
-        self.server = Server(self.services)
-        self._releases.append(self.server.close)
-        process_metrics.register(self)
 
     def _build_uploads(self, tasks: Tasks, cold: ColdReads) -> None:
         """What goes into the bucket: from the tails, and from the WAL instances of earlier runs."""
@@ -553,132 +515,14 @@ class Broker:
         )
         return await self._registration.register(command)
 
-    # While it runs
-
-    async def _heartbeats(self) -> None:
-        """Renew the session until it was ended; the deadline counts from when a heartbeat was sent."""
-        while True:
-            sent_ms = self.clock.boottime_ms()
-            next_ms = self.settings.tidelog_session_timeout_ms // 12
-            try:
-                position = self.controller.position
-                grant = await self.controller.heartbeat(self.incarnation, position, self.wals.validated)
-            except KafkaError as error:
-                if error.code is ErrorCode.STALE_BROKER_EPOCH:
-                    self._session_ended(error.message)
-                    return
-            else:
-                self.session.granted(sent_ms, grant)
-                self.wals.recheck()
-                next_ms = grant.next_ms
-            await asyncio.sleep(max(0, sent_ms + next_ms - self.clock.boottime_ms()) / 1000)
-
-    async def _watch_space(self) -> None:
-        """Say when producers wait for space and why, and when they go on: nothing else tells the operator."""
-        full, error = False, ""
-        while True:
-            await asyncio.sleep(WATCH_S)
-            now = str(self.wals.volume.file_error or "") if self.wals.volume is not None else ""
-            if now and not error:
-                log.warning("no further WAL file can be prepared in %s, trying on: %s", self.settings.wal_dir, now)
-            elif error and not now:
-                log.info("WAL files can be prepared again")
-            error = now
-            if len(self.logs.space) and not full:
-                log.warning("the WAL or the memory for tails is full: producers wait")
-            elif full and not len(self.logs.space):
-                log.info("there is space again: producers go on")
-            full = bool(len(self.logs.space))
-
-    def _on_facts(self, facts: Sequence[f.Fact]) -> None:
-        for fact in facts:
-            if isinstance(fact, f.SessionEnded) and fact.incarnation == self.incarnation:
-                self._session_ended(f"its session was ended ({fact.reason})")
-
-    def _session_ended(self, why: str) -> None:
-        self.session.end()
-        if self._stopped:
-            return  # by our own word
-        self.fail(f"this broker leads nothing any more: {why}")
-
     async def _advance_start(self, one: GroupLog, offset: int) -> None:
         assert isinstance(one, Log)
         await self.sealing.advance_start(one, offset)
-
-    # Stop
-
-    async def _stop(self, tasks: Tasks) -> int:
-        """Hand leadership over, freeze, answer what is appended, commit everything, say so in one entry.
-
-        FAILED: that was not possible, the WAL stays.
-
-        Heartbeats go on meanwhile, so that what is appended can be acknowledged.
-        """
-        timeout_ms = self.settings.tidelog_shutdown_timeout_ms
-        try:
-            async with asyncio.timeout(timeout_ms / 1000):
-                others = self._others()
-                if others:
-                    await self._leave(timeout_ms // LEAVE_SHARE)
-                self.moves.stop()
-                self.server.stop_accepting(but_peers=others)
-                self.services.groups.stop()
-                self.logs.on_open(Log.freeze)
-                for one in self.logs.logs:
-                    one.freeze()
-                # From here on nothing is appended: clients read their answers while everything is committed.
-                draining = tasks.spawn(
-                    self.server.drain(min(DRAIN_MS, timeout_ms // 2), but_peers=others), name="drain connections"
-                )
-                await self.sealing.drain()
-                await draining
-                self._stopped = True
-                await self._ask_until_answered(CleanStop(self.token(16), self.incarnation))
-        except (TimeoutError, KafkaError, StoreError) as error:
-            log.error(
-                "no clean stop within tidelog.shutdown.timeout.ms=%d (%s): the WAL stays and will be recovered",
-                timeout_ms,
-                str(error) or "time is over",
-            )
-            return FAILED
-        await self.wals.remove()
-        log.info("stopped: everything is in the bucket")
-        return DONE
-
-    async def _leave(self, timeout_ms: int) -> None:
-        """Other brokers take the logs over while clients are served: those see no more than a leader that changed."""
-        try:
-            async with asyncio.timeout(timeout_ms / 1000):
-                await self.moves.leave()
-        except TimeoutError:
-            log.warning("%d logs were not taken over in time", len(self.logs))
-
-    async def _ask_until_answered(self, command: CleanStop) -> None:
-        while True:
-            try:
-                await self.controller.ask(command)
-            except KafkaError as error:
-                if not error.retriable:
-                    raise
-                await asyncio.sleep(RETRY_S)
-            else:
-                return
 
     # After the end
 
     async def _release_wals(self) -> None:
         await self.wals.release(known=self._registration is not None and self._registration.asked)
-
-    async def _release_locks(self, locking: "asyncio.Future[list[LockedInstance]]") -> None:
-        with contextlib.suppress(CannotStart, InstanceLocked):
-            for instance in await locking:
-                instance.close()
-
-
-def _import_http() -> "type[HttpServer]":
-    from broker.http.server import HttpServer
-
-    return HttpServer
 
 
 def leaves(errors: BaseExceptionGroup) -> Iterator[BaseException]:

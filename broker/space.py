@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from broker.metrics import Counters
+    from broker.wals import OwnWals
     from storage.wal.port import Wal
 
+log = logging.getLogger(__name__)
+
 WAIT_SECONDS_MAX = 30.0
+WATCH_S = 1
 
 
 class Waiting:
@@ -140,3 +146,22 @@ class SpaceQueue:
 
 def _number(queue: deque[Waiting]) -> int:
     return queue[0].number
+
+
+async def watch_space(space: SpaceQueue, wals: OwnWals) -> None:
+    """Say when producers wait for space and why, and when they go on: nothing else tells the operator."""
+    full, error = False, ""
+    while True:
+        await asyncio.sleep(WATCH_S)
+        now = str(wals.volume.file_error or "") if wals.volume is not None else ""
+        if wals.volume is not None and now and not error:
+            where = os.path.dirname(wals.volume.path)
+            log.warning("no further WAL file can be prepared in %s, trying on: %s", where, now)
+        elif error and not now:
+            log.info("WAL files can be prepared again")
+        error = now
+        if len(space) and not full:
+            log.warning("the WAL or the memory for tails is full: producers wait")
+        elif full and not len(space):
+            log.info("there is space again: producers go on")
+        full = bool(len(space))

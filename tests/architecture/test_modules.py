@@ -22,7 +22,7 @@ PURE = [
     "storage/range_plan.py",
     "storage/wal/format.py",
     "controller/facts.py",
-    "controller/commands.py",
+    "controller/commands/*.py",
     "controller/state.py",
     "controller/topics.py",
     "controller/brokers.py",

@@ -21,7 +21,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaConnectionError
 
 import broker.cli.consume
-import broker.node
+import broker.http.port
 from broker.cli import COMMANDS, main, parser
 from broker.cli import brokers as brokers_command
 from broker.cli import start as start_command
@@ -512,7 +512,7 @@ async def test_a_damaged_wal_from_the_log_line_to_the_report(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hurry(monkeypatch)
-    monkeypatch.setattr(broker.node, "HTTP_LATER_S", 0)
+    monkeypatch.setattr(broker.http.port, "LATER_S", 0)
     async with NodeRuns(tmp_path, tidelog_http_listener="127.0.0.1:0") as runs:
         await runs.start()
         await runs.create("t")
@@ -546,7 +546,7 @@ async def test_a_damaged_wal_from_the_log_line_to_the_report(
 
 async def test_a_missing_wal_is_declared_lost(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch)
-    monkeypatch.setattr(broker.node, "HTTP_LATER_S", 0)
+    monkeypatch.setattr(broker.http.port, "LATER_S", 0)
     async with NodeRuns(tmp_path, tidelog_http_listener="127.0.0.1:0") as runs:
         runs.overrides |= {"tidelog.session.timeout.ms": 300, "tidelog.controller.lease.ms": 200}
         await runs.start()

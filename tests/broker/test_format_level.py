@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import broker.node
+import broker.http.port
 from broker.cli import main
 from controller import facts
 from tests.support.node_runs import NodeRuns, hurry
@@ -23,7 +23,7 @@ async def test_from_a_level_to_the_present_one_and_not_back(
 ) -> None:
     hurry(monkeypatch)
     now = facts.FORMAT_LEVEL
-    monkeypatch.setattr(broker.node, "HTTP_LATER_S", 0)
+    monkeypatch.setattr(broker.http.port, "LATER_S", 0)
 
     async def level(*words: str) -> str:
         http = "http://{}:{}".format(*runs.broker.http_address or ())

@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import broker.http.port
 import broker.http.server
-import broker.node
 from broker.http.server import HttpServer
 from broker.metrics import Metrics, new_histogram
 from broker.operators import Drains, FormatLevels, Operators
@@ -228,7 +228,7 @@ async def test_the_format_level_is_shown_and_raised(served: Served) -> None:
 
 
 async def test_a_real_broker_has_every_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker.node, "HTTP_LATER_S", 0)
+    monkeypatch.setattr(broker.http.port, "LATER_S", 0)
     async with NodeRuns(tmp_path, tidelog_http_listener="[::1]:0" if socket.has_ipv6 else "127.0.0.1:0") as runs:
         await runs.start()
         await runs.create("t")

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+import broker.http.port
 import broker.node
 import broker.registration
+import broker.shutdown
+import broker.space
 from broker.bucket import CannotStart
 from broker.log import LogStatus
 from broker.node import leaves
@@ -33,7 +36,7 @@ from tests.support.waiting import until
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch)
-    monkeypatch.setattr(broker.node, "HTTP_LATER_S", 0)
+    monkeypatch.setattr(broker.http.port, "LATER_S", 0)
 
 
 @pytest.fixture
@@ -354,7 +357,7 @@ async def test_a_seal_that_cannot_be_committed_ends_the_process(
 async def test_producers_that_wait_for_space_are_told_of_once(
     runs: NodeRuns, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(broker.node, "WATCH_S", 0.001)
+    monkeypatch.setattr(broker.space, "WATCH_S", 0.001)
     caplog.set_level(logging.INFO)
     run = await runs.start()
     full = OSError(28, "No space left on device")
@@ -424,7 +427,7 @@ async def test_a_stop_answers_what_is_appended_and_what_waits(runs: NodeRuns) ->
 
 
 async def test_a_stop_gives_up_on_clients_that_do_not_read(runs: NodeRuns, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker.node, "DRAIN_MS", 200)
+    monkeypatch.setattr(broker.shutdown, "DRAIN_MS", 200)
     await runs.start()
     await runs.create("t")
     for _ in range(8):

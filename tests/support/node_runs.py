@@ -11,9 +11,10 @@ from typing import Any, Self
 import pytest
 
 import broker.bucket
-import broker.node
+import broker.earlier_instances
 import broker.recovery
 import broker.registration
+import broker.shutdown
 import controller.runtime
 import storage.uploader
 from broker.clock import SystemClock
@@ -31,8 +32,9 @@ NEVER_MS = 10_000_000
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits between attempts that a test does not want to sit through."""
     monkeypatch.setattr(broker.bucket, "RETRY_S", 0.005)
-    monkeypatch.setattr(broker.node, "RETRY_S", 0.005)
+    monkeypatch.setattr(broker.earlier_instances, "RETRY_S", 0.005)
     monkeypatch.setattr(broker.recovery, "RETRY_S", 0.005)
+    monkeypatch.setattr(broker.shutdown, "RETRY_S", 0.005)
     monkeypatch.setattr(broker.registration, "RETRY_S", 0.005)
     monkeypatch.setattr(controller.runtime, "RETRY_MS", 2)
     monkeypatch.setattr(controller.runtime, "RETRY_MS_MAX", 10)
