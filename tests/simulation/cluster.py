@@ -27,12 +27,13 @@ from tests.simulation.client import ClientSettings, Part, SimulatedClient
 from tests.simulation.consumers import Consumer, ConsumerLoad, GroupLoad, GroupMember
 from tests.simulation.faults import Faults, kinds_for
 from tests.simulation.history import History
+from tests.simulation.hosts import Host
 from tests.simulation.machines import LAYOUTS, Machine, SharedVolume, machines_of
 from tests.simulation.movers import Drainer, Mover
 from tests.simulation.network import Network
 from tests.simulation.nodes import Node
 from tests.simulation.operators import Admin, FinalReader
-from tests.simulation.process import Host, Process
+from tests.simulation.process import Process
 from tests.simulation.producers import IdempotentProducer, PlainProducer, ProducerLoad
 from tests.simulation.scheduler import MS, S, Scheduler
 from tests.simulation.store import Bucket
@@ -53,6 +54,8 @@ LOADS = (
 BROKERS = (1, 2, 3, 3, 3)
 CLOCK_RATES = ((1.0, 1.0, 0.998, 1.002), (1.0, 1.0, 0.998, 1.002), (0.955, 1.0, 1.045))
 """Among what the rates of the machines' clocks are drawn; 10 % apart at most."""
+FAULTS_S = (8, 12, 20)
+"""Among what the time in which faults happen is drawn; they are as many in every one."""
 LIVE_WITHIN_S = 20
 FINISH_S = 60
 """So long clients may take to end what they began, and the final reader to read everything."""
@@ -74,7 +77,8 @@ class Options:
     """None: drawn."""
     clock_rates: tuple[float, ...] | None = None
     """Among what the rates of the machines' clocks are drawn; None: drawn from `CLOCK_RATES`."""
-    faults_s: int = 20
+    faults_s: int | None = None
+    """None: drawn."""
     faults: dict[str, int] | None = None
     """Kinds and weights; None: all that such a cluster may meet; empty: a world without faults."""
     late_s: int | None = None
@@ -126,6 +130,7 @@ class World:
         """No further fault begins."""
         self.session_ms = self.rng.choice([2_000, 6_000])
         self.session_ms = self.options.session_ms or self.session_ms
+        self.faults_s = self.options.faults_s or self.scheduler.stream("faulty time").choice(FAULTS_S)
         self.lease_ms = self.session_ms // 2
         self._values = self._draw_settings()
         self.machines: list[Machine] = []
@@ -326,12 +331,12 @@ class World:
         scheduler.call_later_ns(self.rng.randint(0, 500) * MS, self._add_clients)
         kinds = kinds_for(len(self.nodes)) if options.faults is None else options.faults
         if kinds:
-            self.faults.plan(2 * S, options.faults_s * S, kinds)
+            self.faults.plan(2 * S, self.faults_s * S, kinds)
         scheduler.call_later_ns(S, self._operate)
         if options.upgrade:
             self.upgrade = Upgrade(self)
             scheduler.call_later_ns(3 * S, self.upgrade.later)
-        scheduler.run_until(options.faults_s * S)
+        scheduler.run_until(self.faults_s * S)
         self.quiet = True
         self.faults.heal()
         quiet_from_ns = scheduler.now_ns

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tests.simulation.disk import ProcessDisk, SimulatedDisk
-from tests.simulation.process import Host, Process
+from tests.simulation.hosts import Host
+from tests.simulation.process import Process
 
 if TYPE_CHECKING:
     from tests.simulation.nodes import Node

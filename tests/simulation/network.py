@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tests.simulation.scheduler import MS, US, Scheduler
 
 if TYPE_CHECKING:
-    from tests.simulation.process import Host, Process
+    from tests.simulation.hosts import Host
+    from tests.simulation.process import Process
 
 Address = tuple[str, int]
 """(host name, port)."""

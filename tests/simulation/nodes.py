@@ -16,8 +16,8 @@ from tests.simulation.worker import worker_starter
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import World
+    from tests.simulation.hosts import Host
     from tests.simulation.machines import Machine
-    from tests.simulation.process import Host
 
 NOTICED_NS = 3 * S
 """Beside what leases and sessions take: how long after a disturbance the silence that it caused may be noticed."""

@@ -27,8 +27,9 @@ from storage.wal.object_format import LANE
 from storage.wal.object_recovery import ObjectInstance
 from storage.wal.objects import ObjectWal, ObjectWalSettings
 from storage.wal.port import Damaged
+from tests.simulation.hosts import Host
 from tests.simulation.network import Network
-from tests.simulation.process import Host, Process
+from tests.simulation.process import Process
 from tests.simulation.scheduler import MS, S, Scheduler
 from tests.simulation.store import Bucket, StoreFaults, at_once
 from tests.storage.wal.support import make_batch

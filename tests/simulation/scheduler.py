@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random  # noqa: TID251
+import sys
 from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tests.simulation.history import History
 
 if TYPE_CHECKING:
+    from tests.simulation.loop import Running
     from tests.simulation.process import Process
 
 US = 1_000
@@ -41,13 +44,21 @@ class Scheduler:
         self.rng = random.Random(f"{seed}/schedule")
         """For choices of the schedule itself; parts with choices of their own take a `stream`."""
         self.history = History(lambda: self.now_ns)
-        self.current: Process | None = None
+        self.inside: Running | None = None
         """Whose code runs at this moment."""
+        self.entered: Running | None = None
+        """Whose loop the interpreter takes for the running one: the last that ran."""
         self.events_run = 0
         self._heap: list[Event] = []
         self._made = 0
         self._until_ns = 0
         self._stop: Callable[[], bool] | None = None
+        self._runs = False
+
+    @property
+    def current(self) -> Process | None:
+        """The process whose code runs at this moment."""
+        return None if self.inside is None else self.inside.process
 
     def stream(self, name: str) -> random.Random:
         """A source of choices of its own: what one part draws does not move what another part draws."""
@@ -74,8 +85,23 @@ class Scheduler:
 
     def run_until(self, when_ns: int, stop: Callable[[], bool] | None = None) -> bool:
         """Run every event up to this time; with `stop`, no further than when it says so. Whether it said so."""
-        heap = self._heap
         self._until_ns, self._stop = when_ns, stop
+        self._runs = True
+        try:
+            return self._run(when_ns, stop)
+        finally:
+            self._runs = False
+            self.left()
+
+    def left(self) -> None:
+        """No code of a process runs. Within a run the next one to enter makes its loop the running one."""
+        if not self._runs and self.entered is not None:
+            self.entered = None
+            asyncio._set_running_loop(None)
+            sys.set_asyncgen_hooks(None, None)
+
+    def _run(self, when_ns: int, stop: Callable[[], bool] | None) -> bool:
+        heap = self._heap
         while heap and heap[0][0] <= when_ns:
             event = heappop(heap)
             self.now_ns, _, callback, args, owner = event

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.simulation.hosts import Host
 from tests.simulation.network import Network
-from tests.simulation.process import Host, Process
+from tests.simulation.process import Process
 from tests.simulation.scheduler import MS, S, Scheduler
 
 

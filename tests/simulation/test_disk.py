@@ -12,8 +12,9 @@ import pytest
 
 from storage.wal.disk import Disk
 from tests.simulation.disk import Dead, ProcessDisk, SimulatedDisk
+from tests.simulation.hosts import Host
 from tests.simulation.network import Network
-from tests.simulation.process import Host, Process
+from tests.simulation.process import Process
 from tests.simulation.scheduler import MS, US, S, Scheduler
 from tests.simulation.volume import SECTOR
 from tests.simulation.worker import worker_starter

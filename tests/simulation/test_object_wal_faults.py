@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,13 +19,7 @@ CAUGHT_WITHIN = 150
 """Seeds."""
 
 
-@pytest.fixture(autouse=True)
-def no_pauses() -> Iterator[None]:
-    """Worlds are cyclic garbage, collected once at the end of a test."""
-    gc.disable()
-    yield
-    gc.enable()
-    gc.collect()
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 @pytest.mark.parametrize("group", range(GROUPS))

@@ -22,8 +22,9 @@ from storage.object_store import (
 )
 from storage.probe import probe
 from storage.retrying import RetryingStore
+from tests.simulation.hosts import Host
 from tests.simulation.network import Network
-from tests.simulation.process import Host, Process
+from tests.simulation.process import Process
 from tests.simulation.scheduler import MS, S, Scheduler
 from tests.simulation.store import Bucket, StoreFaults
 

@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -32,13 +31,7 @@ FIRST = {
 """Where the search begins: from seed 0 these would cost many worlds each time."""
 
 
-@pytest.fixture(autouse=True)
-def no_pauses() -> Iterator[None]:
-    """Worlds are cyclic garbage, collected once at the end of a test."""
-    gc.disable()
-    yield
-    gc.enable()
-    gc.collect()
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 @pytest.mark.parametrize("group", range(GROUPS))

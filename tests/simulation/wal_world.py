@@ -19,8 +19,9 @@ from storage.wal.port import Damaged, InstanceLocked, WalError
 from storage.wal.recovery import FoundGroup, ScanReport
 from storage.wal.volume import VolumeWal
 from tests.simulation.disk import PAGE, Image, ProcessDisk, SimulatedDisk
+from tests.simulation.hosts import Host
 from tests.simulation.network import Network
-from tests.simulation.process import Host, Process
+from tests.simulation.process import Process
 from tests.simulation.scheduler import MS, S, Scheduler
 from tests.simulation.worker import worker_starter
 from tests.storage.wal.support import make_batch
