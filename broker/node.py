@@ -13,11 +13,11 @@ from broker.clock import SystemClock
 from broker.cold import ColdReads
 from broker.configs import TopicDefaults, TopicRules
 from broker.control_settings import controller_settings, merge_rules
+from broker.coordination.runtime import CoordinatorLog
 from broker.dispatch import HANDLERS
 from broker.earlier_instances import EarlierInstances
 from broker.fetch_sessions import FetchSessions
 from broker.groups.coordinator import GroupCoordinators
-from broker.groups.runtime import GroupLog
 from broker.handlers.control import ControlEndpoint
 from broker.handlers.fetch import COLD_PARALLEL
 from broker.handlers.init_producer_id import ProducerIds
@@ -515,7 +515,7 @@ class Broker:
         )
         return await self._registration.register(command)
 
-    async def _advance_start(self, one: GroupLog, offset: int) -> None:
+    async def _advance_start(self, one: CoordinatorLog, offset: int) -> None:
         assert isinstance(one, Log)
         await self.sealing.advance_start(one, offset)
 

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
+from broker.coordination.runtime import CoordinatorLog, Refusal
+from broker.coordination.topic import InternalTopic
 from broker.groups.model import (
     Commit,
     CommitAnswer,
@@ -30,14 +32,12 @@ from broker.groups.model import (
     ListAnswer,
     ListedGroup,
     Outcome,
-    Refusal,
     Sync,
     SyncAnswer,
 )
-from broker.groups.runtime import GroupLog, ShardRuntime
-from controller.commands import CreateInternalTopic
+from broker.groups.runtime import ShardRuntime
 from controller.facts import Fact, StateReloaded, TopicDeleted
-from protocol.errors import ErrorCode, KafkaError
+from protocol.errors import ErrorCode
 
 if TYPE_CHECKING:
     from broker.background import Tasks
@@ -57,36 +57,12 @@ OFFSETS_TOPIC_CONFIGS = (
 _Command = TypeVar("_Command", Join, Sync, Heartbeat, Leave, Commit, DeleteOffsets)
 
 
-class Endpoint(NamedTuple):
-    """Where a coordinator is reached, or why it is not."""
-
-    error: ErrorCode
-    node_id: int = -1
-    host: str = ""
-    port: int = -1
-
-
 class GroupCounts(NamedTuple):
     partitions_active: int
     partitions_loading: int
     groups: int
     offsets: int
     rewrites: int
-
-
-def java_hash(text: str) -> int:
-    """`String.hashCode()`: over UTF-16 code units, as a signed 32-bit number."""
-    value = 0
-    data = text.encode("utf-16-be", "surrogatepass")
-    for position in range(0, len(data), 2):
-        value = (31 * value + (data[position] << 8 | data[position + 1])) & 0xFFFFFFFF
-    return value - (1 << 32) if value & 0x80000000 else value
-
-
-def partition_for(key: str, partitions: int) -> int:
-    """Kafka's `Utils.abs(key.hashCode()) % partitions`, where the absolute value of the least integer is 0."""
-    value = java_hash(key)
-    return (0 if value == -(1 << 31) else abs(value)) % partitions
 
 
 class GroupCoordinators:
@@ -99,7 +75,7 @@ class GroupCoordinators:
         clock: Clock,
         token: Callable[[int], bytes],
         tasks: Tasks,
-        advance_start: Callable[[GroupLog, int], Awaitable[None]],
+        advance_start: Callable[[CoordinatorLog, int], Awaitable[None]],
     ) -> None:
         """`advance_start(log, offset)` seals and commits up to `offset` where needed, then has the controller move the
         log start there; KafkaError or StoreError: try again later."""
@@ -111,7 +87,15 @@ class GroupCoordinators:
         self.tasks = tasks
         self.advance_start = advance_start
         self.shards: dict[int, ShardRuntime] = {}
-        self._creation: asyncio.Future[ErrorCode] | None = None
+        self.topic = InternalTopic(
+            OFFSETS_TOPIC,
+            partitions=settings.offsets_topic_num_partitions,
+            replication_factor=settings.offsets_topic_replication_factor,
+            configs=OFFSETS_TOPIC_CONFIGS,
+            controller=controller,
+            token=token,
+            tasks=tasks,
+        )
         self._expiry: asyncio.TimerHandle | None = None
 
     # -- leadership
@@ -122,7 +106,7 @@ class GroupCoordinators:
         logs.on_close(self._log_closed)
         self.controller.subscribe(self._facts)
 
-    def open(self, partition: int, log: GroupLog, epoch: int) -> None:
+    def open(self, partition: int, log: CoordinatorLog, epoch: int) -> None:
         """This broker leads the partition from now on: load it. COORDINATOR_LOAD_IN_PROGRESS until done."""
         self.close(partition)
         self.shards[partition] = ShardRuntime(
@@ -181,51 +165,7 @@ class GroupCoordinators:
     # -- finding
 
     def partition_for(self, group_id: str) -> int:
-        topic = self.controller.state.topics.get(OFFSETS_TOPIC)
-        count = len(topic.log_ids) if topic is not None else self.settings.offsets_topic_num_partitions
-        return partition_for(group_id, count)
-
-    async def ensure_topic(self) -> ErrorCode:
-        """Create `__consumer_offsets` if nobody has; COORDINATOR_NOT_AVAILABLE if that is not possible now."""
-        if OFFSETS_TOPIC in self.controller.state.topics:
-            return ErrorCode.NONE
-        if self._creation is None:
-            self._creation = asyncio.get_running_loop().create_future()
-            self.tasks.spawn(self._create_topic(self._creation), name=f"create {OFFSETS_TOPIC}")
-        return await asyncio.shield(self._creation)
-
-    async def _create_topic(self, done: asyncio.Future[ErrorCode]) -> None:
-        """One creation at a time, whoever asks meanwhile."""
-        command = CreateInternalTopic(
-            self.token(16),
-            OFFSETS_TOPIC,
-            self.settings.offsets_topic_num_partitions,
-            self.settings.offsets_topic_replication_factor,
-            OFFSETS_TOPIC_CONFIGS,
-        )
-        error = ErrorCode.COORDINATOR_NOT_AVAILABLE
-        try:
-            await self.controller.ask(command)
-            error = ErrorCode.NONE
-        except KafkaError:
-            pass
-        finally:
-            self._creation = None
-            if not done.done():
-                done.set_result(error)
-
-    def locate(self, group_id: str, listener: str) -> Endpoint:
-        """The leader of the group's partition, as clients of `listener` reach it."""
-        state = self.controller.state
-        topic = state.topics.get(OFFSETS_TOPIC)
-        if topic is not None:
-            leadership = state.logs[topic.log_ids[self.partition_for(group_id)]]
-            broker = state.brokers.get(leadership.leader_node)
-            if leadership.status == "open" and broker is not None and broker.alive:
-                for address in broker.listeners:
-                    if address.name == listener:
-                        return Endpoint(ErrorCode.NONE, broker.node_id, address.host, address.port)
-        return Endpoint(ErrorCode.COORDINATOR_NOT_AVAILABLE)
+        return self.topic.partition_for(group_id)
 
     # -- groups
 

@@ -7,7 +7,6 @@ from now.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -310,7 +309,3 @@ class Outcome:
     changes: list[Change] = field(default_factory=list)
     group: ClassicGroup | None = None
     effects: list[Effect] = field(default_factory=list)
-
-
-Refusal: TypeAlias = Callable[[ErrorCode], Any]
-"""Makes the answer of a command that could not be decided or persisted."""

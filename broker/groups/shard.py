@@ -43,7 +43,7 @@ from broker.groups.model import (
     TimerKey,
 )
 from broker.groups.rebalance import Transition
-from protocol.errors import ErrorCode, KafkaError
+from protocol.errors import ErrorCode
 
 CLASSIC = "classic"
 
@@ -294,16 +294,3 @@ def _of_topic_id(offset: Offset | None, topic_id: bytes) -> Offset | None:
     if offset is None or ZERO_UUID in (topic_id, offset.topic_id) or topic_id == offset.topic_id:
         return offset
     return None
-
-
-def coordinator_error(error: KafkaError) -> ErrorCode:
-    """What a refused append means to the client of a coordinator (Kafka's CoordinatorOperationExceptionHelper)."""
-    match error.code:
-        case ErrorCode.UNKNOWN_TOPIC_OR_PARTITION | ErrorCode.NOT_ENOUGH_REPLICAS | ErrorCode.REQUEST_TIMED_OUT:
-            return ErrorCode.COORDINATOR_NOT_AVAILABLE
-        case ErrorCode.NOT_LEADER_OR_FOLLOWER | ErrorCode.KAFKA_STORAGE_ERROR:
-            return ErrorCode.NOT_COORDINATOR
-        case ErrorCode.MESSAGE_TOO_LARGE | ErrorCode.RECORD_LIST_TOO_LARGE | ErrorCode.INVALID_FETCH_SIZE:
-            return ErrorCode.UNKNOWN_SERVER_ERROR
-        case code:
-            return code

@@ -9,7 +9,7 @@ advertised.
 
 from __future__ import annotations
 
-from broker.groups.coordinator import Endpoint
+from broker.coordination.topic import Endpoint
 from broker.services import RequestContext
 from protocol import messages as m
 from protocol.errors import ErrorCode
@@ -51,9 +51,9 @@ async def _find(keys: list[str], key_type: int, context: RequestContext) -> list
         refused = (Endpoint(ErrorCode.INVALID_REQUEST), f"There is no coordinator of type {key_type}.")
         return [refused] * len(keys)
     groups = context.services.groups
-    error = await groups.ensure_topic() if keys else ErrorCode.NONE
+    error = await groups.topic.ensure() if keys else ErrorCode.NONE
     found = []
     for key in keys:
-        endpoint = groups.locate(key, context.listener) if error is ErrorCode.NONE else Endpoint(error)
+        endpoint = groups.topic.locate(key, context.listener) if error is ErrorCode.NONE else Endpoint(error)
         found.append((endpoint, "NONE" if endpoint.error is ErrorCode.NONE else "The coordinator is not available."))
     return found

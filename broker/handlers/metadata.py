@@ -96,7 +96,7 @@ async def auto_create(context: RequestContext, names: Sequence[str]) -> dict[str
     settings, controller = services.settings, services.controller
     errors: dict[str, ErrorCode] = {}
     ordinary = [name for name in names if name != OFFSETS_TOPIC]
-    if len(ordinary) < len(names) and await services.groups.ensure_topic() is not ErrorCode.NONE:
+    if len(ordinary) < len(names) and await services.groups.topic.ensure() is not ErrorCode.NONE:
         errors[OFFSETS_TOPIC] = ErrorCode.LEADER_NOT_AVAILABLE
     try:
         if ordinary:

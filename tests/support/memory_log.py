@@ -48,6 +48,8 @@ class MemoryLog:
         self.epoch = epoch
         self.start = 0
         self.hw = 0
+        self.open_from: int | None = None
+        """First offset of an open transaction."""
         self.end = 0
         self.batches: list[bytes] = []
         self.validation = MemoryValidation()
@@ -55,6 +57,10 @@ class MemoryLog:
         self.refuse: ErrorCode | None = None
         self.sequence = 0
         self._ends: list[int] = [0]
+
+    @property
+    def lso(self) -> int:
+        return self.hw if self.open_from is None else min(self.hw, self.open_from)
 
     def append_own(self, batch: bytearray) -> int:
         if self.refuse is not None:

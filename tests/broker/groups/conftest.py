@@ -9,8 +9,8 @@ from typing import Any
 import pytest_asyncio
 
 from broker.background import Tasks
+from broker.coordination.runtime import CoordinatorLog
 from broker.groups.coordinator import OFFSETS_TOPIC, GroupCoordinators
-from broker.groups.runtime import GroupLog
 from broker.settings import Settings
 from tests.support.memory_log import MemoryLog
 
@@ -99,7 +99,7 @@ class Bench:
         self.controller = FakeController()
         self.controller.state.add("t", 4)
         self.tokens = 0
-        self.moved: list[tuple[GroupLog, int]] = []
+        self.moved: list[tuple[CoordinatorLog, int]] = []
         self.move_error: Exception | None = None
         self.tasks = tasks
         self.groups = self.coordinators(**overrides)
@@ -112,7 +112,7 @@ class Bench:
         self.tokens += 1
         return self.tokens.to_bytes(count, "big")
 
-    async def advance_start(self, log: GroupLog, offset: int) -> None:
+    async def advance_start(self, log: CoordinatorLog, offset: int) -> None:
         await asyncio.sleep(0)
         if self.move_error is not None:
             raise self.move_error

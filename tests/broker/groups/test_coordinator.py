@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.groups.coordinator import java_hash, partition_for
+from broker.coordination.topic import java_hash, partition_for
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broker.groups import runtime
+from broker.coordination import runtime
 from broker.groups.model import (
     ZERO_UUID,
     Commit,
@@ -25,6 +25,7 @@ from broker.groups.model import (
     SyncAnswer,
 )
 from broker.groups.records import decode
+from broker.groups.shard import Shard
 from protocol.errors import ErrorCode, KafkaError
 from protocol.records import build_batch, parse_header, records
 from tests.broker.groups.conftest import Bench
@@ -423,7 +424,7 @@ async def test_every_prefix_of_the_log_loads_to_the_right_state(
                     reference[repr(record.key)] = decode(record.key, record.value)
         for start in states[count]:
             cut = log.cut(count, start=start)
-            probe = runtime.Shard(other.groups.config)
+            probe = Shard(other.groups.config)
             async for batch in cut.read_all(cut.start):
                 for record in records(batch, max_size=1 << 20):
                     change = decode(record.key, record.value)

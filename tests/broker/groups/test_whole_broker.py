@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.groups import runtime
+from broker.coordination import runtime
 from broker.groups.coordinator import OFFSETS_TOPIC
 from broker.node import Broker
 from protocol import messages as m

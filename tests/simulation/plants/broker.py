@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 from unittest.mock import patch
 
-import broker.groups.runtime
+import broker.coordination.runtime
 import broker.recovery
 import controller.decide
 import controller.decide.brokers
@@ -314,7 +314,7 @@ def long_poll_registered_late() -> Patches:
 @plant(faults={"hang_and_crash": 1})
 def group_answers_before_durable() -> Patches:
     """Commits are acknowledged, and committed offsets told, when they are appended."""
-    yield ShardRuntime, "_sequence_of", lambda self, group_ids: 0
+    yield ShardRuntime, "sequence_of", lambda self, group_ids: 0
 
 
 @plant()
@@ -324,8 +324,8 @@ def group_rewrite_not_awaited() -> Patches:
     async def at_once(self: ShardRuntime, sequence: int) -> None:
         return None
 
-    yield ShardRuntime, "_until_validated", at_once
-    yield broker.groups.runtime, "REWRITE_BYTES_MIN", 2_000
+    yield ShardRuntime, "until_validated", at_once
+    yield broker.coordination.runtime, "REWRITE_BYTES_MIN", 2_000
 
 
 @plant(faults={"kill": 2, "stop": 1}, first=10)
@@ -333,7 +333,7 @@ def group_rewrite_forgets() -> Patches:
     """A rewrite leaves some of what is in force behind."""
     live = Shard.live
     yield Shard, "live", lambda self, keys: live(self, keys)[:-1]
-    yield broker.groups.runtime, "REWRITE_BYTES_MIN", 2_000
+    yield broker.coordination.runtime, "REWRITE_BYTES_MIN", 2_000
 
 
 # Metadata
