@@ -423,7 +423,8 @@ class PartitionRuntime(ABC, Generic[ChangeT]):
         while True:
             try:
                 # What an open transaction wrote is needed until its marker is here.
-                await self.advance_start(self.log, min(begin, self.log.lso))
+                open_from = self.log.lso if self.log.lso < self.log.hw else begin
+                await self.advance_start(self.log, min(begin, open_from))
                 break
             except (KafkaError, StoreError) as error:
                 log.info("%s cannot move its start now: %s", self, error)
