@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
+from broker.transactions.verification import Verifications
 from protocol import Buffer
 from protocol.errors import ErrorCode, KafkaError
-from protocol.records import BatchHeader, parse_header, patch_offset_and_epoch
+from protocol.records import BatchHeader, build_control_batch, parse_header, patch_offset_and_epoch
 
 if TYPE_CHECKING:
     from broker.connection import Reply
@@ -65,6 +66,7 @@ class Log:
 
     __slots__ = (
         "_table",
+        "_verifications",
         "answers",
         "committed_end",
         "config",
@@ -130,6 +132,7 @@ class Log:
         self.waiters: dict[Waiter, None] = {}
         self.answers: dict[int, Callable[[int, int, int, int, int], bytes]] = {}
         """Produce version -> encoder of the answer to a request with this log alone (`success_encoder`)."""
+        self._verifications: Verifications | None = None
 
     def __repr__(self) -> str:
         return f"<Log {self.topic}-{self.partition} epoch {self.epoch} {self.status.value} [{self.start}, {self.end})>"
@@ -149,6 +152,13 @@ class Log:
     def settling(self) -> bool:
         """Whether it will be known in a moment where appends go: it is about to open, or to move."""
         return self.status is LogStatus.OPENING or self.status is LogStatus.MOVING
+
+    @property
+    def verifications(self) -> Verifications:
+        """Of producers that are about to open a transaction here."""
+        if self._verifications is None:
+            self._verifications = Verifications()
+        return self._verifications
 
     def append(
         self, header: BatchHeader, batch: Buffer, max_timestamp: int, now_ms: int, reply: Reply | None = None
@@ -185,6 +195,59 @@ class Log:
         assert header.size == len(batch), "one whole batch"
         patch_offset_and_epoch(batch, 0, self.end, self.epoch)
         return self.append(header, bytes(batch), header.max_timestamp, self._table.clock.now_ms())
+
+    def append_marker(
+        self, producer_id: int, producer_epoch: int, coordinator_epoch: int, *, commit: bool, transaction_version: int
+    ) -> int:
+        """End the producer's transaction here, if one is open; the marker's append sequence.
+
+        KafkaError, and nothing happened: NOT_LEADER_OR_FOLLOWER (not open, or no right to refuse), NOT_ENOUGH_REPLICAS
+        (no space), INVALID_PRODUCER_EPOCH, TRANSACTION_COORDINATOR_FENCED (`ProducerStates.check_marker`), or what
+        `LogTable.before_marker` raises. Space is that of internal logs: markers never wait behind what they end.
+        """
+        if self.status is not LogStatus.OPEN:
+            raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{self.topic}-{self.partition} is {self.status.value}")
+        try:
+            self.producers.check_marker(producer_id, producer_epoch, coordinator_epoch, transaction_version)
+        except KafkaError:
+            if self.validation.may_answer_authoritatively():
+                raise
+            raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, "this broker may have been replaced") from None
+        self._table.check_marker(self)
+        now_ms = self._table.clock.now_ms()
+        base, end = self.end, self.end + 1
+        batch = bytes(
+            build_control_batch(
+                commit=commit,
+                producer_id=producer_id,
+                producer_epoch=producer_epoch,
+                coordinator_epoch=coordinator_epoch,
+                timestamp=now_ms,
+                base_offset=base,
+                leader_epoch=self.epoch,
+            )
+        )
+        if not self._table.has_room(len(batch), 1, internal=True, wals=(self.wal,)):
+            raise KafkaError(ErrorCode.NOT_ENOUGH_REPLICAS, "the write-ahead log is full")
+        sequence = self.wal.append(self.log_id, self.epoch, base, batch)
+        self.tail.append(base, end, batch, sequence, now_ms)
+        self.producers.complete(
+            producer_id,
+            producer_epoch,
+            coordinator_epoch,
+            base,
+            now_ms,
+            timestamp=now_ms,
+            abort=not commit,
+            durable_end=self.hw,
+            sequence=sequence,
+        )
+        self.verifications.end(producer_id)
+        self.end = end
+        self.last_sequence = sequence
+        self.validation.in_flight.append((self, end, None))
+        self._table.marked(self, producer_id, commit)
+        return sequence
 
     async def read_all(self, from_offset: int) -> AsyncIterator[Buffer]:
         """Buffers of one or several whole batches, from the batch that holds `from_offset` up to the high watermark.

@@ -80,6 +80,8 @@ class LogTable:
         self._wals: dict[bytes, tuple[Wal, Validation]] = {}
         self._on_open: list[Callable[[Log], None]] = []
         self._on_close: list[Callable[[Log], None]] = []
+        self._before_marker: list[Callable[[Log], None]] = []
+        self._on_marker: list[Callable[[Log, int, bool], None]] = []
         self._to_load: deque[Log] = deque()
         self._loaders = 0
         self._loading: set[asyncio.Task[None]] = set()
@@ -117,6 +119,24 @@ class LogTable:
     def on_close(self, callback: Callable[[Log], None]) -> None:
         """Called when a log is not ours any more."""
         self._on_close.append(callback)
+
+    def before_marker(self, callback: Callable[[Log], None]) -> None:
+        """Called before a transaction's marker is appended; a KafkaError that it raises refuses the marker."""
+        self._before_marker.append(callback)
+
+    def on_marker(self, callback: Callable[[Log, int, bool], None]) -> None:
+        """Called with (log, producer id, whether it commits) once a marker is appended, before it is durable."""
+        self._on_marker.append(callback)
+
+    def check_marker(self, of: Log) -> None:
+        """Ask everybody who may refuse one."""
+        for callback in self._before_marker:
+            callback(of)
+
+    def marked(self, of: Log, producer_id: int, commit: bool) -> None:
+        """Tell everybody who listens."""
+        for callback in self._on_marker:
+            callback(of, producer_id, commit)
 
     # Facts
 

@@ -46,6 +46,9 @@ class Counters:
         "server_errors",
         "settle_waits",
         "slow_readers_closed",
+        "transaction_markers",
+        "verification_failures",
+        "verification_latency",
     )
 
     def __init__(self) -> None:
@@ -65,10 +68,18 @@ class Counters:
         self.connections_opened = self.connections_closed = 0
         self.connections_refused = self.connections_idle_closed = self.slow_readers_closed = 0
         self.protocol_errors = self.server_errors = 0
+        self.transaction_markers = self.verification_failures = 0
+        self.verification_latency = new_histogram()
+        """Of questions to transaction coordinators whether a log is part of a transaction."""
 
     def error(self, code: int) -> None:
         """One more answer with this error code."""
         self.errors[code] = self.errors.get(code, 0) + 1
+
+    def verified(self, micros: int, failures: int) -> None:
+        """A transaction coordinator answered after so long; so many partitions are not part of the transaction."""
+        self.verification_latency[min(micros.bit_length(), LATENCY_BUCKETS - 1)] += 1
+        self.verification_failures += failures
 
 
 class Sample(NamedTuple):

@@ -61,6 +61,11 @@ def _requests(broker: Broker) -> None:
         "Calls of other brokers, long polls included.",
         counters.control_latency,
     )
+    metrics.histogram(
+        "tidelog_verification_seconds",
+        "Asking a transaction coordinator before a batch opens a transaction.",
+        counters.verification_latency,
+    )
     for name, text in (
         ("bytes_in", "Bytes read from clients."),
         ("bytes_out", "Bytes written to clients."),
@@ -80,6 +85,8 @@ def _requests(broker: Broker) -> None:
         ("slow_readers_closed", "Connections closed because the client does not read."),
         ("protocol_errors", "Connections closed for malformed requests."),
         ("server_errors", "Requests that failed inside the broker."),
+        ("transaction_markers", "Markers appended that end transactions."),
+        ("verification_failures", "Partitions that were not part of the transaction of a batch sent to them."),
     ):
         metrics.counter(f"tidelog_{name}", text, lambda name=name: getattr(counters, name))  # type: ignore[misc]
     metrics.gauge("tidelog_connections", "Open connections.", lambda: len(hub.connections))

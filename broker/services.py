@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from broker.metrics import Counters, Metrics
     from broker.sealing import Sealing
     from broker.settings import Settings
+    from broker.transactions.verification import TransactionVerifier
     from broker.wheel import Wheel
     from controller.client import ControllerClient, Session
     from protocol.apis import ApiKey
@@ -58,6 +59,8 @@ class Services:
     """The dispatch table."""
     control: ControlEndpoint | None = None
     """What serves other brokers; None: nothing does."""
+    transactions: TransactionVerifier | None = None
+    """The transaction coordinators; None: none are served, and transactional batches are refused."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Services of handler families that come later, by name."""
 

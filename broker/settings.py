@@ -153,6 +153,14 @@ class Settings:
     producer_id_expiration_ms: int = setting(
         86_400_000, "Idempotence state of a silent producer is kept so long.", at_least=1
     )
+    add_partitions_to_txn_retry_backoff_ms: int = setting(
+        20,
+        "How soon a partition is added again to a transaction whose predecessor is just being completed.",
+        at_least=1,
+    )
+    add_partitions_to_txn_retry_backoff_max_ms: int = setting(
+        100, "How long that is tried before the producer hears of it.", at_least=0
+    )
 
     # Storage
     tidelog_data_dir: str = setting(

@@ -159,6 +159,15 @@ class ProducerStates:
             )
         return None
 
+    def knows(self, producer_id: int, now_ms: int) -> bool:
+        """Whether the producer has state here that has not expired."""
+        producer = self._producers.get(producer_id)
+        return producer is not None and not self._expired(producer.events[-1], now_ms)
+
+    def in_transaction(self, producer_id: int, producer_epoch: int) -> bool:
+        """Whether the producer has a transaction open in what was appended, and is of this epoch."""
+        return producer_id in self._open and self._producers[producer_id].events[-1].epoch == producer_epoch
+
     def append(self, header: BatchHeader, base_offset: int, sequence: int, now_ms: int, durable_end: int) -> None:
         """Applies a data batch that got `base_offset` and append sequence `sequence`.
 

@@ -5,9 +5,11 @@ goes out when all that it reveals is validated, so acks=1 equals acks=all and a 
 is; acks=0 gets no answer, and an error closes the connection, as in Kafka.
 v7: zstd. v8: record errors. v9: flexible. v10: the new leader travels with NOT_LEADER_OR_FOLLOWER (KIP-951).
 v13: topics by id. v0 to v2 are shown by ApiVersions and answer UNSUPPORTED_VERSION.
+A batch that opens a transaction in its log waits until the coordinator has said that the log is part of it (KIP-890,
+`broker.transactions.verification`); v11: TRANSACTION_ABORTABLE. v12: the batch itself adds its partition.
+A partition that comes several times: its last batch counts, and it has one answer, as in Kafka.
 CreateTime bounds are checked on the first and the greatest timestamp of a batch, not on every record.
-Not implemented: transactions (INVALID_TXN_STATE), until the transaction coordinator is served; message sets of magic
-0 and 1; `compression.type` other than `producer` is stored, not applied.
+Not implemented: message sets of magic 0 and 1; `compression.type` other than `producer` is stored, not applied.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from broker.connection import HOLD_FULL
 from broker.handlers.common import endpoints_of
 from broker.log import Log, LogStatus
 from broker.log_table import LeaderHint
+from broker.transactions.verification import IMPLICIT_SINCE, Part, Verification, produce_error, verify
 from protocol.apis import ApiKey
 from protocol.errors import ErrorCode, KafkaError, ProtocolError
 from protocol.fast import (
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from broker.services import Services
     from broker.validation import Validation
     from protocol import Buffer
+    from storage.producers import Duplicate
     from storage.wal.port import Wal
 
 NO_RIGHT = ErrorCode.NOT_LEADER_OR_FOLLOWER, "this broker may have been replaced as leader"
@@ -58,7 +62,9 @@ COMPACTED_BYTES_MAX = 16 * 1024 * 1024
 """Decompressed size of a batch for a compacted topic: its records are looked at on the loop."""
 
 _ACKS = (-1, 1)
+_TRANSACTIONAL = 0x10
 _SPECIAL = 0x30  # transactional or control
+_ATTRIBUTES = 21  # where a batch has them, two bytes
 _CODEC = 0x07
 _ZSTD = 4
 _NO_TIMESTAMP = -1
@@ -180,6 +186,7 @@ class Attempt:
         "slot",
         "started_us",
         "until_ms",
+        "verified",
         "version",
         "waits",
     )
@@ -211,10 +218,13 @@ class Attempt:
         self.slot = -1
         self.until_ms = -1
         """Boottime from when on logs that move are not waited for; -1 before the first one."""
+        self.verified: dict[Log, Verification | KafkaError] = {}
+        """What the coordinator was asked about, and what it refused."""
 
     def run(self, request: ProduceRequest, *, first: bool) -> None:
         """Check all, then append all, then answer or owe the answer."""
-        transactional_id, acks, timeout_ms, parts = request
+        acks, timeout_ms = request.acks, request.timeout_ms
+        parts = _last_of_each(request.parts)
         self.acks = acks
         services = self.services
         now_ms = services.clock.now_ms()
@@ -222,11 +232,10 @@ class Attempt:
         self.results = results
         checked: list[Checked] = []
         size = 0
+        transactional = False
         refused: tuple[ErrorCode, str] | None = None
         if not -1 <= acks <= 1:
             refused = ErrorCode.INVALID_REQUIRED_ACKS, f"acks {acks} is none of -1, 0 and 1"
-        elif transactional_id is not None:
-            refused = ErrorCode.INVALID_TXN_STATE, "transactions are not served"
         find = services.logs.find
         for index, part in enumerate(parts):
             topic, partition, start, stop = part
@@ -243,9 +252,14 @@ class Attempt:
                 self._check_rules(log, header, stop - start, now_ms, start)
             except (KafkaError, BatchError) as error:
                 results[index] = self._refusal(part, error)
+                transactional = transactional or _looks_transactional(self.buf, start, stop)
             else:
                 size += stop - start
                 checked.append(Checked(index, log, header, start, stop))
+                if header.attributes & _TRANSACTIONAL:
+                    transactional = True
+        if transactional and not self._may_be_transactional(request.transactional_id, parts, checked):
+            return
         if checked:
             logs = services.logs
             wals = tuple(dict.fromkeys([item.log.wal for item in checked]))
@@ -268,8 +282,6 @@ class Attempt:
             )
         if header.is_control:
             raise KafkaError(ErrorCode.INVALID_RECORD, "Clients are not allowed to write control records")
-        if header.is_transactional:
-            raise KafkaError(ErrorCode.INVALID_TXN_STATE, "transactions are not served")
         if header.codec == _ZSTD and self.version < 7:
             raise KafkaError(
                 ErrorCode.UNSUPPORTED_COMPRESSION_TYPE,
@@ -290,7 +302,10 @@ class Attempt:
             append_time = -1
             if header.producer_id >= 0:
                 try:
-                    duplicate = log.producers.check(header, now_ms)
+                    if header.attributes & _TRANSACTIONAL:
+                        duplicate = self._check_transactional(log, header, now_ms)
+                    else:
+                        duplicate = log.producers.check(header, now_ms)
                 except KafkaError as error:
                     # A producer takes this refusal for final, and there may be a leader by now who knows better.
                     right = log.validation.may_answer_authoritatively()
@@ -317,6 +332,8 @@ class Attempt:
             else:
                 batch = bytes(memoryview(self.buf)[start:stop])
             needed[log.validation] = log.append(header, batch, max_timestamp, now_ms)
+            if header.attributes & _TRANSACTIONAL:
+                log.verifications.end(header.producer_id)
             counters.batches_in += 1
             counters.produce_bytes += stop - start
             topic, partition, _, _ = parts[index]
@@ -361,6 +378,82 @@ class Attempt:
             current_leader=leader,
         )
 
+    # Transactions
+
+    def _may_be_transactional(
+        self, transactional_id: str | None, parts: list[ProducePart], checked: list[Checked]
+    ) -> bool:
+        """Whether the request may go on now, with what is left in `checked`; it is answered or waits otherwise."""
+        producers = {item.header[9:11] for item in checked if item.header.is_transactional}
+        refused: tuple[ErrorCode, str] | None = None
+        if transactional_id is None:
+            refused = ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, "transactional batches need a transactional id"
+        elif len(producers) > 1 or any(producer_id < 0 for producer_id, _ in producers):
+            refused = ErrorCode.INVALID_PRODUCER_ID_MAPPING, "Transactional records contained more than one producer ID"
+        elif self.services.transactions is None:
+            refused = ErrorCode.INVALID_TXN_STATE, "transactions are not served"
+        if refused is not None:
+            self.results = [self._refusal(part, KafkaError(*refused)) for part in parts]
+            self._answer({})
+            return False
+        asked: dict[Part, Log] = {}
+        implicit = self.version >= IMPLICIT_SINCE
+        now_ms = self.services.clock.now_ms()
+        kept: list[Checked] = []
+        for item in checked:
+            index, log, header, _, _ = item
+            known = self.verified.get(log)
+            if header.is_transactional and not log.producers.in_transaction(header.producer_id, header.producer_epoch):
+                if isinstance(known, KafkaError):
+                    self.results[index] = self._refusal(parts[index], known)
+                    continue
+                if known is None:
+                    self.verified[log] = log.verifications.begin(header, implicit, now_ms)
+                    asked[log.topic, log.partition] = log
+            kept.append(item)
+        if not asked:
+            checked[:] = kept
+            return True
+        assert transactional_id is not None
+        self._park()
+        self.services.tasks.spawn(self._verify(transactional_id, producers.pop(), asked), name="verify a transaction")
+        return False
+
+    async def _verify(self, transactional_id: str, producer: tuple[int, int], asked: dict[Part, Log]) -> None:
+        services = self.services
+        assert services.transactions is not None
+        started_us = services.ticks_us()
+        refused = await verify(
+            services.transactions,
+            transactional_id,
+            producer,
+            list(asked),
+            implicit=self.version >= IMPLICIT_SINCE,
+            boottime_ms=services.clock.boottime_ms,
+            backoff_ms=services.settings.add_partitions_to_txn_retry_backoff_ms,
+            backoff_ms_max=services.settings.add_partitions_to_txn_retry_backoff_max_ms,
+        )
+        services.counters.verified(services.ticks_us() - started_us, len(refused))
+        for part, error in refused.items():
+            self.verified[asked[part]] = produce_error(error, self.version)
+        self._resume(expired=False, first=True)
+
+    def _check_transactional(self, log: Log, header: BatchHeader, now_ms: int) -> Duplicate | None:
+        """As `ProducerStates.check`; the first batch of a transaction in its log also needs to be verified still."""
+        if log.producers.in_transaction(header.producer_id, header.producer_epoch):
+            return log.producers.check(header, now_ms)
+        verification = self.verified.get(log)
+        assert not isinstance(verification, KafkaError)
+        try:
+            duplicate = log.producers.check(header, now_ms)
+        except KafkaError as error:
+            if error.code is not ErrorCode.INVALID_PRODUCER_EPOCH:
+                log.verifications.check_held(header.producer_id, verification)
+            raise
+        if duplicate is None:
+            log.verifications.check(header, verification, known=log.producers.knows(header.producer_id, now_ms))
+        return duplicate
+
     # Waiting for space
 
     def _wait(self, size: int, checked: list[Checked], timeout_ms: int, wals: tuple[Wal, ...]) -> None:
@@ -386,7 +479,7 @@ class Attempt:
     def _expire(self) -> None:
         self._resume(expired=True)
 
-    def _resume(self, *, expired: bool) -> None:
+    def _resume(self, *, expired: bool, first: bool = False) -> None:
         connection = self.connection
         self.waits = False
         connection.hub.budget.give(len(self.buf))
@@ -399,11 +492,11 @@ class Attempt:
                 full = KafkaError(ErrorCode.NOT_ENOUGH_REPLICAS, "the write-ahead log is full; try again")
                 self.results = [
                     self._refusal(part, full) if result is None else result
-                    for part, result in zip(request.parts, self.results)
+                    for part, result in zip(_last_of_each(request.parts), self.results)
                 ]
                 self._answer({})
             else:
-                self.run(request, first=False)
+                self.run(request, first=first)
         except Exception:
             connection.broken()
             return
@@ -441,6 +534,16 @@ class Attempt:
         self.settling = None
         self.services.wheel.remove(self.slot, self._give_up)
         self._resume(expired=False)
+
+
+def _last_of_each(parts: list[ProducePart]) -> list[ProducePart]:
+    """A partition that comes several times stands where it came first, with its last batch."""
+    return parts if len(parts) < 2 else list({part[:2]: part for part in parts}.values())
+
+
+def _looks_transactional(buf: bytearray, start: int, stop: int) -> bool:
+    """Whether the first batch of a part that was refused says that it is transactional."""
+    return 0 <= start <= stop - _ATTRIBUTES - 2 and bool(buf[start + _ATTRIBUTES + 1] & _TRANSACTIONAL)
 
 
 def _check_timestamps(log: Log, header: BatchHeader, now_ms: int) -> None:

@@ -99,7 +99,7 @@ async def test_nothing_is_acknowledged_without_the_right_to(tmp_path: Path) -> N
 
 async def test_many_partitions_are_checked_before_the_first_is_appended(tmp_path: Path) -> None:
     async with HotBroker(tmp_path) as broker, RawClient(broker.port) as client:
-        logs = broker.create_topic("t", 3)
+        logs = broker.create_topic("t", 4)
         broken = batch_of(b"x")
         broken[-1] ^= 1
         request = produce_request(
@@ -109,7 +109,7 @@ async def test_many_partitions_are_checked_before_the_first_is_appended(tmp_path
                 ("t", 7, batch_of(b"c")),
                 ("missing", 0, batch_of(b"d")),
                 ("t", 2, batch_of(b"e" * 6000)),
-                ("t", 2, None),
+                ("t", 3, None),
             ]
         )
         answer = await client.ask(ApiKey.PRODUCE, 11, request)
@@ -120,9 +120,9 @@ async def test_many_partitions_are_checked_before_the_first_is_appended(tmp_path
             ("t", 7, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, -1),
             ("missing", 0, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, -1),
             ("t", 2, 0, 0),
-            ("t", 2, ErrorCode.INVALID_RECORD, -1),
+            ("t", 3, ErrorCode.INVALID_RECORD, -1),
         ]
-        assert [log.end for log in logs] == [1, 0, 1]
+        assert [log.end for log in logs] == [1, 0, 1, 0]
         assert broker.services.counters.errors == {2: 1, 3: 2, 87: 1}
 
 
@@ -152,12 +152,13 @@ def stamped(batch: bytearray, position: int, value: int) -> bytearray:
         (
             build_control_batch(commit=True, producer_id=1, producer_epoch=0, coordinator_epoch=0, timestamp=NOW),
             9,
-            ErrorCode.INVALID_RECORD,
+            ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
         ),
+        (stamped(batch_of(b"x"), 22, 0x20), 9, ErrorCode.INVALID_RECORD),
         (
             batch_of(b"x", producer_id=1, producer_epoch=0, base_sequence=0, transactional=True),
             9,
-            ErrorCode.INVALID_TXN_STATE,
+            ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
         ),
     ],
 )
@@ -184,9 +185,6 @@ async def test_refusals_of_a_whole_request(tmp_path: Path) -> None:
     async with HotBroker(tmp_path) as broker, RawClient(broker.port) as client:
         broker.create_topic("t")
         assert (await client.produce("t", batch_of(b"x"), acks=2)).error_code == ErrorCode.INVALID_REQUIRED_ACKS
-        request = produce_request([("t", 0, batch_of(b"x"))], transactional_id="tx")
-        answer = await client.ask(ApiKey.PRODUCE, 9, request)
-        assert answer.responses[0].partition_responses[0].error_code == ErrorCode.INVALID_TXN_STATE
         assert (await client.ask(ApiKey.PRODUCE, 9, produce_request([]))).responses == []
 
 

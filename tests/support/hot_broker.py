@@ -218,7 +218,7 @@ class HotBroker:
                 max_timestamp=log.tail.max_timestamp_between(log.committed_end, log.hw),
                 last_stable_offset=log.lso,
                 producers=log.producers.snapshot(log.hw),
-                aborted=[],
+                aborted=log.producers.aborted(log.committed_end, log.hw),
             )
             for log in logs
         ]

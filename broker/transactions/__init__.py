@@ -1,0 +1,1 @@
+"""Transactions: what a log's leader asks and does, and their coordinators."""
