@@ -20,6 +20,7 @@ from broker.handlers import (
     configs,
     control,
     delete_records,
+    features,
     fetch,
     find_coordinator,
     groups,
@@ -113,6 +114,7 @@ HANDLERS: dict[ApiKey, Entry] = {
         reassignments.list_partition_reassignments, 0, 0, "tests/broker/test_reassignments.py"
     ),
     ApiKey.OFFSET_DELETE: Entry(offsets.offset_delete, 0, 0, "tests/broker/test_handlers_groups.py"),
+    ApiKey.UPDATE_FEATURES: Entry(features.update_features, 0, 2, "tests/broker/test_features.py"),
     ApiKey.DESCRIBE_CLUSTER: Entry(cluster.describe_cluster, 0, 2, "tests/broker/test_handlers_admin.py"),
     ApiKey.DESCRIBE_TOPIC_PARTITIONS: Entry(
         metadata.describe_topic_partitions, 0, 0, "tests/broker/test_handlers_admin.py"

@@ -138,7 +138,13 @@ class ControllerClient(Protocol):
     @overload
     async def ask(
         self,
-        command: c.RegisterWal | c.EndSession | c.RetireWal | c.CleanStop | c.RaiseFormatLevel | c.CloseJob,
+        command: c.RegisterWal
+        | c.EndSession
+        | c.RetireWal
+        | c.CleanStop
+        | c.RaiseFormatLevel
+        | c.CloseJob
+        | c.UpdateFeatures,
         timeout_ms: int = ASK_TIMEOUT_MS,
     ) -> c.Done: ...
 

@@ -13,6 +13,7 @@ WAL, 60 to 69 for moves and drains, 70 to 79 for features, quotas, users and acc
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from controller.admin_facts import FeaturesFinalized as FeaturesFinalized
 from controller.codec import Registry, UnknownTag
 from storage.seal import CommittedThrough, ManifestPointer, Range, Recovery, SegmentObject
 
@@ -459,6 +460,7 @@ Fact = (
     | NodeDrained
     | LeadersPreferred
     | BrokerLeaving
+    | FeaturesFinalized
     | StateReloaded
 )
 
@@ -496,6 +498,7 @@ TAGS: dict[int, type] = {
     62: NodeDrained,
     63: LeadersPreferred,
     64: BrokerLeaving,
+    70: FeaturesFinalized,
 }
 
 FIRST_FIELDS: dict[type, int] = {}

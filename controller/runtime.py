@@ -19,6 +19,8 @@ from controller.configs import ConfigRules
 from controller.decide import Context, Decision, Heard, Limits, decide, is_remembered
 from controller.election import Election, Identity, is_over
 from controller.entries import FIRST_HASH, CorruptMetadata, Entry, RememberedAnswer, encode_entry
+from controller.features import FORMAT_LEVEL as FEATURES_LEVEL
+from controller.features import NEW_CLUSTER
 from controller.hedging import HedgedLog
 from controller.merging import MergeRules
 from controller.metadata_log import KEEP_ENTRIES, BelowBoundary, MetadataLog
@@ -281,6 +283,8 @@ class Runtime:
         facts: list[f.Fact] = [f.ControllerElected(epoch, me.node_id, me.incarnation, me.wal_ids)]
         if not state.format_level:
             facts.append(f.FormatLevel(f.FORMAT_LEVEL))
+            if f.FORMAT_LEVEL >= FEATURES_LEVEL:
+                facts.append(NEW_CLUSTER)
         self._sessions.took_over(before, old)
         if await self._append(facts, [], epoch):
             self._epoch = epoch

@@ -21,6 +21,7 @@ from controller.brokers import Broker, BrokerTable
 from controller.codec import Malformed
 from controller.configs import TOPIC, ConfigTable
 from controller.entries import NewerFormat
+from controller.features import FeatureTable
 from controller.jobs import Job, JobTable
 from controller.log_index import LEVEL_MAX, LogIndex, LogState, PackedRange, pack_merged_row
 from controller.moves import MoveTable
@@ -76,6 +77,7 @@ class ClusterState:
         self.job_table = JobTable()
         self.config_table = ConfigTable()
         self.move_table = MoveTable()
+        self.feature_table = FeatureTable()
         self.answers = AnswerTable()
 
     def __eq__(self, other: object) -> bool:
@@ -114,6 +116,11 @@ class ClusterState:
     def configs(self) -> dict[tuple[int, str], dict[str, str]]:
         """Overrides by (resource type, resource name), topics not included."""
         return self.config_table.configs
+
+    @property
+    def features(self) -> dict[str, int]:
+        """Levels of the finalized features by name; one that is not here is at 0."""
+        return self.feature_table.levels
 
     @property
     def moves(self) -> dict[int, int]:
@@ -419,6 +426,9 @@ class ClusterState:
     def _leaders_preferred(self, fact: f.LeadersPreferred) -> None:
         self.move_table.prefer(fact)
 
+    def _features_finalized(self, fact: f.FeaturesFinalized) -> None:
+        self.feature_table.finalize(fact)
+
     # Snapshots
 
     def encode_chunks(self) -> Iterator[_Bytes]:
@@ -493,6 +503,7 @@ class ClusterState:
             18: (self.move_table.preferred_rows(), self.move_table.load_preferred),
             19: (self.move_table.leaving_rows(), self.move_table.load_leaving),
             20: (self.wal_table.closed_rows(), self.wal_table.load_closed),
+            22: (self.feature_table.rows(), self.feature_table.load),
         }
 
     def _log_rows(self) -> Iterator[list[Any]]:
@@ -544,5 +555,6 @@ _APPLY = cast(
         f.NodeDrained: ClusterState._node_drained,
         f.LeadersPreferred: ClusterState._leaders_preferred,
         f.BrokerLeaving: ClusterState._broker_leaving,
+        f.FeaturesFinalized: ClusterState._features_finalized,
     },
 )

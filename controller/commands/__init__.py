@@ -9,6 +9,7 @@ wire form for remote controllers, answers are also stored in entries: never reus
 from typing import Any
 
 from controller.codec import Registry
+from controller.commands.administration import FeatureUpdate, UpdateFeatures
 from controller.commands.answers import (
     ConfigResult,
     ConfigResults,
@@ -99,6 +100,7 @@ __all__ = [
     "DropManifestRows",
     "EndSession",
     "EndSilentSessions",
+    "FeatureUpdate",
     "ForgetJobs",
     "ForgetObjects",
     "FreeNames",
@@ -131,6 +133,7 @@ __all__ = [
     "TopicRef",
     "TopicResult",
     "TopicResults",
+    "UpdateFeatures",
     "WriteManifests",
     "decode_answer",
     "decode_command",
@@ -175,6 +178,7 @@ COMMAND_TAGS: dict[int, type] = {
     54: DropManifestRows,
     55: ForgetJobs,
     60: RecoverInstances,
+    80: UpdateFeatures,
 }
 
 ANSWER_TAGS: dict[int, type] = {

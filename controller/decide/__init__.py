@@ -10,7 +10,18 @@ from typing import Any, cast
 
 from controller import commands as c
 from controller import facts as f
-from controller.decide import brokers, configs, housekeeping, merging, moves, recovery, seals, takeover, topics
+from controller.decide import (
+    brokers,
+    configs,
+    features,
+    housekeeping,
+    merging,
+    moves,
+    recovery,
+    seals,
+    takeover,
+    topics,
+)
 from controller.decide.context import Context, Decision, Heard, Limits
 from controller.state import ClusterState
 from protocol.errors import ErrorCode, KafkaError
@@ -54,6 +65,7 @@ _DECIDE = cast(
         c.CloseJob: merging.close_job,
         c.DropManifestRows: merging.drop_manifest_rows,
         c.ForgetJobs: merging.forget_jobs,
+        c.UpdateFeatures: features.update_features,
     },
 )
 

@@ -56,7 +56,6 @@ REFUSED: list[tuple[str, str, str]] = [
     ("DelegationTokenCommand", "--describe --command-config FILE", "does not support DESCRIBE_DELEGATION_TOKEN"),
     # The cluster
     ("MetadataQuorumCommand", "describe --status", "does not support DESCRIBE_QUORUM"),
-    ("FeatureCommand", "upgrade --feature transaction.version=2", "does not support UPDATE_FEATURES"),
     ("ClusterTool", "unregister --id 5 --bootstrap-server BOOTSTRAP", "does not support the broker unregistration API"),
 ]
 
@@ -86,8 +85,3 @@ def test_refusal(
 def test_nothing_listed(tools: Tools, broker: BrokerProcess, name: str) -> None:
     """There are no groups of these kinds, which is true."""
     assert tools.run(name, "--bootstrap-server", broker.bootstrap, "--list").lines == []
-
-
-def test_no_features(tools: Tools, broker: BrokerProcess) -> None:
-    """No feature is finalized, so clients use what does not need one."""
-    assert tools.run("FeatureCommand", "--bootstrap-server", broker.bootstrap, "describe").lines == []

@@ -101,10 +101,13 @@ MERGE_FACTS: list[f.Fact] = [
 
 MERGE_ANSWERS: list[object] = [c.JobAnswer((7, 8))]
 
+FEATURE_FACTS: list[f.Fact] = [f.FeaturesFinalized((("transaction.version", 2), ("group.version", 0)))]
+
 TEXTS: dict[str, tuple[list[f.Fact], list[object]]] = {
     "facts-1.txt": (FACTS, ANSWERS),
     "moves-2.txt": (MOVE_FACTS, MOVE_ANSWERS),
     "merging-2.txt": (MERGE_FACTS, MERGE_ANSWERS),
+    "features-3.txt": (FEATURE_FACTS, []),
 }
 """File name, which ends in the format level, -> facts and answers."""
 

@@ -8,6 +8,7 @@ import pytest
 from controller import commands as c
 from controller import facts as f
 from controller.entries import NewerFormat
+from controller.features import NEW_CLUSTER
 from controller.object_log import ENTRIES, ObjectLog, entry_key
 from controller.runtime import ControllerSettings
 from protocol.errors import ErrorCode, KafkaError
@@ -51,7 +52,12 @@ async def test_an_empty_bucket_has_a_controller_at_once(group: asyncio.TaskGroup
     started = now()
     await process.client.wait_ready()
     assert now() == started
-    assert seen == [f.StateReloaded(), f.ControllerElected(1, 1, 100, (wal_id(100),)), f.FormatLevel(f.FORMAT_LEVEL)]
+    assert seen == [
+        f.StateReloaded(),
+        f.ControllerElected(1, 1, 100, (wal_id(100),)),
+        f.FormatLevel(f.FORMAT_LEVEL),
+        NEW_CLUSTER,
+    ]
     assert process.client.leads and process.client.reachable and process.client.position == 1
 
 
