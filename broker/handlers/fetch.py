@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from protocol import Buffer
 
 READ_COMMITTED = 1
+NO_SUCH_PARTITION = (ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, ErrorCode.UNKNOWN_TOPIC_ID)
 HOT_WAIT_MS = 20
 """How long data from memory waits for parts of the same request that come from the bucket."""
 COLD_WAIT_MS = 5_000
@@ -314,7 +315,9 @@ class Poll:
         leader = None
         if isinstance(error, LeaderHint) and error.leader_id >= 0:
             leader = (error.leader_id, error.leader_epoch)
-        return FetchResult(part.topic, part.partition, error.code, size=0, current_leader=leader)
+        # Kafka leaves the list out only where it came as far as the log.
+        aborted = () if error.code in NO_SUCH_PARTITION else None
+        return FetchResult(part.topic, part.partition, error.code, size=0, aborted=aborted, current_leader=leader)
 
     # What is only in the bucket
 

@@ -160,7 +160,9 @@ def _asked_topic(
         return services.metadata_cache.topic(version, topic, operations)
     if name is not None:
         code = errors.get(name, code)
-    return encode_metadata_topic(version, name, asked.topic_id, (), error_code=code)
+    # Kafka says what may be done with a topic whether it is there or not, if it is asked for by name.
+    operations = NOT_ASKED if name is None else operations
+    return encode_metadata_topic(version, name, asked.topic_id, (), error_code=code, authorized_operations=operations)
 
 
 def find_topic(state: ClusterState, name: str | None, topic_id: bytes) -> tuple[Topic | None, ErrorCode]:
@@ -176,12 +178,17 @@ def find_topic(state: ClusterState, name: str | None, topic_id: bytes) -> tuple[
 def describe_topic_partitions(
     request: m.DescribeTopicPartitionsRequest, context: RequestContext
 ) -> m.DescribeTopicPartitionsResponse:
-    """Topics in name order, cut off after the limit of partitions; the cursor tells where to go on."""
+    """Topics in name order, cut off after the limit of partitions; the cursor tells where to go on.
+
+    A cursor at a topic that is not asked for, or at no partition, is INVALID_REQUEST for each topic.
+    """
     state = context.services.controller.state
     names = sorted({topic.name for topic in request.topics}) if request.topics else sorted(state.topics)
     from_name, from_partition = "", 0
     if request.cursor is not None:
-        from_name, from_partition = request.cursor.topic_name, max(request.cursor.partition_index, 0)
+        from_name, from_partition = request.cursor.topic_name, request.cursor.partition_index
+        if from_partition < 0 or (request.topics and from_name not in names):
+            return _refused_description(request)
         names = [name for name in names if name >= from_name]
     left = max(1, min(request.response_partition_limit, PARTITION_LIMIT_MAX))
     answer = m.DescribeTopicPartitionsResponse()
@@ -202,12 +209,21 @@ def describe_topic_partitions(
     return answer
 
 
+def _refused_description(request: m.DescribeTopicPartitionsRequest) -> m.DescribeTopicPartitionsResponse:
+    topic = m.DescribeTopicPartitionsResponse.DescribeTopicPartitionsResponseTopic
+    return m.DescribeTopicPartitionsResponse(
+        topics=[topic(error_code=ErrorCode.INVALID_REQUEST, name=one.name) for one in request.topics]
+    )
+
+
 def _described_topic(
     state: ClusterState, name: str, first: int, most: int
 ) -> m.DescribeTopicPartitionsResponse.DescribeTopicPartitionsResponseTopic:
     topic, code = find_topic(state, name, NO_ID)
     if topic is None:
-        return m.DescribeTopicPartitionsResponse.DescribeTopicPartitionsResponseTopic(error_code=code, name=name)
+        return m.DescribeTopicPartitionsResponse.DescribeTopicPartitionsResponseTopic(
+            error_code=code, name=name, topic_authorized_operations=TOPIC_OPERATIONS
+        )
     described = m.DescribeTopicPartitionsResponse.DescribeTopicPartitionsResponseTopic(
         name=name, topic_id=topic.topic_id, is_internal=topic.internal, topic_authorized_operations=TOPIC_OPERATIONS
     )

@@ -25,6 +25,9 @@ from protocol import messages as m
 from protocol.errors import ErrorCode, KafkaError
 
 TWICE = "Duplicate topic in the request."
+NEITHER = "Neither topic name nor id were given."
+BOTH = "Topic name and id may not both be given."
+NO_ID = bytes(16)
 
 
 def twice(names: Iterable[str]) -> set[str]:
@@ -100,9 +103,7 @@ async def delete_topics(request: m.DeleteTopicsRequest, context: RequestContext)
         code = ErrorCode.INVALID_REQUEST if context.api_version < 3 else ErrorCode.TOPIC_DELETION_DISABLED
         results = [TopicResult(ref.name, code, "Topic deletion is disabled.", ref.topic_id) for ref in refs]
     elif refs:
-        repeated = twice(ref.name for ref in refs if ref.name is not None)
-        results = [TopicResult(name, ErrorCode.INVALID_REQUEST, TWICE) for name in sorted(repeated)]
-        asked = tuple(ref for ref in refs if ref.name not in repeated)
+        asked, results = _check_refs(refs)
         try:
             results += (
                 await services.controller.ask(DeleteTopics(services.token(16), asked), patience_ms(request.timeout_ms))
@@ -120,6 +121,24 @@ async def delete_topics(request: m.DeleteTopicsRequest, context: RequestContext)
             for result in results
         ]
     )
+
+
+def _check_refs(refs: Iterable[TopicRef]) -> tuple[tuple[TopicRef, ...], list[TopicResult]]:
+    """What may be asked, and the refusals of what names no topic, two at once, or one twice (one refusal for all)."""
+    results = []
+    counts: Counter[TopicRef] = Counter()
+    for ref in refs:
+        if (ref.name is None) == (ref.topic_id == NO_ID):
+            message = NEITHER if ref.name is None else BOTH
+            results.append(TopicResult(ref.name, ErrorCode.INVALID_REQUEST, message, ref.topic_id))
+        else:
+            counts[ref] += 1
+    results += [
+        TopicResult(ref.name, ErrorCode.INVALID_REQUEST, TWICE, ref.topic_id)
+        for ref, count in counts.items()
+        if count > 1
+    ]
+    return tuple(ref for ref, count in counts.items() if count == 1), results
 
 
 async def create_partitions(request: m.CreatePartitionsRequest, context: RequestContext) -> m.CreatePartitionsResponse:

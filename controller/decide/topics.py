@@ -5,6 +5,7 @@ name known brokers only; its first live broker leads. Internal topics are compac
 """
 
 import base64
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -276,14 +277,19 @@ def delete_topics(state: ClusterState, command: DeleteTopics, context: Context) 
     """One result per topic; their objects are doomed, their names come free later."""
     facts: list[f.Fact] = []
     results = []
-    gone: set[bytes] = set()
+    named = Counter(topic.topic_id for topic in (find(state, ref) for ref in command.topics) if topic is not None)
+    twice = {topic_id for topic_id, count in named.items() if count > 1}  # once by name and once by id
+    for topic_id in twice:
+        message = "The provided topic name maps to an ID that was already supplied."
+        results.append(TopicResult(state.topic_by_id[topic_id].name, ErrorCode.INVALID_REQUEST, message, topic_id))
     for ref in command.topics:
         topic = find(state, ref)
-        if topic is None or topic.topic_id in gone:
+        if topic is not None and topic.topic_id in twice:
+            continue
+        if topic is None:
             code = ErrorCode.UNKNOWN_TOPIC_ID if ref.name is None else ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
             results.append(TopicResult(ref.name, int(code), "This server does not host this topic.", ref.topic_id))
             continue
-        gone.add(topic.topic_id)
         facts.append(f.TopicDeleted(topic.topic_id))
         count = len(topic.log_ids)
         results.append(TopicResult(topic.name, 0, None, topic.topic_id, count, topic.replication_factor))

@@ -171,11 +171,14 @@ def test_deleting_by_name_and_by_id(cluster: Cluster) -> None:
     create(cluster, c.NewTopic("t", 2), c.NewTopic("u"))
     cluster.commit(100, cluster.log("t"), cluster.log("u"))
     t, u = cluster.state.topics["t"], cluster.state.topics["u"]
-    refs = (c.TopicRef("t"), c.TopicRef(None, t.topic_id), c.TopicRef("?"), c.TopicRef(None, b"?" * 16))
+    both = (c.TopicRef("t"), c.TopicRef(None, t.topic_id))
+    (refused,) = cluster.decide(c.DeleteTopics(cluster.token(16), both)).results
+    assert (refused.name, refused.error_code, refused.topic_id) == ("t", ErrorCode.INVALID_REQUEST, t.topic_id)
+    assert cluster.facts == [], "what is named twice is not deleted"
+    refs = (c.TopicRef(None, t.topic_id), c.TopicRef("?"), c.TopicRef(None, b"?" * 16))
     results = cluster.decide(c.DeleteTopics(cluster.token(16), refs)).results
     assert [ErrorCode(result.error_code).name for result in results] == [
         "NONE",
-        "UNKNOWN_TOPIC_ID",
         "UNKNOWN_TOPIC_OR_PARTITION",
         "UNKNOWN_TOPIC_ID",
     ]

@@ -1,0 +1,83 @@
+"""Every way in which an answer of ours may differ from Apache Kafka's, with the reason. The only place for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.differential.compare import Difference
+
+
+def always(request: Any, kafka: Any, tidelog: Any) -> bool:
+    """The field says nothing that can be compared."""
+    return True
+
+
+def both_set(request: Any, kafka: Any, tidelog: Any) -> bool:
+    """Something is there on both sides, or on neither."""
+    return bool(_there(kafka) and _there(tidelog))
+
+
+def _there(value: Any) -> bool:
+    return value is not None and value not in (-1, "")
+
+
+@dataclass
+class Allowed:
+    """One allowed difference. `api` is a regular expression, so is `path`, without what is in brackets."""
+
+    api: str
+    path: str
+    reason: str
+    if_: Callable[[Any, Any, Any], bool] = field(default=always)
+    used: int = 0
+
+    def covers(self, api: str, path: str, request: Any, kafka: Any, tidelog: Any) -> bool:
+        """Whether this allows it."""
+        plain = re.sub(r"\[[^\]]*\]", "", path)
+        return bool(
+            re.fullmatch(self.api, api) and re.fullmatch(self.path, plain) and self.if_(request, kafka, tidelog)
+        )
+
+
+def ours_says_more(request: Any, kafka: Any, tidelog: Any) -> bool:
+    """Kafka gives no text, we do."""
+    return not _there(kafka) and _there(tidelog)
+
+
+def of_tidelog(request: Any, kafka: Any, tidelog: Any) -> bool:
+    """A config that Kafka does not have."""
+    return kafka is None and getattr(tidelog, "name", "").startswith("tidelog.")
+
+
+TABLE = [
+    Allowed(".*", r"(.*\.)?error_message", "The wording is ours; whether there is a message is compared.", both_set),
+    Allowed(".*", r"(.*\.)?error_message", "Kafka gives no text here, we say what is wrong.", ours_says_more),
+    Allowed(".*", r"(.*\.)?configs", "Configs of our own, besides all of Kafka's.", of_tidelog),
+    Allowed("CreateTopics", r"topics\.configs\.length", "Configs of our own, besides all of Kafka's."),
+    Allowed(
+        "CreateTopics",
+        r"topics\.topic_id",
+        "With validate_only Kafka invents an id that nothing will ever have; we give none.",
+        lambda request, kafka, tidelog: request.validate_only and tidelog == bytes(16),
+    ),
+    Allowed(
+        "CreateTopics",
+        r"topics\.configs\.config_source",
+        "Kafka writes min.insync.replicas as a cluster-wide default when a cluster is made; it has no effect here.",
+        lambda request, kafka, tidelog: (kafka, tidelog) == (3, 5),
+    ),
+    Allowed("Produce", r"responses\.partition_responses\.log_append_time_ms", "Each broker's own clock.", both_set),
+]
+
+
+def allowed(api: str, version: int, request: Any, found: Difference) -> bool:
+    """Whether a difference is in the table."""
+    for one in TABLE:
+        if one.covers(api, found.path, request, found.kafka, found.tidelog):
+            one.used += 1
+            return True
+    return False

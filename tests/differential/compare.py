@@ -1,0 +1,155 @@
+"""Two answers, field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from protocol.apis import APIS, ApiKey
+from protocol.codec import Data
+from protocol.records import HEADER_SIZE, iterate_batches
+from tests.differential.allowed import allowed
+from tests.differential.values import KINDS, Values
+
+IDENTITY = (
+    "name",
+    "topic",
+    "topic_name",
+    "topic_id",
+    "partition_index",
+    "partition",
+    "index",
+    "resource_type",
+    "resource_name",
+    "config_name",
+    "group_id",
+    "member_id",
+    "transactional_id",
+    "producer_id",
+    "key",
+    "api_key",
+    "node_id",
+    "feature",
+)
+"""Fields that tell elements of a list apart, where its order means nothing."""
+
+LEADER_EPOCH = slice(12, 16)  # of a batch: who led when it was appended, not covered by its CRC
+CRC, TIMESTAMPS = slice(17, 21), slice(27, 43)  # which the broker wrote, where it stamps records with its own time
+
+
+class Difference(NamedTuple):
+    """Where two answers are not alike. `path` is as in `topics[orders].partitions[0].error_code`."""
+
+    path: str
+    kafka: Any
+    tidelog: Any
+
+
+def differences(api: ApiKey, version: int, request: Any, kafka: Any, tidelog: Any, values: Values) -> list[Difference]:
+    """What differs and is not in the table of allowed differences. None for an answer: the connection was closed."""
+    if kafka is None or tidelog is None:
+        found = [] if kafka is tidelog else [Difference("connection", _open(kafka), _open(tidelog))]
+    else:
+        found = list(_compare("", kafka, tidelog, values))
+    name = APIS[api].name
+    return [one for one in found if not allowed(name, version, request, one)]
+
+
+def _open(answer: Any) -> str:
+    return "closed" if answer is None else "answers"
+
+
+def _compare(path: str, kafka: Any, ours: Any, values: Values) -> Iterator[Difference]:
+    if isinstance(kafka, Data) and isinstance(ours, Data):
+        for name in kafka._fields:
+            yield from _compare_field(
+                f"{path}.{name}" if path else name, name, getattr(kafka, name), getattr(ours, name), values
+            )
+    elif isinstance(kafka, list) and isinstance(ours, list):
+        yield from _compare_lists(path, kafka, ours, values)
+    elif kafka != ours:
+        yield Difference(path, kafka, ours)
+
+
+def _compare_field(path: str, name: str, kafka: Any, ours: Any, values: Values) -> Iterator[Difference]:
+    if name in KINDS and not isinstance(kafka, list | Data):
+        if not values.alike(name, kafka, ours):
+            yield Difference(path, kafka, ours)
+    elif name == "records":
+        yield from _compare_records(path, kafka, ours)
+    else:
+        yield from _compare(path, kafka, ours, values)
+
+
+def _compare_lists(path: str, kafka: list[Any], ours: list[Any], values: Values) -> Iterator[Difference]:
+    key = _identity(kafka or ours)
+    if not key:
+        if len(kafka) != len(ours):
+            yield Difference(f"{path}.length", len(kafka), len(ours))
+        for number, (one, other) in enumerate(zip(kafka, ours)):
+            yield from _compare(f"{path}[{number}]", one, other, values)
+        return
+    left = {_key(one, key, values): one for one in kafka}
+    right = {tuple(getattr(one, name) for name in key): one for one in ours}
+    if len(kafka) != len(ours):
+        yield Difference(f"{path}.length", len(kafka), len(ours))
+    for identity, one in left.items():
+        where = f"{path}[{'/'.join(_short(part) for part in identity)}]"
+        if identity in right:
+            yield from _compare(where, one, right[identity], values)
+        else:
+            yield Difference(where, one, None)
+    for identity, one in right.items():
+        if identity not in left:
+            yield Difference(f"{path}[{'/'.join(_short(part) for part in identity)}]", None, one)
+
+
+def _key(item: Data, key: tuple[str, ...], values: Values) -> tuple[Any, ...]:
+    return tuple(
+        values.counterpart(name, getattr(item, name)) if name in KINDS else getattr(item, name) for name in key
+    )
+
+
+def _short(part: Any) -> str:
+    return part.hex() if isinstance(part, bytes) else str(part)
+
+
+def _identity(items: list[Any]) -> tuple[str, ...]:
+    """The fields by which the elements of a list are known; none: by their place."""
+    if not items or not isinstance(items[0], Data):
+        return ()
+    names = tuple(name for name in IDENTITY if name in items[0]._fields)
+    # Ids that are seen here for the first time say nothing yet: something else has to name the element.
+    plain = tuple(name for name in names if name not in KINDS)
+    for candidate in (plain, names):
+        keys = [tuple(getattr(item, name) for name in candidate) for item in items]
+        if candidate and len(set(keys)) == len(keys):
+            return candidate
+    return ()
+
+
+def _compare_records(path: str, kafka: Any, ours: Any) -> Iterator[Difference]:
+    """Batch by batch. One that is cut off at the end of an answer (Kafka's, when it meets a bound) does not count."""
+    left, right = _batches(kafka), _batches(ours)
+    if left is None or right is None:
+        if left != right:
+            yield Difference(path, left, right)
+        return
+    if len(left) != len(right):
+        yield Difference(f"{path}.batches", len(left), len(right))
+    for number, (one, other) in enumerate(zip(left, right)):
+        if one != other:
+            yield Difference(f"{path}[{number}]", one[:HEADER_SIZE].hex(), other[:HEADER_SIZE].hex())
+
+
+def _batches(data: Any) -> list[bytes] | None:
+    if data is None:
+        return None
+    found = []
+    for position, header in iterate_batches(data):
+        batch = bytearray(data[position : position + header.size])
+        batch[LEADER_EPOCH] = bytes(4)
+        if header.log_append_time:
+            batch[CRC], batch[TIMESTAMPS] = bytes(4), bytes(16)
+        found.append(bytes(batch))
+    return found

@@ -1,0 +1,40 @@
+"""The same requests to Apache Kafka and to tidelog: every answer is compared, field by field."""
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.differential.allowed import TABLE
+from tests.differential.group_steps import GroupSteps
+from tests.differential.log_steps import LogSteps
+from tests.differential.sides import Pair
+from tests.differential.topics import TopicSteps
+
+pytestmark = [pytest.mark.compatibility, pytest.mark.timeout(900)]
+
+SETTINGS = settings(
+    max_examples=60,
+    stateful_step_count=25,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+)
+
+
+class Logs(LogSteps, TopicSteps):
+    """Topics and what is in them."""
+
+
+class Groups(GroupSteps, TopicSteps):
+    """Groups and the topics they commit offsets of."""
+
+
+@pytest.mark.parametrize("steps", [TopicSteps, Logs, Groups])
+def test_both_answer_alike(pair: Pair, steps: type[TopicSteps]) -> None:
+    run_state_machine_as_test(lambda: steps(pair), settings=SETTINGS)  # type: ignore[no-untyped-call]
+
+
+def test_every_allowed_difference_is_still_one(pair: Pair) -> None:
+    """What nothing needs any more is taken out of the table. Runs after the sequences above."""
+    if not pair.asked:
+        pytest.skip("no sequence was run")
+    assert [one for one in TABLE if not one.used] == []
