@@ -145,18 +145,19 @@ class Network:
     def _arrive(self, source: str, target: str, callback: _Callee, args: tuple[Any, ...]) -> None:
         host = self.hosts[target]
         link = (source, target)
-        if link in self._blocked or not host.up or host.suspended:
-            self._waiting.append((source, target, callback, args))
-        elif self._behind.get(link, 0) > self.scheduler.now_ns:
+        if self._behind.get(link, 0) > self.scheduler.now_ns:
             self.scheduler.call_at_ns(self._behind[link], self._arrive, source, target, callback, args)
+        elif link in self._blocked or not host.up or host.suspended:
+            self._waiting.append((source, target, callback, args))
         else:
             callback(*args)
 
     def _send_again(self) -> None:
-        """Something is back: what waited arrives after a delay, and nothing overtakes it."""
+        """Something is back: what waited arrives after a delay, and nothing overtakes it, whatever is lost again."""
         waiting, self._waiting = self._waiting, []
         for link in dict.fromkeys((source, target) for source, target, _, _ in waiting):
-            self._behind[link] = self.scheduler.now_ns + self.rng.randint(0, RETRANSMIT_NS)
+            again_ns = self.scheduler.now_ns + self.rng.randint(0, RETRANSMIT_NS)
+            self._behind[link] = max(again_ns, self._behind.get(link, 0))
         for source, target, callback, args in waiting:
             self.scheduler.call_at_ns(self._behind[source, target], self._arrive, source, target, callback, args)
 
@@ -177,7 +178,7 @@ class Network:
         if isinstance(piece, _End) and piece.error is not None:
             socket.broken = True
         if socket.transport is not None:
-            socket.transport.readable()
+            socket.transport.arrived()
 
     def _break(self, socket: Socket) -> None:
         """A reset arrives: nothing that was not read yet can be read any more."""
@@ -187,7 +188,7 @@ class Network:
         socket.incoming.clear()
         socket.incoming.append(_End(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")))
         if socket.transport is not None:
-            socket.transport.readable()
+            socket.transport.arrived()
 
     def send(self, socket: Socket, data: bytes) -> None:
         """Take bytes out of a transport's buffer; the window was looked at."""
@@ -466,6 +467,13 @@ class SimulatedTransport(asyncio.Transport):
         if self._begun and self._socket.incoming and not (self._paused or self._closing or self._read_due):
             self._read_due = True
             self._loop.call_soon(self._read)
+
+    def arrived(self) -> None:
+        """The kernel has something more for us. One that is closing reads no more, but a reset ends its waiting for
+        the other side to make room."""
+        if self._closing and self._unsent and self._socket.broken:
+            self._flush_soon()
+        self.readable()
 
     def _read(self) -> None:
         self._read_due = False

@@ -377,6 +377,56 @@ def test_what_a_partition_stops_arrives_when_it_heals(bench: Bench, both: bool) 
     assert bench.notes[1:2] == [("answered", 10)]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_stream_keeps_its_order_when_its_link_is_lost_again_and_others_heal(seed: int) -> None:
+    bench = Bench(seed)
+    sent = [b"%03d" % number for number in range(60)]
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("b", 9092)
+        for piece in sent:
+            writer.write(piece)
+            await asyncio.sleep(0.05)
+        bench.note(await reader.readexactly(3 * len(sent)) == b"".join(sent))
+        writer.close()
+
+    bench.process(bench.b, serve(bench))
+    bench.process(bench.a, client)
+    bench.run(0.3)
+    for link in [("b", "a"), ("x", "y"), ("b", "a"), ("a", "b")]:
+        bench.network.block("b", "a")
+        bench.run(0.3)
+        bench.network.heal(link)
+        bench.run(0.1)
+    bench.network.heal()
+    bench.run(5)
+    assert bench.notes[1:2] == [True]
+    for process in bench.processes:
+        process.kill()
+        process.bury()
+
+
+def test_who_closes_with_bytes_unsent_hears_that_the_other_side_is_gone(bench: Bench) -> None:
+    class Closing(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            transport.close()
+
+    class Writing(Echo):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            transport.write(bytes(1_000_000))
+            transport.close()
+
+    async def client() -> None:
+        await asyncio.get_running_loop().create_connection(lambda: Writing(bench), "b", 9092)
+        await asyncio.sleep(10)
+
+    bench.process(bench.b, serve(bench, Closing))
+    bench.process(bench.a, client)
+    bench.run(5)
+    assert bench.notes == [("lost", "ConnectionResetError")]
+
+
 def trace(seed: int) -> list[Any]:
     """A little of everything, and what came of it."""
     bench = Bench(seed)
