@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from protocol import Buffer
     from storage.wal.disk import Disk, DiskFile
     from storage.wal.port import OnDurable, OnFailed, OnRoom
-    from storage.wal.worker import StartWorker
+    from storage.wal.worker import StartWorker, Worker
 
 #: One with the last group, which stays; one that takes the largest batch; and the share of internal logs beside it.
 _FILES_MIN = 3
@@ -101,6 +101,7 @@ class VolumeWal:
         self._reported = False  # a call of `_deliver` is on its way
         self._wake_scheduled = False
         self._stopped = False
+        self._ended: dict[Worker, asyncio.Event] = {}  # those that were told to stop
         self._failed = False
         self._first_file: asyncio.Future[None] = loop.create_future()
         self._group_base = 1  # number of the first group in `writer.group_ends`
@@ -272,14 +273,17 @@ class VolumeWal:
         self._lock.close()
 
     async def _stop(self) -> None:
+        """Returns when nothing writes any more. Whoever waits may give up: the next one waits for the same end."""
+        self._ring.stopping = True
+        for worker in (self._writer_worker, self._ring_worker):
+            ended = self._ended.get(worker)
+            if ended is None:
+                ended = self._ended[worker] = asyncio.Event()
+                worker.stop(partial(self._call_loop, ended.set))
+            await ended.wait()
         if self._stopped:
             return
         self._stopped = True
-        self._ring.stopping = True
-        for worker in (self._writer_worker, self._ring_worker):
-            done = self._loop.create_future()
-            worker.stop(partial(self._call_loop, partial(done.set_result, None)))
-            await done
         self._deliver()
         self._writer.close()
         self._ring.close()

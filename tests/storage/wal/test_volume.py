@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,25 @@ async def test_trim_keeps_the_file_of_the_last_group_and_recycles_the_others() -
     await opened.wal.close()
     disk.crash(1)
     assert recovered(ROOT, disk) == {1: list(range(2 * per_file, 4 * per_file + 1))}
+
+
+async def test_who_gives_up_closing_leaves_the_lock_to_the_next() -> None:
+    """The lock says that nothing is written any more."""
+    disk = SimulatedDisk()
+    opened = await open_wal(ROOT, disk=disk)
+    opened.append()
+    stop, told = opened.preparer.stop, list[Callable[[], None]]()
+    opened.preparer.stop = told.append  # type: ignore[method-assign]
+    async with asyncio.TaskGroup() as group:
+        closing = group.create_task(opened.wal.close())
+        await until(lambda: bool(told))
+        closing.cancel()
+        again = group.create_task(opened.wal.close())
+        await asyncio.wait([closing, again], timeout=0.01)
+        assert closing.cancelled() and not again.done()
+        stop(told[0])
+    await opened.wal.close()
+    assert opened.wal.durable == (1, 1) and recovered(ROOT, disk) == {1: [0]}
 
 
 async def test_a_file_is_left_only_when_the_next_one_holds_a_durable_group() -> None:
