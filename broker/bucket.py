@@ -11,12 +11,15 @@ from controller.cluster_file import ClusterFile, ClusterFileError, open_cluster,
 from controller.postgres_tables import TablesError
 from storage.object_store import Denied, NotFound, ObjectStore, OutcomeUnknown, StoreError, Unavailable
 from storage.probe import probe
+from storage.retrying import RetryingStore
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 TELL_S = 3
 """A store that hangs fails no call for a while: this long it may take before somebody is told."""
+ATTEMPT_MS = 1_000
+"""A request of a start that has no answer by then is made again: a lost packet would cost what its client waits."""
 
 _T = TypeVar("_T")
 
@@ -33,27 +36,29 @@ class Bucket:
         self._token = token
         self._told = False
         try:
-            self.store = open_store(uri)
+            self.store = self._small = open_store(uri)
         except ValueError as error:
             raise CannotStart(f"tidelog.storage: {error}") from None
+        if isinstance(self.store, RetryingStore):
+            self._small = self.store.hurried(ATTEMPT_MS)
 
     async def probe(self) -> None:
         """Returns when the store was found to keep its word."""
-        await self._patiently(lambda: probe(self.store, self._token))
+        await self._patiently(lambda: probe(self._small, self._token))
 
     async def find_cluster(self, probed: Awaitable[None], place: MetadataPlace) -> ClusterFile:
         """Which cluster the bucket holds. An empty one gets its own, once `probed` returns, with its log in `place`."""
 
         async def look() -> ClusterFile | None:
             try:
-                return await read_cluster(self.store)
+                return await read_cluster(self._small)
             except NotFound:
                 return None
 
         found = await self._patiently(look)
         if found is None:
             await probed
-            found = await self._patiently(lambda: open_cluster(self.store, self._token, elsewhere=place.elsewhere))
+            found = await self._patiently(lambda: open_cluster(self._small, self._token, elsewhere=place.elsewhere))
         known = found
         await self._patiently(lambda: place.check(known))
         return known

@@ -43,12 +43,19 @@ class ObjectLog:
     def __init__(self, store: ObjectStore, cluster_id: str, *, attempt_ms: int | None = None) -> None:
         """`attempt_ms`: a request for an entry that has no answer by then is made again, where the store is retried.
 
-        Leases wait for entries: one request that hangs until its client gives up would cost all that depend on them.
+        Leases wait for entries, and a start for the snapshot: one request that hangs until its client gives up would
+        cost all that depend on them.
         """
-        self._store = self._entries = store
-        if attempt_ms is not None and isinstance(store, RetryingStore):
-            self._entries = store.hurried(attempt_ms)
+        self._store = store
+        self._attempt_ms = attempt_ms
+        self._entries = self._hurried()
         self._cluster_id = cluster_id
+
+    def _hurried(self, size: int = 0) -> ObjectStore:
+        """The store for objects of at most so many bytes that somebody waits for."""
+        if self._attempt_ms is None or not isinstance(self._store, RetryingStore):
+            return self._store
+        return self._store.hurried(self._attempt_ms, size)
 
     def applied(self, position: int, entry_hash: bytes) -> None:
         """As the port says. An object store that loses objects is damaged, which the chain of hashes shows."""
@@ -116,16 +123,18 @@ class ObjectLog:
 
     async def newest_snapshot(self) -> Snapshot | None:
         """As the port says."""
-        keys = await self._keys(SNAPSHOTS)
-        if not keys:
+        newest = None
+        async for info in self._entries.list(SNAPSHOTS):
+            newest = info
+        if newest is None:
             return None
         try:
-            data = (await self._store.get(keys[-1])).data
+            data = (await self._hurried(newest.size).get(newest.key)).data
         except NotFound:
-            raise Unavailable(f"{keys[-1]} was replaced by a newer snapshot meanwhile: look again") from None
+            raise Unavailable(f"{newest.key} was replaced by a newer snapshot meanwhile: look again") from None
         head, state = unframe_snapshot(data)
-        if head.cluster_id != self._cluster_id or snapshot_key(head.position) != keys[-1]:
-            raise CorruptMetadata(f"{keys[-1]} is the snapshot of {head.cluster_id} at {head.position}")
+        if head.cluster_id != self._cluster_id or snapshot_key(head.position) != newest.key:
+            raise CorruptMetadata(f"{newest.key} is the snapshot of {head.cluster_id} at {head.position}")
         return Snapshot(head.position, head.entry_hash, state)
 
     async def _keys(self, prefix: str) -> list[str]:

@@ -117,9 +117,14 @@ class RetryingStore:
         self._limits = limits or RetryLimits()
         self._usual = _Usual()
 
-    def hurried(self, attempt_ms: int) -> "RetryingStore":
-        """The same store for small objects that somebody waits for: see `RetryLimits.attempt_ms`."""
-        limits = self._limits._replace(attempt_ms=attempt_ms)
+    def hurried(self, attempt_ms: int, size: int = 0) -> "RetryingStore":
+        """The same store for objects that somebody waits for: see `RetryLimits.attempt_ms`.
+
+        `size`: of the objects that are read, in bytes, where they are not small.
+        """
+        attempt_ms += size * 1000 // self._limits.bytes_per_second_min
+        deadline_ms = self._limits.deadline_ms + size * 1000 // self._limits.bytes_per_second_min
+        limits = self._limits._replace(attempt_ms=attempt_ms, deadline_ms=deadline_ms)
         return RetryingStore(self._store, token=self._token, limits=limits)
 
     def __repr__(self) -> str:
@@ -138,8 +143,11 @@ class RetryingStore:
         """As the port says; after an error it goes on behind the last key it gave."""
         patience = self._patience()
         while True:
+            listing = self._store.list(prefix, start_after)
+            if self._limits.attempt_ms is not None:
+                listing = _impatiently(listing, patience)
             try:
-                async for info in self._store.list(prefix, start_after):
+                async for info in listing:
                     start_after = info.key
                     patience = self._patience()  # progress
                     yield info
@@ -255,6 +263,16 @@ class RetryingStore:
         if again.etag != info.etag:
             raise Unavailable(f"{key} was replaced while it was compared")
         return _Found(True, info.etag)
+
+
+async def _impatiently(listing: AsyncIterator[ObjectInfo], patience: _Patience) -> AsyncIterator[ObjectInfo]:
+    """The same keys; `Unavailable` when the patience with an attempt passes before the next one comes."""
+    while True:
+        try:
+            info = await patience.attempt(anext(listing), Unavailable)
+        except StopAsyncIteration:
+            return
+        yield info
 
 
 class _Found(NamedTuple):

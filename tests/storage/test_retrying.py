@@ -5,7 +5,8 @@ import contextlib
 import gc
 import secrets
 import weakref
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from storage.object_store import (
     Body,
     Denied,
     NotFound,
+    ObjectInfo,
     OutcomeUnknown,
     PreconditionFailed,
     StoredObject,
@@ -246,6 +248,41 @@ def test_large_bodies_get_the_time_that_they_need() -> None:
         slow = Slow(4.5)
         await hurried(slow).put_if_absent("key", bytes(4 << 20))
         assert slow.began == [0]
+
+    run(main)
+
+
+def test_large_objects_get_the_time_that_they_need() -> None:
+    async def main() -> None:
+        slow = Slow(0, 35.5, 36.5)
+        await slow.put_if_absent("key", b"value")
+        store = RetryingStore(slow, token=secrets.token_bytes).hurried(1_000, size=35 << 20)
+        await store.get("key")
+        await store.get("key")
+        assert slow.began == [0, 0, 35.5], "35 MiB may take 36 s, and a store that lately was as slow gets more"
+
+    run(main)
+
+
+def test_a_listing_that_hangs_goes_on_behind_its_last_key() -> None:
+    class SlowListing(MemoryStore):
+        starts: ClassVar[list[str]] = []
+
+        async def list(self, prefix: str, start_after: str = "") -> AsyncIterator[ObjectInfo]:
+            self.starts.append(start_after)
+            async for info in super().list(prefix, start_after):
+                if info.key == "b" and len(self.starts) == 1:
+                    await asyncio.sleep(HANGS)
+                yield info
+
+    async def main() -> None:
+        slow = SlowListing()
+        for key in "abc":
+            await slow.put(key, b"")
+        store = RetryingStore(slow, token=secrets.token_bytes, limits=RetryLimits(backoff_ms=0)).hurried(1_000)
+        assert [info.key async for info in store.list("")] == ["a", "b", "c"]
+        assert slow.starts == ["", "a"]
+        assert round(asyncio.get_running_loop().time() - 1000.0, 2) == 1
 
     run(main)
 
