@@ -258,7 +258,9 @@ class ClusterController(LocalController):
         """See `ControllerClient`."""
         if self.leads or is_over(self.state, incarnation):
             return await super().heartbeat(incarnation, position, validated)
-        return Grant(*await self._remote.heartbeat(self.state, position, validated, self._heartbeat_timeout_ms))
+        grant = Grant(*await self._remote.heartbeat(self.state, position, validated, self._heartbeat_timeout_ms))
+        self._runtime.answered()
+        return grant
 
     async def send(self, command: Any, timeout_ms: int) -> Any:
         """See `ControllerClient`."""
@@ -287,6 +289,7 @@ class ClusterController(LocalController):
 
     async def _ask_remote(self, command: Any, left_ms: int, deadline: float) -> Any:
         answer, position = await self._ask_whom_we_know(command, min(max(1, left_ms), ATTEMPT_MS))
+        self._runtime.answered()
         try:
             async with asyncio.timeout_at(deadline):
                 await self.wait_applied(position)

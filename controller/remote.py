@@ -59,15 +59,24 @@ class RemoteController:
         self._listener = listener
 
     def target(self, state: ClusterState) -> Target:
-        """Where the controller is. NOT_CONTROLLER: there is none, it is this process, or it has no address yet."""
-        if state.controller_resigned or state.controller_incarnation in (0, self._incarnation):
+        """Where the controller is. NOT_CONTROLLER: there is none, it is this process, or it has no address yet.
+
+        One that is not registered yet waits perhaps for the session of the process that its node had before, and is
+        most likely where that one was. Calls name the incarnation that is meant: whoever else is there refuses.
+        """
+        meant = state.controller_incarnation
+        if state.controller_resigned or meant in (0, self._incarnation):
             raise KafkaError(ErrorCode.NOT_CONTROLLER, "no other process controls the cluster")
-        broker = state.broker_table.incarnations.get(state.controller_incarnation)
-        if broker is None or not broker.alive:
+        broker = state.broker_table.incarnations.get(meant)
+        if broker is None and meant not in state.broker_table.closed:
+            broker = state.brokers.get(state.controller_node)
+        elif broker is not None and not broker.alive:
+            broker = None
+        if broker is None:
             raise KafkaError(ErrorCode.NOT_CONTROLLER, f"node {state.controller_node}, the controller, is starting")
         for listener in broker.listeners:
             if listener.name == self._listener:
-                return Target(broker.node_id, broker.incarnation, listener.host, listener.port)
+                return Target(broker.node_id, meant, listener.host, listener.port)
         raise KafkaError(
             ErrorCode.NOT_CONTROLLER,
             f"node {broker.node_id}, the controller, has no listener {self._listener}: "

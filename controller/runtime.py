@@ -102,6 +102,7 @@ class Runtime:
         self._lease_due = 0
         self._stopping = False
         self._away = False
+        self._found = False  # since it leads: others know where this process is
         self._answered_ms: int | None = None  # when that was asked to which the last answer came
         self._upkeep = Upkeep(self, store, clock, token)
         self.replica.subscribe(self._facts_applied)
@@ -173,6 +174,18 @@ class Runtime:
         """A registered incarnation applied the facts up to `position`."""
         if self.replica.state.broker_table.is_alive(incarnation):
             self._applied[incarnation] = max(position, self._applied.get(incarnation, 0))
+
+    def found(self) -> None:
+        """Another process asked this one as the controller, or can from now on."""
+        if not self._found:
+            self._found = True
+            self._sessions.found(self._clock.boottime_ms())
+
+    def answered(self) -> None:
+        """The controller in another process answered something just now: it can be followed again."""
+        if self._remote_from_ms:
+            self._remote_from_ms = 0
+            self.queue.wake.set()
 
     def proved_dead(self, wal_id: bytes) -> None:
         """This process holds the lock of an instance that another one made: that one is gone, also as controller."""
@@ -288,6 +301,7 @@ class Runtime:
         self._sessions.took_over(before, old)
         if await self._append(facts, [], epoch):
             self._epoch = epoch
+            self._found = self.replica.state.broker_table.is_alive(self.incarnation)
             self._lease_due = self._clock.boottime_ms() + self.settings.lease_ms // 3
             self._applied.clear()
             self._heard_ms.clear()
@@ -308,10 +322,10 @@ class Runtime:
 
     async def _end_silent_sessions(self) -> bool:
         # Not by the queue: another controller may have heard these brokers by the time a queued command is decided.
-        table = self.replica.state.broker_table
-        # Before our own registration nobody knows where to send heartbeats: only who had our node id is silent.
-        found, me = table.is_alive(self.incarnation), self._election.identity.node_id
-        alive = [broker.incarnation for broker in table.alive() if found or broker.node_id == me]
+        me = self._election.identity.node_id
+        # Before others find us nobody knows where to send heartbeats: only who had our node id is silent.
+        brokers = self.replica.state.broker_table.alive()
+        alive = [broker.incarnation for broker in brokers if self._found or broker.node_id == me]
         silent = self._sessions.expired(alive, self._clock.boottime_ms())
         if silent:
             _log.warning("silent, their sessions end: %s", ", ".join(f"{one:016x}" for one in silent))
@@ -429,7 +443,7 @@ class Runtime:
             if isinstance(fact, f.BrokerRegistered):
                 self._sessions.seen(fact.incarnation, now)
                 if fact.incarnation == self.incarnation:
-                    self._sessions.found(now)
+                    self.found()
             elif isinstance(fact, f.SessionEnded):
                 self._sessions.forget(fact.incarnation)
                 self._applied.pop(fact.incarnation, None)

@@ -106,6 +106,7 @@ class ControllerService:
                 ErrorCode.CLUSTER_AUTHORIZATION_FAILED,
                 f"incarnation {call.incarnation:016x} is node {node_id}, not node {call.node_id}",
             )
+        self._runtime.found()
 
     def _check_leads(self) -> None:
         if not self._runtime.leads or not self._runtime.may_grant:

@@ -50,7 +50,7 @@ class Sessions:
         self.lease_until = max(self.lease_until, sent_ms + self.lease_ms)
 
     def found(self, now: int) -> None:
-        """The controller's own broker registered: from here on others know where to ask.
+        """The controller's own broker registered, or somebody asked it before: from here on others know where to ask.
 
         Whoever lives does so several times in half a session; no safety hangs on this.
         """

@@ -162,6 +162,21 @@ async def test_a_controller_that_hangs_is_replaced_within_its_lease(world: World
 
 
 @several
+async def test_a_controller_that_is_back_within_its_lease_is_followed_again_at_once(world: World) -> None:
+    """Not only a lease later: till then each answer would wait for the next look into the bucket."""
+    first, second = await world.start(1), await world.start(2)
+    world.network.cut.add(1)
+    await asyncio.sleep(2)
+    world.network.cut.clear()
+    await asyncio.sleep(0.6)
+    assert first.client.leads and "follow" in {lane for _, _, lane in world.network.calls[-2:]}
+    for name in "tuv":
+        began = now()
+        assert (await second.create(name)).error_code == 0
+        assert now() == began
+
+
+@several
 async def test_new_logs_go_to_brokers_that_were_heard_from(world: World) -> None:
     """Whose heartbeat is overdue may be dead, long before its session ends."""
     first, _, third = await world.start(1), await world.start(2), await world.start(3)
@@ -208,6 +223,42 @@ async def test_a_command_that_waits_at_a_deposed_controller_is_asked_elsewhere(w
     first.store.before = lambda method, key: None
     assert (await asking).error_code == 0
     assert second.client.leads and "t" in second.state.topics
+
+
+@several
+async def test_a_cluster_that_restarts_as_a_whole_waits_once_for_the_sessions_of_before(world: World) -> None:
+    """Its controller waits for that of its own node too, and is found where the process before was: so the silence of
+    all counts meanwhile."""
+    before = [await world.start(node_id) for node_id in (1, 2, 3)]
+    await asyncio.sleep(2)
+    for process in before:
+        await process.kill()
+    died = now()
+    after = [Process(world.group, world.store, n, 100 * n + 1, network=world.network) for n in (1, 2, 3)]
+
+    async def register(process: Process) -> None:
+        while True:
+            try:
+                await process.register()
+                return
+            except KafkaError as error:
+                assert error.code is ErrorCode.DUPLICATE_BROKER_REGISTRATION
+                await asyncio.sleep(0.5)
+
+    await asyncio.gather(*map(register, after))
+    assert now() - died < 10.15 + 1, "a lease and a session, with their margins"
+
+
+@several
+async def test_a_controller_that_is_not_registered_is_found_where_its_node_was(world: World) -> None:
+    first, second = await world.start(1), await world.start(2)
+    await first.kill()
+    again = Process(world.group, world.store, 1, 101, network=world.network, locked=(wal_id(100),))
+    await again.client.wait_ready()
+    assert again.client.leads and 101 not in again.state.broker_table.incarnations
+    await second.client.wait_applied(again.client.position)
+    assert (await second.client.heartbeat(200, second.client.position, {})).valid_ms == 6_000
+    assert (await second.create("t")).error_code == 0
 
 
 @several
