@@ -128,6 +128,8 @@ class World:
         self.over = False
         self.quiet = False
         """No further fault begins."""
+        self.led_until_ns = -1
+        """When a controller last ended."""
         self.session_ms = self.rng.choice([2_000, 6_000])
         self.session_ms = self.options.session_ms or self.session_ms
         self.faults_s = self.options.faults_s or self.scheduler.stream("faulty time").choice(FAULTS_S)

@@ -50,6 +50,7 @@ class Node:
         self._view: ProcessDisk | None = None
         self._stop: asyncio.Event | None = None
         self._stopping = False
+        self._told_ns = 0
         self._excuses: set[str] = set()
 
     def __repr__(self) -> str:
@@ -104,6 +105,8 @@ class Node:
         else:
             how = str(process.result) if process.error is None else type(process.error).__name__
             self._judge_end(process)
+        if self.leads:
+            self.world.led_until_ns = self.world.scheduler.now_ns
         self.process = self.broker = self._view = None
         self.ready = False
         self.world.history.record("broker.end", node=self.node_id, run=self.runs, how=how)
@@ -123,13 +126,28 @@ class Node:
             self.world.found(f"{process.name} ended by itself: {process.error or self.world.last_words(process)}")
 
     def _is_explained(self, process: Process) -> bool:
-        if "disk" in self._excuses or (self._stopping and (self._excuses or not self.ready)):
+        if "disk" in self._excuses:
+            return True
+        if self._stopping and (self._excuses or not self.ready or self._nobody_could_be_told()):
             return True
         if process.error is not None:  # its WAL is locked: by a sibling that was stopped while it looked
             siblings = [node for node in self.world.nodes if node.machine.disk is self.machine.disk]
             return any("asleep" in node._excuses for node in siblings)
         assert self.broker is not None
         return self.world.how_session_ended(self.broker.incarnation) == "silence" and self._may_have_been_silent()
+
+    def _nobody_could_be_told(self) -> bool:
+        """Whether there may have been no controller in all the time that a clean stop may take."""
+        world = self.world
+        takes_over_ns = with_margin(world.lease_ms) * MS + NOTICED_NS
+        assert self.broker is not None
+        if self.broker.settings.tidelog_shutdown_timeout_ms * MS > takes_over_ns:
+            return False
+        since_ns = self._told_ns - takes_over_ns
+        troubles = [trouble for node in world.nodes for trouble in node.troubles.values() if trouble.kind != "disk"]
+        return world.led_until_ns >= since_ns or any(
+            trouble.end_ns is None or trouble.end_ns >= since_ns for trouble in troubles
+        )
 
     def _may_have_been_silent(self) -> bool:
         """Whether something kept the broker, or its word, from the controller for some of the last session."""
@@ -191,6 +209,7 @@ class Node:
         """SIGTERM."""
         if self.process is not None and self._stop is not None:
             self._stopping = True
+            self._told_ns = self.world.scheduler.now_ns
             self.process.call(self._stop.set)
 
     def crash(self) -> None:
