@@ -123,7 +123,10 @@ class WalRecovery:
         numbers = {recovery.wal_id: recovery for recovery in named}
         for instance in locked:
             wal = self._controller.state.wals.get(instance.wal_id)
-            if wal is None or wal.closed:  # never registered, so nothing was acknowledged through it; or settled
+            if wal is None:
+                await self._look_at_unknown(instance)
+                continue
+            if wal.closed:
                 self._settle(instance)
                 continue
             await self._recover_or_keep(instance, numbers.get(instance.wal_id))
@@ -138,12 +141,33 @@ class WalRecovery:
                 wal.wal_id.hex(),
             )
 
+    async def _look_at_unknown(self, instance: LockedInstance) -> None:
+        """One that was never registered holds nothing and goes. One that holds groups was registered: it is not ours to
+        throw away, whatever became of it.
+        """
+        try:
+            scan = await asyncio.to_thread(instance.scan)
+        except (WalError, OSError) as error:
+            what = f"cannot be read ({error})"
+        else:
+            if not scan.groups and scan.damage is None:
+                self._settle(instance)
+                return
+            what = f"holds groups up to {scan.last_group}"
+        log.error(
+            "WAL instance %s in %s %s, but the cluster does not know it: it was retired or given up so long ago that "
+            "it is forgotten, or the metadata is older. Nothing of it is recovered; move it away to end this message",
+            instance.wal_id.hex(),
+            instance.path,
+            what,
+        )
+
     async def recover_for_another(self, instance: Recoverable, named: Recovery | None = None) -> None:
         """Recover an instance whose writer, another broker, is gone or stopped; its session has ended.
 
         Without its lock only what nobody but we was `named` for.
         """
-        if self._controller.state.wals[instance.wal_id].closed:
+        if self._controller.state.wal_table.is_closed(instance.wal_id):
             self._settle(instance)
             return
         self._seal_bytes = min(SEAL_BYTES_MAX, self._memory_bytes // MEMORY_SHARE_SERVING)
@@ -167,7 +191,7 @@ class WalRecovery:
         try:
             recovered = await self._recover(instance, named)
         except RecoveryStopped as stopped:
-            closed = self._controller.state.wals[instance.wal_id].closed
+            closed = self._controller.state.wal_table.is_closed(instance.wal_id)
             if closed or isinstance(stopped, SettledElsewhere):  # somebody else decided about it meanwhile
                 self._settle(instance)
                 return
@@ -281,7 +305,7 @@ class WalRecovery:
             del self._operations[wal_id]
 
     async def _accept_loss(self, instance: Recoverable) -> dict[str, Any]:
-        wal = self._controller.state.wals[instance.wal_id]
+        wal = self._known(instance.wal_id)
         last_group = wal.recovered_group
         if not wal.closed:  # else an earlier attempt came as far as the loss
             named = await self._name(instance.wal_id)
@@ -375,8 +399,14 @@ class WalRecovery:
             raise
         return named
 
+    def _known(self, wal_id: bytes) -> WalState:
+        wal = self._controller.state.wals.get(wal_id)
+        if wal is None:
+            raise RecoveryStopped(f"WAL {wal_id.hex()} was retired or given up so long ago that it is forgotten")
+        return wal
+
     async def _scan(self, instance: Recoverable, *, accept_loss: bool) -> ScanReport:
-        wal = self._controller.state.wals[instance.wal_id]
+        wal = self._known(instance.wal_id)
         if isinstance(instance, ObjectInstance):
             return await instance.fence_and_scan(
                 validated_group=wal.validated_group,

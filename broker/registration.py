@@ -3,12 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from broker.bucket import TELL_S, CannotStart
 from controller.client import ClusterController
 from controller.commands import RegisterBroker
 from controller.remote import RemoteController
 from controller.sessions import with_margin
+from controller.state import FORGET_LEVEL
 from protocol.errors import RETRIABLE, ErrorCode, KafkaError
 from storage.seal import Recovery
 
@@ -46,6 +48,9 @@ class Registration:
         try:
             await self._controller.wait_ready()
             self.asked = True
+            position = self._controller.registering()
+            if self._controller.state.format_level >= FORGET_LEVEL:  # else its controller may not read it
+                command = replace(command, position=position)
             while True:
                 try:
                     return (await self._controller.ask(command)).recoveries

@@ -56,7 +56,7 @@ class Siblings:
                 if wal is not None and self._concerns_us(wal):
                     await self._look_at(wal_id)
             await self._recovery.remove_settled()
-            for wal_id in [one for one in self._held if self._controller.state.wals[one].closed]:
+            for wal_id in [one for one in self._held if self._controller.state.wal_table.is_closed(one)]:
                 self._release(self._held[wal_id])  # what could not be removed is tried again
             await asyncio.sleep(self._interval_ms / 1000)
 
@@ -112,8 +112,10 @@ class Siblings:
         del self._held[instance.wal_id]
 
     async def _take_over(self, instance: Instance) -> bool:
-        """Whether it is ours now; False: its writer is alive, or another one recovers it."""
-        wal = self._controller.state.wals[instance.wal_id]
+        """Whether it is ours now; False: its writer is alive, another one recovers it, or it is forgotten."""
+        wal = self._controller.state.wals.get(instance.wal_id)
+        if wal is None:
+            return False
         if not isinstance(instance, LockedInstance):
             return await self._recover_beside_its_writer(instance, wal)
         if wal.state == ACTIVE and not instance.same_boot():  # its writer may be a machine that shares the directory
@@ -144,7 +146,7 @@ class Siblings:
 
     async def _end_session(self, wal: WalState) -> None:
         command = EndSession(self._token(16), wal.incarnation, self._incarnation, wal.wal_id)
-        while True:
+        while self._is_active(wal.wal_id):
             try:
                 await self._controller.ask(command)
             except KafkaError as error:
@@ -153,6 +155,10 @@ class Siblings:
                 await asyncio.sleep(self._interval_ms / 1000)
             else:
                 return
+
+    def _is_active(self, wal_id: bytes) -> bool:
+        wal = self._controller.state.wals.get(wal_id)
+        return wal is not None and wal.state == ACTIVE
 
     async def close(self) -> None:
         """Release every lock; the files stay."""

@@ -1,6 +1,6 @@
 """Incarnations of brokers: registration, session, last committed seal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,16 +37,20 @@ class BrokerTable:
     """`brokers`: the newest incarnation of each node; `incarnations`: those that still matter, by incarnation.
 
     `closed`: incarnations that ended, were followed by a newer one, and whose WAL instances are all retired or lost,
-    with their node ids. They are kept for ever (a few bytes per restart): what they left in the bucket may be deleted
-    because they are known to be closed, and an incarnation is refused for ever once it ended.
+    with their node ids, in the order in which they closed. What they left in the bucket may be deleted because they are
+    known to be closed. Then they may be forgotten. An incarnation is refused for ever once it ended: a forgotten one is
+    told by its registration, which was made before the entry that registered it (`registered_at`; of those that are
+    forgotten, `forgotten_at` is the highest).
     """
 
     brokers: dict[int, Broker] = field(default_factory=dict)
     incarnations: dict[int, Broker] = field(default_factory=dict)
     closed: dict[int, int] = field(default_factory=dict)
+    registered_at: dict[int, int] = field(default_factory=dict)
+    forgotten_at: int = 0
 
-    def register(self, fact: BrokerRegistered) -> None:
-        """Adds the incarnation as the newest of its node."""
+    def register(self, fact: BrokerRegistered, position: int | None) -> None:
+        """Adds the incarnation as the newest of its node; `position` of the entry, None: it cannot be forgotten."""
         assert fact.incarnation not in self.incarnations and fact.incarnation not in self.closed
         older = self.brokers.get(fact.node_id)
         assert older is None or not older.alive, f"node {fact.node_id} has a live session"
@@ -60,6 +64,12 @@ class BrokerTable:
             fact.now_ms,
         )
         self.brokers[fact.node_id] = self.incarnations[fact.incarnation] = broker
+        if position is not None:
+            self.registered_at[fact.incarnation] = position
+
+    def note_registered(self, position: int) -> None:
+        """All that are known were registered at `position` or before."""
+        self.registered_at = dict.fromkeys([*self.closed, *self.incarnations], position)
 
     def end(self, fact: SessionEnded) -> None:
         """The session is over."""
@@ -73,6 +83,13 @@ class BrokerTable:
         if broker is not None and not broker.alive and self.brokers[broker.node_id] is not broker:
             del self.incarnations[incarnation]
             self.closed[incarnation] = broker.node_id
+
+    def forget(self, incarnations: Iterable[int], position: int) -> None:
+        """These closed ones; the last of them was registered at `position` or before."""
+        for incarnation in incarnations:
+            del self.closed[incarnation]
+            self.registered_at.pop(incarnation, None)
+        self.forgotten_at = max(self.forgotten_at, position)
 
     def is_alive(self, incarnation: int) -> bool:
         """Whether the session of the incarnation stands."""
@@ -107,3 +124,21 @@ class BrokerTable:
     def load_closed(self, row: tuple[Any, ...]) -> None:
         """Adds a closed incarnation from its snapshot row."""
         self.closed[row[0]] = row[1]
+
+    def registered_rows(self) -> Iterator[list[Any]]:
+        """Snapshot rows of `registered_at`."""
+        for incarnation, position in self.registered_at.items():
+            yield [incarnation, position]
+
+    def load_registered(self, row: tuple[Any, ...]) -> None:
+        """Adds from a snapshot row when an incarnation was registered."""
+        self.registered_at[row[0]] = row[1]
+
+    def forgotten_rows(self) -> Iterator[list[Any]]:
+        """The snapshot row of `forgotten_at`."""
+        if self.forgotten_at:
+            yield [self.forgotten_at]
+
+    def load_forgotten(self, row: tuple[Any, ...]) -> None:
+        """Takes `forgotten_at` from its snapshot row."""
+        (self.forgotten_at,) = row

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, overload
 from controller import commands as c
 from controller.cluster_file import open_cluster
 from controller.configs import ConfigRules
-from controller.election import Identity, is_over
+from controller.election import Identity
 from controller.facts import BrokerRegistered, ControllerElected, ControllerResigned, Fact, StateReloaded
 from controller.object_log import ObjectLog
 from controller.remote import RemoteController
@@ -240,6 +240,10 @@ class ClusterController(LocalController):
             for asking in self._asking:
                 asking.reschedule(now)
 
+    def registering(self) -> int:
+        """See `Runtime.registering`."""
+        return self._runtime.registering()
+
     def proved_dead(self, wal_id: bytes) -> None:
         """See `Runtime.proved_dead`."""
         self._runtime.proved_dead(wal_id)
@@ -256,7 +260,7 @@ class ClusterController(LocalController):
 
     async def heartbeat(self, incarnation: int, position: int, validated: Mapping[bytes, int]) -> Grant:
         """See `ControllerClient`."""
-        if self.leads or is_over(self.state, incarnation):
+        if self.leads or self._runtime.is_over:
             return await super().heartbeat(incarnation, position, validated)
         grant = Grant(*await self._remote.heartbeat(self.state, position, validated, self._heartbeat_timeout_ms))
         self._runtime.answered()

@@ -14,8 +14,9 @@ Only its fence stays for a while: with it the object store itself refuses what a
 
 import re
 from collections.abc import Iterable
+from itertools import islice
 
-from controller.state import ClusterState
+from controller.state import FORGET_LEVEL, ClusterState
 from storage.object_store import ObjectInfo
 from storage.seal import MANIFESTS, MERGED
 from storage.wal.object_format import FENCE_SIZE, parse_key
@@ -63,6 +64,31 @@ def is_wal_orphan(state: ClusterState, info: ObjectInfo, now_ms: int) -> bool:
         return True
     closed_ms = state.wal_table.closed_ms.get(wal.wal_id)
     return closed_ms is not None and now_ms >= closed_ms + FENCE_MS
+
+
+CLOSED_KEPT = 1_000
+"""So many closed incarnations are remembered: whoever comes late is told what became of him."""
+CLOSED_MAX = 10_000
+"""Beyond so many the oldest are forgotten at once, whatever they may have left in the bucket."""
+
+
+def forgettable(state: ClusterState, now_ms: int) -> list[int]:
+    """Closed incarnations of which only garbage in the bucket may be left; `now_ms` is wall time, for fences alone."""
+    if state.format_level < FORGET_LEVEL:
+        return []
+    table = state.broker_table
+    found = []
+    for incarnation in islice(table.closed, max(0, len(table.closed) - CLOSED_KEPT)):
+        times = [state.wal_table.closed_ms.get(wal.wal_id) for wal in state.wal_table.of(incarnation)]
+        if all(closed_ms is None or now_ms >= closed_ms + FENCE_MS for closed_ms in times):
+            found.append(incarnation)
+    return found
+
+
+def too_many_closed(state: ClusterState) -> list[int]:
+    """Closed incarnations beyond what a state may hold, the oldest."""
+    closed = state.broker_table.closed
+    return list(islice(closed, max(0, len(closed) - CLOSED_MAX))) if state.format_level >= FORGET_LEVEL else []
 
 
 class Grace:

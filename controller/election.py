@@ -29,12 +29,21 @@ class Identity:
 class Election:
     """What one process saw of the log's liveness.
 
-    `last_seen` is the boottime when the newest entry was first seen, or the log could be reached again.
+    `last_seen` is the boottime when the newest entry was first seen, or the log could be reached again. `asked_at` is
+    the entry at which this process asked to be registered for the first time.
     """
 
     identity: Identity
     lease_ms: int
     last_seen: int = 0
+    asked_at: int | None = None
+
+    def is_over(self, state: ClusterState) -> bool:
+        """Whether this process's session was ended. What slept for long enough may find itself forgotten."""
+        table = state.broker_table
+        if self.identity.incarnation in table.incarnations or self.asked_at is None:
+            return is_over(state, self.identity.incarnation)
+        return self.asked_at < table.forgotten_at or is_over(state, self.identity.incarnation)
 
     def observed(self, now: int) -> None:
         """A new entry was seen, or the log could be reached again after an outage."""
@@ -47,7 +56,7 @@ class Election:
     def may_take_over(self, state: ClusterState, now: int) -> bool:
         """Whether to append `ControllerElected`. `state` was found to be at the end of the log just now."""
         me = self.identity
-        if not me.eligible or is_over(state, me.incarnation):
+        if not me.eligible or self.is_over(state):
             return False
         if state.controller_epoch == 0 or state.controller_resigned or state.controller_incarnation == me.incarnation:
             return True

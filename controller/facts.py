@@ -422,6 +422,18 @@ class JobsForgotten:
 
 
 @dataclass(frozen=True, slots=True)
+class ClosedForgotten:
+    """Closed incarnations and all their WAL instances are not remembered any more.
+
+    The last of them was registered at entry `position` or before: a registration that was made at an earlier one is
+    refused from now on, because it may be theirs.
+    """
+
+    incarnations: tuple[int, ...]
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
 class StateReloaded:
     """Never written: tells listeners that the state was replaced as a whole by a snapshot. Look at everything again."""
 
@@ -461,6 +473,7 @@ Fact = (
     | LeadersPreferred
     | BrokerLeaving
     | FeaturesFinalized
+    | ClosedForgotten
     | StateReloaded
 )
 
@@ -499,6 +512,7 @@ TAGS: dict[int, type] = {
     63: LeadersPreferred,
     64: BrokerLeaving,
     70: FeaturesFinalized,
+    90: ClosedForgotten,
 }
 
 FIRST_FIELDS: dict[type, int] = {}

@@ -134,6 +134,17 @@ class Runtime:
         return self._stopping
 
     @property
+    def is_over(self) -> bool:
+        """Whether the session of this process was ended, as far as it knows: it never leads anything again."""
+        return self._election.is_over(self.replica.state)
+
+    def registering(self) -> int:
+        """The entry at which this process asks to be registered: the same at every further attempt."""
+        if self._election.asked_at is None:
+            self._election.asked_at = self.replica.state.position
+        return self._election.asked_at
+
+    @property
     def may_grant(self) -> bool:
         """Whether this process, if it leads, knows that nobody else does."""
         return self._sessions.may_grant(self._clock.boottime_ms())
@@ -152,7 +163,7 @@ class Runtime:
     def heartbeat(self, incarnation: int, position: int, validated: Mapping[bytes, int]) -> tuple[int, int]:
         """See `ControllerClient.heartbeat`: (valid for ms from now, send the next one after ms)."""
         state = self.replica.state
-        if is_over(state, incarnation):
+        if is_over(state, incarnation) or (incarnation == self.incarnation and self.is_over):
             raise KafkaError(ErrorCode.STALE_BROKER_EPOCH, f"the session of incarnation {incarnation:016x} was ended")
         if not self.leads:
             raise KafkaError(ErrorCode.NOT_CONTROLLER, "this process is not the controller")

@@ -42,6 +42,9 @@ version hold the object for doomed."""
 MOVES_LEVEL = 2
 """The format level from which on wishes and preferred leaders are part of the state."""
 
+FORGET_LEVEL = 3
+"""The format level from which on closed incarnations are forgotten."""
+
 RANGES_PER_LOG_MAX = 65_536
 """Hard bound on the committed ranges of one log; sealing slows down long before."""
 
@@ -225,6 +228,8 @@ class ClusterState:
             for log in self.logs.values():
                 if log.leader_node != f.NO_NODE:
                     self.move_table.lead(log.log_id, log.leader_node)
+        if before < FORGET_LEVEL <= fact.level:
+            self.broker_table.note_registered(self.position)
 
     def _controller_elected(self, fact: f.ControllerElected) -> None:
         assert fact.epoch == self.controller_epoch + 1
@@ -241,7 +246,7 @@ class ClusterState:
 
     def _broker_registered(self, fact: f.BrokerRegistered) -> None:
         older = self.brokers.get(fact.node_id)
-        self.broker_table.register(fact)
+        self.broker_table.register(fact, self.position if self.format_level >= FORGET_LEVEL else None)
         if older is not None:
             self._close_incarnation(older.incarnation)
 
@@ -291,6 +296,11 @@ class ClusterState:
     def _close_incarnation(self, incarnation: int) -> None:
         if all(wal.closed for wal in self.wal_table.of(incarnation)):
             self.broker_table.close(incarnation)
+
+    def _closed_forgotten(self, fact: f.ClosedForgotten) -> None:
+        self.broker_table.forget(fact.incarnations, fact.position)
+        for incarnation in fact.incarnations:
+            self.wal_table.forget(incarnation)
 
     def _topic_created(self, fact: f.TopicCreated) -> None:
         topic = self.topic_table.create(fact)
@@ -504,6 +514,8 @@ class ClusterState:
             19: (self.move_table.leaving_rows(), self.move_table.load_leaving),
             20: (self.wal_table.closed_rows(), self.wal_table.load_closed),
             22: (self.feature_table.rows(), self.feature_table.load),
+            35: (self.broker_table.registered_rows(), self.broker_table.load_registered),
+            36: (self.broker_table.forgotten_rows(), self.broker_table.load_forgotten),
         }
 
     def _log_rows(self) -> Iterator[list[Any]]:
@@ -556,5 +568,6 @@ _APPLY = cast(
         f.LeadersPreferred: ClusterState._leaders_preferred,
         f.BrokerLeaving: ClusterState._broker_leaving,
         f.FeaturesFinalized: ClusterState._features_finalized,
+        f.ClosedForgotten: ClusterState._closed_forgotten,
     },
 )

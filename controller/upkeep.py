@@ -12,8 +12,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from controller.balancing import Balancing
-from controller.collector import SEGMENTS, Grace, is_orphan, is_wal_orphan
-from controller.commands import DrainBroker, ForgetObjects, FreeNames, RecoverInstances, SweepLogStarts
+from controller.collector import SEGMENTS, Grace, forgettable, is_orphan, is_wal_orphan, too_many_closed
+from controller.commands import DrainBroker, ForgetClosed, ForgetObjects, FreeNames, RecoverInstances, SweepLogStarts
 from controller.decide.moves import is_leaving
 from controller.decide.takeover import take_over
 from controller.describe import describe_loss
@@ -34,6 +34,7 @@ LOSSES = "reports/losses/"
 DELETES_AT_ONCE = 16
 DELETES_PER_ROUND = 1_000
 LOGS_PER_STEP = 200
+FORGOTTEN_PER_COMMAND = 1_000
 STARTS_PER_COMMAND = 1_000
 TICK_MS = 1_000
 DRAIN_ROUND_MS = 5_000
@@ -59,6 +60,7 @@ class Upkeep:
         self._snapshot: tuple[int, bytes, list[bytes]] | None = None
         self._snapshot_ready = asyncio.Event()
         self._reported: set[bytes] = set()
+        self._searched: set[int] = set()
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """What to run while the runtime runs."""
@@ -187,13 +189,19 @@ class Upkeep:
         if names:
             await self._ask(FreeNames(self._token(16), names))
         await self._report_losses()
+        await self._forget(too_many_closed(state))
         keys = self._grace.due(state.objects.doomed, self._clock.boottime_ms(), DELETES_PER_ROUND)
         await self._delete(keys)
         if keys:
             await self._ask(ForgetObjects(self._token(16), tuple(keys)))
 
     async def orphan_round(self) -> None:
-        """Deletes segments, manifests and WAL objects that nothing names and nothing ever will."""
+        """Deletes segments, manifests and WAL objects that nothing names and nothing ever will.
+
+        Closed incarnations for which two rounds searched the bucket are forgotten: whatever a dead process had on its
+        way has arrived by then, and what arrives later costs its space and no more.
+        """
+        searched = set(forgettable(self._runtime.replica.state, self._clock.now_ms()))
         found = [key for key in await self._merging.find_void() if is_orphan(self._runtime.replica.state, key)]
         async for info in self._store.list(SEGMENTS):
             if is_orphan(self._runtime.replica.state, info.key):
@@ -208,6 +216,13 @@ class Upkeep:
                 await self._delete(found)
                 found = []
         await self._delete(found)
+        await self._forget(sorted(searched & self._searched))
+        self._searched = searched
+
+    async def _forget(self, incarnations: list[int]) -> None:
+        for at in range(0, len(incarnations), FORGOTTEN_PER_COMMAND):
+            chunk = tuple(incarnations[at : at + FORGOTTEN_PER_COMMAND])
+            await self._ask(ForgetClosed(self._token(16), chunk))
 
     async def _delete(self, keys: list[str]) -> None:
         for at in range(0, len(keys), DELETES_AT_ONCE):

@@ -56,7 +56,8 @@ class Loss:
 
 @dataclass(slots=True)
 class WalTable:
-    """`wals` by id, never forgotten (one per kind and restart); `by_incarnation` in order; `losses` by WAL.
+    """`wals` by id (one per kind and restart), forgotten with their incarnation; `by_incarnation` in order; `losses` by
+    WAL.
 
     `closed_ms`: when (wall time of the entry) an instance that may have a fence in the bucket was retired or lost.
     """
@@ -138,6 +139,18 @@ class WalTable:
             wal = self.wals.get(wal_id)
             if wal is not None and group > wal.validated_group:
                 wal.validated_group = group
+
+    def is_closed(self, wal_id: bytes) -> bool:
+        """Whether an instance that was once known is retired or lost; one that is not known any more was."""
+        wal = self.wals.get(wal_id)
+        return wal is None or wal.closed
+
+    def forget(self, incarnation: int) -> None:
+        """The instances of an incarnation, all of them closed."""
+        for wal in self.by_incarnation.pop(incarnation, ()):
+            assert wal.closed
+            del self.wals[wal.wal_id]
+            self.closed_ms.pop(wal.wal_id, None)
 
     def note_closed(self, wal: WalState, wall_ms: int) -> None:
         """When it was closed, if a recoverer may have made a fence object: that stays for a while."""

@@ -33,6 +33,7 @@ from controller.commands.brokers import (
     DeclareLost,
     EndSession,
     EndSilentSessions,
+    ForgetClosed,
     NameRecoverer,
     NewWal,
     RaiseFormatLevel,
@@ -101,6 +102,7 @@ __all__ = [
     "EndSession",
     "EndSilentSessions",
     "FeatureUpdate",
+    "ForgetClosed",
     "ForgetJobs",
     "ForgetObjects",
     "FreeNames",
@@ -179,6 +181,7 @@ COMMAND_TAGS: dict[int, type] = {
     55: ForgetJobs,
     60: RecoverInstances,
     80: UpdateFeatures,
+    120: ForgetClosed,
 }
 
 ANSWER_TAGS: dict[int, type] = {
@@ -197,8 +200,12 @@ ANSWER_TAGS: dict[int, type] = {
     30: JobAnswer,
 }
 
+FIRST_FIELDS: dict[type, int] = {RegisterBroker: 9}
+"""How many fields a command had at first, if it has grown since: a later one is said only in a cluster whose format
+level tells that every controller reads it."""
+
 for _tag, _cls in COMMAND_TAGS.items():
-    _commands.register(_tag, _cls)
+    _commands.register(_tag, _cls, FIRST_FIELDS.get(_cls))
 for _tag, _cls in ANSWER_TAGS.items():
     _answers.register(_tag, _cls)
 

@@ -20,8 +20,11 @@ class RegisterBroker:
     Answer `Registered`. Ends at once the sessions of locked instances of the same `boot_id`, names the caller
     recoverer of every locked instance that nobody else is recovering, and gives leaderless logs a leader. Errors:
     DUPLICATE_BROKER_REGISTRATION (the node id has another live session; try again when it ended), STALE_BROKER_EPOCH
-    (this incarnation's session was ended), UNSUPPORTED_VERSION (`format_level`, the highest that the process
-    understands, is below the cluster's), INVALID_REGISTRATION.
+    (this incarnation's session was ended, perhaps so long ago that nobody remembers it), UNSUPPORTED_VERSION
+    (`format_level`, the highest that the process understands, is below the cluster's), INVALID_REGISTRATION.
+
+    `position`: the last entry that the process had applied when it asked for the first time; asking again, it says the
+    same. So a registration that was delayed for as long as it takes to forget an incarnation is known to be old.
     """
 
     command_id: bytes
@@ -33,6 +36,7 @@ class RegisterBroker:
     wals: tuple[NewWal, ...]
     locked: tuple[bytes, ...] = ()
     format_level: int = FORMAT_LEVEL
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,14 @@ class RecoverInstances:
     """The controller's own: instances in the bucket that wait for a live recoverer get one. Answer `Done`."""
 
     command_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetClosed:
+    """The controller's own: nobody needs to know of these closed incarnations any more. Answer `Done`."""
+
+    command_id: bytes
+    incarnations: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ _DECIDE = cast(
         c.EndSession: brokers.end_session_now,
         c.EndSilentSessions: brokers.end_silent_sessions,
         c.CleanStop: brokers.clean_stop,
+        c.ForgetClosed: brokers.forget_closed,
         c.RaiseFormatLevel: brokers.raise_format_level,
         c.NameRecoverer: recovery.name_recoverer,
         c.RecoverInstances: takeover.recover_instances,
@@ -106,6 +107,7 @@ _NOT_REMEMBERED = (
     c.OpenJobs,
     c.DropManifestRows,
     c.ForgetJobs,
+    c.ForgetClosed,
 )
 
 

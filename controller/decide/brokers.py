@@ -10,6 +10,7 @@ from controller.commands import (
     Done,
     EndSession,
     EndSilentSessions,
+    ForgetClosed,
     RaiseFormatLevel,
     RegisterBroker,
     Registered,
@@ -33,6 +34,12 @@ def register_broker(state: ClusterState, command: RegisterBroker, context: Conte
     if command.incarnation in table.closed or command.incarnation in table.incarnations:
         require_alive(state, command.incarnation)
         return Decision((), Registered(tuple(_recoveries(state, command.incarnation))))
+    if command.position < table.forgotten_at:
+        raise KafkaError(
+            ErrorCode.STALE_BROKER_EPOCH,
+            f"this registration was made at entry {command.position}; incarnations that were registered up to entry "
+            f"{table.forgotten_at} are forgotten, and this one may be among them: start the process again",
+        )
     _check_registration(state, command)
     ended = _proven_dead(state, command)
     older = state.brokers.get(command.node_id)
@@ -190,6 +197,18 @@ def clean_stop(state: ClusterState, command: CleanStop, context: Context) -> Dec
     facts += [fact for fact in take_over(state, [command.incarnation]) if fact.wal_id not in retired]
     facts += context.name_leaders(state, logs, context.candidates(state, without=command.incarnation))
     return Decision(tuple(facts), Done())
+
+
+def forget_closed(state: ClusterState, command: ForgetClosed, context: Context) -> Decision:
+    """Those that are closed. The last controller's stays: the locks of its instances still tell that it is gone."""
+    table = state.broker_table
+    forgotten = tuple(
+        one for one in command.incarnations if one in table.closed and one != state.controller_incarnation
+    )
+    if not forgotten:
+        return Decision((), Done())
+    position = max(table.registered_at.get(one, state.position) for one in forgotten)
+    return Decision((f.ClosedForgotten(forgotten, position),), Done())
 
 
 def raise_format_level(state: ClusterState, command: RaiseFormatLevel, context: Context) -> Decision:

@@ -409,6 +409,7 @@ class HandInstance:
         self.path = "/instances/" + wal_id.hex()
         self.entries: list[tuple[int, int, int, bytes]] = []
         self.fenced = self.removed = self.closed = False
+        self.must_fence = True
         self.damage: Damage | None = None
         self.stale: StaleCopy | None = None
         self.last_group = 9
@@ -422,8 +423,10 @@ class HandInstance:
     def fence(self) -> None:
         self.fenced = True
 
-    def scan(self, *, validated_group: int, committed_group: int, accept_loss: bool) -> ScanReport:
-        assert self.fenced, "fence, then read"
+    def scan(
+        self, *, validated_group: int = 0, committed_group: int | None = None, accept_loss: bool = False
+    ) -> ScanReport:
+        assert self.fenced or not self.must_fence, "fence, then read"
         if self.error is not None:
             raise self.error
         extents: dict[tuple[int, int], Extent] = {}
@@ -432,7 +435,8 @@ class HandInstance:
             end = parse_header(batch).next_offset
             extents[log_id, epoch] = Extent(log_id, epoch, known.base if known else base, end, 0, 0)
         usable = accept_loss or (self.damage is None and self.stale is None)
-        return ScanReport(list(extents.values()), 1, self.last_group, 9, None, self.damage, self.stale, usable)
+        groups = 9 if self.last_group else 0
+        return ScanReport(list(extents.values()), 1, self.last_group, groups, None, self.damage, self.stale, usable)
 
     def batches(self, log_id: int) -> Iterator[tuple[int, int, bytes]]:
         for held, epoch, base, batch in self.entries:
@@ -727,8 +731,44 @@ async def test_an_unreadable_producer_state_stops_one_instance(bench: Bench) -> 
     assert "is unreadable: KAFKA_STORAGE_ERROR: segment x" in bench.recovery.waiting[OLD_WAL].why
 
 
-async def test_files_that_cannot_be_deleted_are_only_a_warning(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def unknown_instance() -> HandInstance:
+    """One that the cluster does not know, and nobody writes."""
     unknown = HandInstance(b"u" * 16)
+    unknown.must_fence = False
+    return unknown
+
+
+async def test_an_instance_that_the_cluster_does_not_know_goes_only_if_it_is_empty(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Never registered: it holds nothing. Forgotten, or newer than the metadata: not ours to throw away."""
+    empty, full, broken = (unknown_instance() for _ in range(3))
+    empty.last_group = 0
+    broken.error = OSError(5, "Input/output error")
+    await bench.run(empty)
+    assert empty.removed and "does not know" not in caplog.text
+    await bench.run(full)
+    assert not full.removed and "holds groups up to 9, but the cluster does not know it" in caplog.text
+    await bench.run(broken)
+    assert not broken.removed and "cannot be read" in caplog.text
+    assert not full.fenced and not bench.recovery.waiting
+
+
+async def test_an_instance_that_was_forgotten_while_it_waited_is_settled(bench: Bench) -> None:
+    bench.instance.damage = Damage("f", 1, 2, "is bad", (3, 4), [])
+    await bench.run()
+    assert OLD_WAL in bench.recovery.waiting
+    bench.controller.state.wal_table.retire(OLD_WAL)
+    bench.controller.state.broker_table.close(OLD)
+    bench.controller.apply(f.ClosedForgotten((OLD,), 5))
+    with pytest.raises(RecoveryStopped, match="so long ago that it is forgotten"):
+        await bench.recovery.accept_loss(OLD_WAL)
+    assert OLD_WAL not in [row["wal_id"] for row in bench.recovery.rows(settled=True)]
+
+
+async def test_files_that_cannot_be_deleted_are_only_a_warning(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    unknown = unknown_instance()
+    unknown.last_group = 0
 
     def stuck() -> None:
         raise OSError(30, "Read-only file system")

@@ -102,12 +102,14 @@ MERGE_FACTS: list[f.Fact] = [
 MERGE_ANSWERS: list[object] = [c.JobAnswer((7, 8))]
 
 FEATURE_FACTS: list[f.Fact] = [f.FeaturesFinalized((("transaction.version", 2), ("group.version", 0)))]
+FORGETTING_FACTS: list[f.Fact] = [f.ClosedForgotten((2**64 - 1, 5), 2**40), f.ClosedForgotten((), 0)]
 
 TEXTS: dict[str, tuple[list[f.Fact], list[object]]] = {
     "facts-1.txt": (FACTS, ANSWERS),
     "moves-2.txt": (MOVE_FACTS, MOVE_ANSWERS),
     "merging-2.txt": (MERGE_FACTS, MERGE_ANSWERS),
     "features-3.txt": (FEATURE_FACTS, []),
+    "forgetting-3.txt": (FORGETTING_FACTS, []),
 }
 """File name, which ends in the format level, -> facts and answers."""
 
@@ -199,6 +201,18 @@ def merging() -> Cluster:
     return made
 
 
+def forgetting() -> Cluster:
+    """A cluster that forgot an incarnation and remembers two: the controller's, and one that closed at level 3."""
+    made = Cluster(format_level=2)
+    for incarnation in (100, 101, 102):
+        made.register(1, incarnation)
+        made.decide(c.CleanStop(made.token(16), incarnation))
+    made.decide(c.RaiseFormatLevel(made.token(16), 3))
+    made.register(1, 103)
+    made.decide(c.ForgetClosed(made.token(16), (100, 101)))
+    return made
+
+
 def merged_range(inputs: list[Range]) -> Range:
     """What a merge job makes of ranges."""
     last = inputs[-1]
@@ -227,6 +241,7 @@ def files() -> dict[str, bytes]:
         "entry-1.bin": encode_entry(entry()),
         "snapshot-1.bin": snapshot(cluster().state),
         "merging-snapshot-2.bin": snapshot(merging().state),
+        "forgetting-snapshot-3.bin": snapshot(forgetting().state),
     }
 
 

@@ -34,7 +34,14 @@ def test_entry() -> None:
     assert decode_entry((golden.FILES / "entry-1.bin").read_bytes()) == golden.entry()
 
 
-@pytest.mark.parametrize(("name", "made"), [("snapshot-1", golden.cluster), ("merging-snapshot-2", golden.merging)])
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("snapshot-1", golden.cluster),
+        ("merging-snapshot-2", golden.merging),
+        ("forgetting-snapshot-3", golden.forgetting),
+    ],
+)
 def test_snapshot(name: str, made: Callable[[], Cluster]) -> None:
     head, encoded = unframe_snapshot((golden.FILES / f"{name}.bin").read_bytes())
     state = made().state
