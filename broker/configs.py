@@ -1,80 +1,50 @@
-"""Config definitions of topics and of the broker: type, default, synonyms, validation, what DescribeConfigs answers.
+"""Configs of topics: definitions, validation, effective values with their sources, what the controller asks of configs.
 
 Every topic config of Kafka 4.3 is known, validated, stored and returned. Those that act here are marked so in their
 documentation; the others are kept because tools set and compare them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from enum import IntEnum
-from typing import NamedTuple, get_args
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 
-from broker.settings import FIELDS, INT_MAX, LONG_MAX, WAL_KINDS, Settings, key_of
+from broker import group_configs
+from broker.config_types import (
+    ConfigSource,
+    ConfigType,
+    ConfigValue,
+    Definition,
+    Synonym,
+    check_value,
+    invalid,
+    list_value,
+)
+from broker.dynamic_configs import BROKER_RESOURCE, DynamicConfigs, list_default, validate_broker_configs
+from broker.settings import LONG_MAX, WAL_KINDS, Settings
 from protocol.errors import ErrorCode, KafkaError
-
-
-class ConfigType(IntEnum):
-    """The type numbers of DescribeConfigs."""
-
-    BOOLEAN = 1
-    STRING = 2
-    INT = 3
-    SHORT = 4
-    LONG = 5
-    DOUBLE = 6
-    LIST = 7
-    CLASS = 8
-    PASSWORD = 9
-
-
-class ConfigSource(IntEnum):
-    """The source numbers of DescribeConfigs."""
-
-    TOPIC_CONFIG = 1
-    STATIC_BROKER_CONFIG = 4
-    DEFAULT_CONFIG = 5
-
-
-class Synonym(NamedTuple):
-    """One place a value can come from."""
-
-    name: str
-    value: str | None
-    source: ConfigSource
-
-
-class ConfigValue(NamedTuple):
-    """One effective config with all that DescribeConfigs tells of it."""
-
-    name: str
-    value: str | None
-    read_only: bool
-    source: ConfigSource
-    synonyms: list[Synonym]
-    type: ConfigType
-    documentation: str
-
-
-class TopicConfig(NamedTuple):
-    """Definition of one topic config; `synonym` names the broker key whose value is the default."""
-
-    name: str
-    type: ConfigType
-    default: str
-    synonym: str
-    documentation: str
-    at_least: float | None = None
-    at_most: float | None = None
-    one_of: tuple[str, ...] = ()
-
 
 TOPIC_RESOURCE = 2
 
 _STORED = "Stored and returned; without effect here."
+_REPLICA = re.compile(r"[0-9]+:[0-9]+")
 
 
-def _definitions() -> Iterable[TopicConfig]:
+def _throttled(name: str) -> Callable[[list[str]], str | None]:
+    """Partitions and brokers, or all of them."""
+
+    def problem(parts: list[str]) -> str | None:
+        if parts == ["*"] or all(_REPLICA.fullmatch(part) for part in parts):
+            return None
+        return (
+            f"{name} must be the literal '*' or a list of replicas in the following format: "
+            "[partitionId]:[brokerId],[partitionId]:[brokerId],..."
+        )
+
+    return problem
+
+
+def _definitions() -> Iterable[Definition]:
     boolean, string, integer, long = ConfigType.BOOLEAN, ConfigType.STRING, ConfigType.INT, ConfigType.LONG
-    yield TopicConfig(
+    yield Definition(
         "cleanup.policy",
         ConfigType.LIST,
         "delete",
@@ -82,36 +52,37 @@ def _definitions() -> Iterable[TopicConfig]:
         "delete removes old data; compact is kept for internal topics and otherwise stored.",
         one_of=("compact", "delete"),
     )
-    yield TopicConfig("compression.gzip.level", integer, "-1", "compression.gzip.level", _STORED, -1, 9)
-    yield TopicConfig("compression.lz4.level", integer, "9", "compression.lz4.level", _STORED, 1, 17)
-    yield TopicConfig(
+    yield Definition("compression.gzip.level", integer, "-1", "compression.gzip.level", _STORED, 1, 9, or_equal=-1)
+    yield Definition("compression.lz4.level", integer, "9", "compression.lz4.level", _STORED, 1, 17)
+    yield Definition(
         "compression.type",
         string,
         "producer",
         "compression.type",
         "Stored and returned; batches stay as the producer sent them.",
-        one_of=("producer", "uncompressed", "gzip", "snappy", "lz4", "zstd"),
+        one_of=("uncompressed", "zstd", "lz4", "snappy", "gzip", "producer"),
     )
-    yield TopicConfig("compression.zstd.level", integer, "3", "compression.zstd.level", _STORED, -131072, 22)
-    yield TopicConfig("delete.retention.ms", long, "86400000", "log.cleaner.delete.retention.ms", _STORED, 0)
-    yield TopicConfig("file.delete.delay.ms", long, "60000", "log.segment.delete.delay.ms", _STORED, 0)
-    yield TopicConfig("flush.messages", long, str(LONG_MAX), "log.flush.interval.messages", _STORED, 1)
-    yield TopicConfig("flush.ms", long, str(LONG_MAX), "log.flush.interval.ms", _STORED, 0)
+    yield Definition("compression.zstd.level", integer, "3", "compression.zstd.level", _STORED, -131072, 22)
+    yield Definition("delete.retention.ms", long, "86400000", "log.cleaner.delete.retention.ms", _STORED, 0)
+    yield Definition("file.delete.delay.ms", long, "60000", "log.segment.delete.delay.ms", _STORED, 0)
+    yield Definition("flush.messages", long, str(LONG_MAX), "log.flush.interval.messages", _STORED, 1)
+    yield Definition("flush.ms", long, str(LONG_MAX), "log.flush.interval.ms", _STORED, 0)
     for side in ("follower", "leader"):
         name = f"{side}.replication.throttled.replicas"
-        yield TopicConfig(name, ConfigType.LIST, "", name, "Stored and returned; there is no replication to throttle.")
-    yield TopicConfig("index.interval.bytes", integer, "4096", "log.index.interval.bytes", _STORED, 0)
+        why = "Stored and returned; there is no replication to throttle."
+        yield Definition(name, ConfigType.LIST, "", name, why, may_be=_throttled(name))
+    yield Definition("index.interval.bytes", integer, "4096", "log.index.interval.bytes", _STORED, 0)
     for unit in ("bytes", "ms"):
         name = f"local.retention.{unit}"
-        yield TopicConfig(name, long, "-2", f"log.{name}", "Stored and returned; all data is remote.", -2)
-    yield TopicConfig("max.compaction.lag.ms", long, str(LONG_MAX), "log.cleaner.max.compaction.lag.ms", _STORED, 1)
-    yield TopicConfig("max.message.bytes", integer, "1048588", "message.max.bytes", "The largest record batch.", 0)
+        yield Definition(name, long, "-2", f"log.{name}", "Stored and returned; all data is remote.", -2)
+    yield Definition("max.compaction.lag.ms", long, str(LONG_MAX), "log.cleaner.max.compaction.lag.ms", _STORED, 1)
+    yield Definition("max.message.bytes", integer, "1048588", "message.max.bytes", "The largest record batch.", 0)
     for side, default in (("after", "3600000"), ("before", str(LONG_MAX))):
         name = f"message.timestamp.{side}.max.ms"
-        yield TopicConfig(
+        yield Definition(
             name, long, default, f"log.{name}", f"How far a CreateTime may lie {side} the broker's clock.", 0
         )
-    yield TopicConfig(
+    yield Definition(
         "message.timestamp.type",
         string,
         "CreateTime",
@@ -119,41 +90,41 @@ def _definitions() -> Iterable[TopicConfig]:
         "Whether the producer's or the broker's time counts.",
         one_of=("CreateTime", "LogAppendTime"),
     )
-    yield TopicConfig(
+    yield Definition(
         "min.cleanable.dirty.ratio", ConfigType.DOUBLE, "0.5", "log.cleaner.min.cleanable.ratio", _STORED, 0, 1
     )
-    yield TopicConfig("min.compaction.lag.ms", long, "0", "log.cleaner.min.compaction.lag.ms", _STORED, 0)
-    yield TopicConfig(
+    yield Definition("min.compaction.lag.ms", long, "0", "log.cleaner.min.compaction.lag.ms", _STORED, 0)
+    yield Definition(
         "min.insync.replicas", integer, "1", "min.insync.replicas", "Stored and returned; the WAL kind decides.", 1
     )
-    yield TopicConfig("preallocate", boolean, "false", "log.preallocate", _STORED)
+    yield Definition("preallocate", boolean, "false", "log.preallocate", _STORED)
     for name in ("remote.log.copy.disable", "remote.log.delete.on.disable", "remote.storage.enable"):
-        yield TopicConfig(name, boolean, "false", name, "Stored and returned; every topic lives in the bucket anyway.")
-    yield TopicConfig(
+        yield Definition(name, boolean, "false", name, "Stored and returned; every topic lives in the bucket anyway.")
+    yield Definition(
         "retention.bytes", long, "-1", "log.retention.bytes", "Bytes kept of each partition; -1: no bound.", -1
     )
-    yield TopicConfig(
+    yield Definition(
         "retention.ms", long, "604800000", "log.retention.ms", "How long records are kept; -1: for ever.", -1
     )
-    yield TopicConfig("segment.bytes", integer, "1073741824", "log.segment.bytes", _STORED, 1024 * 1024)
-    yield TopicConfig("segment.index.bytes", integer, "10485760", "log.index.size.max.bytes", _STORED, 4)
-    yield TopicConfig("segment.jitter.ms", long, "0", "log.roll.jitter.ms", _STORED, 0)
-    yield TopicConfig("segment.ms", long, "604800000", "log.roll.ms", _STORED, 1)
-    yield TopicConfig(
+    yield Definition("segment.bytes", integer, "1073741824", "log.segment.bytes", _STORED, 1024 * 1024)
+    yield Definition("segment.index.bytes", integer, "10485760", "log.index.size.max.bytes", _STORED, 4)
+    yield Definition("segment.jitter.ms", long, "0", "log.roll.jitter.ms", _STORED, 0)
+    yield Definition("segment.ms", long, "604800000", "log.roll.ms", _STORED, 1)
+    yield Definition(
         "unclean.leader.election.enable",
         boolean,
         "false",
         "unclean.leader.election.enable",
         "Stored and returned; no election here can lose an acknowledged record.",
     )
-    yield TopicConfig(
+    yield Definition(
         "tidelog.balance",
         boolean,
         "true",
         "tidelog.balance",
         "false: balance does not move this topic's partitions. Without effect where the broker's setting is off.",
     )
-    yield TopicConfig(
+    yield Definition(
         "tidelog.wal",
         string,
         "volume",
@@ -163,40 +134,18 @@ def _definitions() -> Iterable[TopicConfig]:
     )
 
 
-_WITHOUT_BROKER_DEFAULT = frozenset(
+_NO_BROKER_KEY = frozenset(
     {
-        # The broker key is unset by default: a coarser one (hours) stands behind it.
-        *("flush.ms", "retention.ms", "segment.jitter.ms", "segment.ms"),
-        # There is no broker key.
         *("follower.replication.throttled.replicas", "leader.replication.throttled.replicas"),
         *("remote.log.copy.disable", "remote.log.delete.on.disable", "remote.storage.enable"),
     }
 )
-"""Topic configs whose default Kafka lists no synonym for."""
+"""Topic configs that brokers have no default for."""
 
-TOPIC_CONFIGS: dict[str, TopicConfig] = {definition.name: definition for definition in _definitions()}
+_UNSET_BROKER_KEY = frozenset({"flush.ms", "retention.ms", "segment.jitter.ms", "segment.ms"})
+"""Those whose broker key is unset by default: a coarser one (hours) stands behind it."""
 
-_RANGES = {ConfigType.INT: INT_MAX, ConfigType.LONG: LONG_MAX}
-
-
-def _invalid(name: str, value: str, why: str) -> KafkaError:
-    return KafkaError(ErrorCode.INVALID_CONFIG, f"Invalid value {value} for configuration {name}: {why}")
-
-
-def _number(definition: TopicConfig, text: str) -> float:
-    convert: Callable[[str], float] = float if definition.type is ConfigType.DOUBLE else int
-    try:
-        number = convert(text.strip())
-    except ValueError:
-        raise _invalid(definition.name, text, f"Not a number of type {definition.type.name}") from None
-    limit = _RANGES.get(definition.type)
-    if limit is not None and not -limit - 1 <= number <= limit:
-        raise _invalid(definition.name, text, f"Not a number of type {definition.type.name}")
-    if definition.at_least is not None and not number >= definition.at_least:
-        raise _invalid(definition.name, text, f"Value must be at least {definition.at_least}")
-    if definition.at_most is not None and number > definition.at_most:
-        raise _invalid(definition.name, text, f"Value must be at most {definition.at_most}")
-    return number
+TOPIC_CONFIGS: dict[str, Definition] = {definition.name: definition for definition in _definitions()}
 
 
 def validate_topic_config(name: str, value: str | None) -> None:
@@ -206,23 +155,7 @@ def validate_topic_config(name: str, value: str | None) -> None:
         raise KafkaError(ErrorCode.INVALID_CONFIG, f"Unknown topic config name: {name}")
     if value is None:
         raise KafkaError(ErrorCode.INVALID_CONFIG, f"Null value not supported for topic configs: {name}")
-    if definition.type is ConfigType.BOOLEAN:
-        if value.strip().lower() not in ("true", "false"):
-            raise _invalid(name, value, "Expected value to be either true or false")
-    elif definition.type is ConfigType.LIST:
-        for part in list_value(value):
-            if definition.one_of and part not in definition.one_of:
-                raise _invalid(name, value, f"String must be one of: {', '.join(definition.one_of)}")
-    elif definition.type is ConfigType.STRING:
-        if definition.one_of and value not in definition.one_of:
-            raise _invalid(name, value, f"String must be one of: {', '.join(definition.one_of)}")
-    else:
-        _number(definition, value)
-
-
-def list_value(value: str) -> list[str]:
-    """The parts of a list config."""
-    return [part.strip() for part in value.split(",") if part.strip()]
+    check_value(definition, value)
 
 
 def validate_topic_configs(configs: Mapping[str, str] | Mapping[str, str | None]) -> None:
@@ -238,27 +171,34 @@ def validate_topic_configs(configs: Mapping[str, str] | Mapping[str, str | None]
 
 
 class TopicDefaults:
-    """Effective topic configs: the topic's own values over the broker's settings over Kafka's defaults."""
+    """What topic configs are when a topic does not set them: brokers' dynamic configs over settings over defaults."""
 
-    def __init__(self, settings: Settings) -> None:
-        plain = Settings()
-        self._static: dict[str, str] = {}
-        for name, definition in TOPIC_CONFIGS.items():
-            field = FIELDS.get(definition.synonym)
-            if field is None:
-                continue
-            value = getattr(settings, field.name)
-            if value is not None and value != getattr(plain, field.name):
-                self._static[name] = text_of(value)
-        if settings.retention_ms != plain.retention_ms:
-            self._static["retention.ms"] = str(settings.retention_ms)
+    def __init__(self, settings: Settings, dynamic: DynamicConfigs | None = None) -> None:
+        self._settings = settings
+        self.dynamic = DynamicConfigs(settings) if dynamic is None else dynamic
+        self.dynamic.listen(lambda changed: self._refresh())
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self._values = {name: self._inherited(definition) for name, definition in TOPIC_CONFIGS.items()}
+
+    def _inherited(self, definition: Definition) -> str:
+        if definition.name == "retention.ms":
+            return str(self._settings.retention_ms)
+        synonyms = self._synonyms(definition)
+        value = synonyms[0].value if synonyms else None
+        return definition.default if value is None else value
+
+    def _synonyms(self, definition: Definition) -> list[Synonym]:
+        if definition.name in _NO_BROKER_KEY:
+            return []
+        plain = None if definition.name in _UNSET_BROKER_KEY else definition.default
+        return self.dynamic.synonyms(definition.synonym, plain)
 
     def value(self, configs: Mapping[str, str], name: str) -> str:
         """The text that counts for topic config `name`."""
         value = configs.get(name)
-        if value is None:
-            value = self._static.get(name)
-        return TOPIC_CONFIGS[name].default if value is None else value
+        return self._values[name] if value is None else value
 
     def number(self, configs: Mapping[str, str], name: str) -> int:
         """The same as a whole number."""
@@ -268,72 +208,48 @@ class TopicDefaults:
         """Every topic config with its source, in name order."""
         return [self._describe_one(configs, TOPIC_CONFIGS[name]) for name in sorted(TOPIC_CONFIGS)]
 
-    def _describe_one(self, configs: Mapping[str, str], definition: TopicConfig) -> ConfigValue:
-        name, synonyms = definition.name, []
+    def _describe_one(self, configs: Mapping[str, str], definition: Definition) -> ConfigValue:
+        name, synonyms = definition.name, self._synonyms(definition)
         if name in configs:
-            synonyms.append(Synonym(name, configs[name], ConfigSource.TOPIC_CONFIG))
-        if name in self._static:
-            synonyms.append(Synonym(definition.synonym, self._static[name], ConfigSource.STATIC_BROKER_CONFIG))
-        if name not in _WITHOUT_BROKER_DEFAULT:
-            synonyms.append(Synonym(definition.synonym, definition.default, ConfigSource.DEFAULT_CONFIG))
-        return ConfigValue(
-            name,
-            synonyms[0].value if synonyms else definition.default,
-            False,
-            synonyms[0].source if synonyms else ConfigSource.DEFAULT_CONFIG,
-            synonyms,
-            definition.type,
-            definition.documentation,
-        )
-
-
-def text_of(value: object) -> str:
-    """A setting's value as Kafka shows it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def describe_broker(settings: Settings) -> list[ConfigValue]:
-    """Every setting of this broker, read-only, in key order."""
-    plain = Settings()
-    described = []
-    for key, field in sorted(FIELDS.items()):
-        value, default = getattr(settings, field.name), getattr(plain, field.name)
-        shown = None if value is None else text_of(value)
-        source = ConfigSource.DEFAULT_CONFIG if value == default else ConfigSource.STATIC_BROKER_CONFIG
-        types = get_args(field.type) or (field.type,)
-        kind = ConfigType.BOOLEAN if bool in types else ConfigType.LONG if int in types else ConfigType.STRING
-        described.append(
-            ConfigValue(
-                key_of(field.name), shown, True, source, [Synonym(key, shown, source)], kind, field.metadata["doc"]
-            )
-        )
-    return described
+            synonyms.insert(0, Synonym(name, configs[name], ConfigSource.TOPIC_CONFIG))
+        source = synonyms[0].source if synonyms else ConfigSource.DEFAULT_CONFIG
+        value = self.value(configs, name)
+        return ConfigValue(name, value, False, source, synonyms, definition.type, definition.documentation)
 
 
 class TopicRules:
     """What the controller asks about configs (`controller.configs.ConfigRules`)."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, dynamic: DynamicConfigs | None = None) -> None:
         self._settings = settings
-        self._defaults = TopicDefaults(settings)
+        self._defaults = TopicDefaults(settings, dynamic)
 
-    def validate(self, resource_type: int, resource_name: str, overrides: Mapping[str, str]) -> None:
-        """Raise KafkaError unless the overrides can stand together. Only topics have overrides here."""
-        if resource_type != TOPIC_RESOURCE:
-            raise KafkaError(ErrorCode.INVALID_REQUEST, f"resource type {resource_type} has no configs here")
+    def validate(
+        self, resource_type: int, resource_name: str, overrides: Mapping[str, str], changed: Collection[str] = ()
+    ) -> None:
+        """Raise KafkaError unless the overrides, of which some were `changed`, can stand together."""
+        if resource_type == BROKER_RESOURCE:
+            validate_broker_configs(self._defaults.dynamic.static, overrides, changed)
+        elif resource_type == group_configs.GROUP_RESOURCE:
+            group_configs.validate(self._settings, resource_name, overrides)
+        elif resource_type == TOPIC_RESOURCE:
+            self._validate_topic(overrides)
+        else:
+            raise KafkaError(ErrorCode.INVALID_REQUEST, f"Unknown resource type {resource_type}")
+
+    def _validate_topic(self, overrides: Mapping[str, str]) -> None:
         validate_topic_configs(overrides)
         kind = self._defaults.value(overrides, "tidelog.wal")
         largest = self._settings.batch_bytes_max(kind)
         if int(overrides.get("max.message.bytes", 0)) > largest:
-            raise _invalid(
-                "max.message.bytes",
-                overrides["max.message.bytes"],
-                f"a WAL of kind {kind} holds batches up to {largest}",
-            )
+            why = f"a WAL of kind {kind} holds batches up to {largest}"
+            raise invalid("max.message.bytes", overrides["max.message.bytes"], why)
 
     def list_default(self, resource_type: int, key: str) -> str | None:
-        """The default of a list-valued topic config."""
-        definition = TOPIC_CONFIGS.get(key)
+        """The default of a list-valued config."""
+        if resource_type == BROKER_RESOURCE:
+            return list_default(self._defaults.dynamic.static, key)
+        definition = TOPIC_CONFIGS.get(key) if resource_type == TOPIC_RESOURCE else None
         if definition is None or definition.type is not ConfigType.LIST:
             return None
         return self._defaults.value({}, key)

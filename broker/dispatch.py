@@ -100,6 +100,7 @@ HANDLERS: dict[ApiKey, Entry] = {
     ),
     ApiKey.DESCRIBE_CONFIGS: Entry(configs.describe_configs, 1, 4, "tests/broker/test_handlers_admin.py"),
     ApiKey.ALTER_CONFIGS: Entry(configs.alter_configs, 0, 2, "tests/broker/test_handlers_admin.py"),
+    ApiKey.LIST_CONFIG_RESOURCES: Entry(configs.list_config_resources, 0, 1, "tests/broker/test_dynamic_configs.py"),
     ApiKey.DESCRIBE_LOG_DIRS: Entry(cluster.describe_log_dirs, 1, 5, "tests/broker/test_handlers_admin.py"),
     ApiKey.CREATE_PARTITIONS: Entry(topics.create_partitions, 0, 3, "tests/broker/test_handlers_admin.py"),
     ApiKey.DELETE_GROUPS: Entry(groups.delete_groups, 0, 2, "tests/broker/test_handlers_groups.py"),

@@ -281,6 +281,14 @@ class LogTable:
             if held is not None:
                 held.config = self.config_of(topic.configs, held.wal)
 
+    def reconfigure(self) -> None:
+        """The broker's own configs changed, which are the defaults of topics."""
+        for topic_name in self._controller.state.topics:
+            self._configure(topic_name)
+        for held in self.by_log_id.values():
+            held.producers.expiration_ms = self._settings.producer_id_expiration_ms
+        self._trim_later()
+
     def config_of(self, configs: dict[str, str], wal: Wal) -> LogConfig:
         """What the topic's configs mean for its logs; no batch may be larger than what one WAL file can hold."""
         number, value = self._defaults.number, self._defaults.value

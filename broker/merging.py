@@ -58,7 +58,7 @@ class Merging:
         self._cluster_id = cluster_id
         self._token = token
         self._rules = rules
-        self._bytes_per_s = bytes_per_s
+        self.bytes_per_s = bytes_per_s
         self._is_busy = is_busy
         self._wake = asyncio.Event()
         self._paced_until = 0.0
@@ -266,10 +266,10 @@ class Merging:
         until = loop.time() + YIELD_S_MAX
         while self._is_busy() and loop.time() < until:
             await asyncio.sleep(YIELD_S)
-        if self._bytes_per_s:
+        if self.bytes_per_s:
             now = loop.time()
             begin = max(self._paced_until, now)
-            self._paced_until = begin + size / self._bytes_per_s
+            self._paced_until = begin + size / self.bytes_per_s
             if begin > now:
                 await asyncio.sleep(begin - now)
 

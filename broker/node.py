@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from broker import process_metrics
 from broker.background import Tasks, collect_young_garbage
@@ -15,6 +15,7 @@ from broker.configs import TopicDefaults, TopicRules
 from broker.control_settings import controller_settings, merge_rules
 from broker.coordination.runtime import CoordinatorLog
 from broker.dispatch import HANDLERS
+from broker.dynamic_configs import BROKER_RESOURCE, DynamicConfigs
 from broker.earlier_instances import EarlierInstances
 from broker.fetch_sessions import FetchSessions
 from broker.groups.coordinator import GroupCoordinators
@@ -112,6 +113,7 @@ class Broker:
         self.token = token
         self.incarnation = int.from_bytes(token(8), "big") or 1
         self.counters = Counters()
+        self.dynamic = DynamicConfigs(settings)
         self.metrics = Metrics()
         self.session = Session()
         self.ready = False
@@ -297,7 +299,7 @@ class Broker:
             clock=self.clock,
             token=self.token,
             identity=identity,
-            rules=TopicRules(settings),
+            rules=TopicRules(settings, self.dynamic),
             settings=controller_settings(settings),
             remote=self._remote,
         )
@@ -321,7 +323,7 @@ class Broker:
             parallel=settings.tidelog_read_parallel,
         )
         cold = ColdReads(reader, Manifests(self.store, tasks, cluster_id=self.cluster_id), controller)
-        defaults = TopicDefaults(settings)
+        defaults = TopicDefaults(settings, self.dynamic)
         self.logs = LogTable(
             settings, controller, self.clock, defaults, cold, tasks, self.counters, incarnation=self.incarnation
         )
@@ -330,8 +332,10 @@ class Broker:
         self._build_uploads(tasks, cold)
         self._build_background(reader, cold)
         self._build_services(tasks, reader, cold, defaults)
+        self.dynamic.listen(self._settings_changed)
         # In this order facts are told; what one of them does with a fact may ask what stands before it.
         for listener in (
+            self._configs_changed,
             self.logs.apply,
             self.sealing.on_facts,
             self.moves.on_facts,
@@ -341,6 +345,7 @@ class Broker:
             self.heartbeats.on_facts,
         ):
             controller.subscribe(listener)
+        self.dynamic.update(controller.state.configs)
         self.logs.on_close(self.sealing.on_close)
         self.logs.on_open(self.moves.on_open)
         self.services.groups.follow(self.logs)
@@ -414,6 +419,22 @@ class Broker:
             handlers=HANDLERS,
             control=ControlEndpoint(ControllerService(self.runtime), settings.peer_listener),
         )
+
+    def _configs_changed(self, facts: Sequence[f.Fact]) -> None:
+        """Dynamic configs of brokers are facts."""
+        for fact in facts:
+            if isinstance(fact, f.StateReloaded) or (
+                isinstance(fact, f.ConfigsChanged) and fact.resource_type == BROKER_RESOURCE
+            ):
+                self.dynamic.update(self.controller.state.configs)
+
+    def _settings_changed(self, changed: frozenset[str]) -> None:
+        """Tell those who keep something made of settings; all others read them when they need them."""
+        settings = self.settings
+        self.runtime.settings = controller_settings(settings)
+        self.uploader.pace_bytes_per_s = settings.tidelog_upload_bytes_per_second
+        self.merging.bytes_per_s = settings.tidelog_merge_bytes_per_second
+        self.logs.reconfigure()
 
     def _build_uploads(self, tasks: Tasks, cold: ColdReads) -> None:
         """What goes into the bucket: from the tails, and from the WAL instances of earlier runs."""

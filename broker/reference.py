@@ -9,6 +9,7 @@ from pathlib import Path
 
 from broker.configs import TOPIC_CONFIGS
 from broker.dispatch import HANDLERS, INTERNAL
+from broker.dynamic_configs import DYNAMIC
 from broker.settings import FIELDS
 from broker.settings_sources import WITHOUT_EFFECT, WITHOUT_EFFECT_PREFIXES
 from protocol.apis import APIS, PRODUCE_ADVERTISED_MIN, ApiKey
@@ -21,6 +22,8 @@ def settings_table() -> str:
         default = "" if field.default is None else str(field.default)
         shown = str(field.default).lower() if isinstance(field.default, bool) else default
         rows.append(f"| `{key}` | {f'`{shown}`' if shown else ''} | {field.metadata['doc']} |")
+    dynamic = ", ".join(f"`{key}`" for key in sorted(DYNAMIC))
+    rows += ["", f"Changed at run time by `kafka-configs.sh --entity-type brokers`, for one broker or all: {dynamic}."]
     prefixes = ", ".join(f"`{prefix}*`" for prefix in WITHOUT_EFFECT_PREFIXES)
     keys = ", ".join(f"`{key}`" for key in sorted(WITHOUT_EFFECT))
     rows += ["", f"Kafka settings that are accepted and have no effect here: {prefixes}, {keys}."]

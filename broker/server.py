@@ -36,8 +36,7 @@ class ServerHub(Hub):
             requests_bytes_max=settings.queued_max_request_bytes,
             pending_max=settings.queued_max_requests,
         )
-        self._connections_max = settings.max_connections
-        self._per_ip_max = settings.max_connections_per_ip
+        self._settings = settings
         self._per_ip: dict[str, int] = {}
         idle_ms = settings.connections_max_idle_ms
         self.tick_ms = TICK_MS if idle_ms < 0 else max(TICK_MS_MIN, min(TICK_MS, idle_ms // 4))
@@ -59,13 +58,14 @@ class ServerHub(Hub):
     def accept(self, connection: Connection) -> bool:
         """Count the connection; False: it is one too many and is closed at once."""
         address = connection.client_address
-        if len(self.connections) >= self._connections_max or self._per_ip.get(address, 0) >= self._per_ip_max:
+        settings, here = self._settings, self._per_ip.get(address, 0)
+        if len(self.connections) >= settings.max_connections or here >= settings.max_connections_per_ip:
             self.counters.connections_refused += 1
             self.complain("refusing a connection of %s: too many connections", address)
             return False
         self.connections[connection] = None
         self.counters.connections_opened += 1
-        self._per_ip[address] = self._per_ip.get(address, 0) + 1
+        self._per_ip[address] = here + 1
         if self._idle_ticks:
             self._look_at(connection, self.tick + self._idle_ticks)
         return True

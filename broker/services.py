@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from broker.configs import TopicDefaults
     from broker.connection import Connection
     from broker.dispatch import Entry
+    from broker.dynamic_configs import DynamicConfigs
     from broker.fetch_sessions import FetchSessions
     from broker.groups.coordinator import GroupCoordinators
     from broker.handlers.control import ControlEndpoint
@@ -63,6 +64,11 @@ class Services:
     """The transaction coordinators; None: none are served, and transactional batches are refused."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Services of handler families that come later, by name."""
+
+    @property
+    def dynamic_configs(self) -> DynamicConfigs:
+        """Broker configs that may change at run time."""
+        return self.topic_defaults.dynamic
 
 
 @dataclass(slots=True)

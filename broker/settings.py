@@ -53,16 +53,16 @@ def setting(
     at_least: int | None = None,
     at_most: int | None = None,
     one_of: tuple[str, ...] = (),
+    dynamic: bool = False,
 ) -> Any:
-    """A field of `Settings` with its documentation and its bounds."""
-    return dataclasses.field(
-        default=default, metadata={"doc": doc, "at_least": at_least, "at_most": at_most, "one_of": one_of}
-    )
+    """A field of `Settings` with its documentation and its bounds. `dynamic`: Kafka's tools change it at run time."""
+    bounds = {"at_least": at_least, "at_most": at_most, "one_of": one_of}
+    return dataclasses.field(default=default, metadata={"doc": doc, "dynamic": dynamic, **bounds})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of one broker process, validated; immutable for the life of the process."""
+    """The settings of one broker process, validated. Nothing but `change` alters one while the process lives."""
 
     # Identity and listeners
     node_id: int = setting(1, "The broker's id, unique in the cluster.", at_least=0)
@@ -104,8 +104,10 @@ class Settings:
     queued_max_requests: int = setting(
         500, "Requests of one connection read and not yet answered; reading pauses beyond it.", at_least=1
     )
-    max_connections: int = setting(INT_MAX, "Connections at the same time; more are closed at once.", at_least=1)
-    max_connections_per_ip: int = setting(INT_MAX, "The same for one client address.", at_least=0)
+    max_connections: int = setting(
+        INT_MAX, "Connections at the same time; more are closed at once.", at_least=1, dynamic=True
+    )
+    max_connections_per_ip: int = setting(INT_MAX, "The same for one client address.", at_least=0, dynamic=True)
     connections_max_idle_ms: int = setting(
         600_000, "A connection silent for so long is closed; -1: never.", at_least=-1
     )
@@ -119,26 +121,37 @@ class Settings:
     )
     auto_create_topics_enable: bool = setting(True, "Create a topic when a client asks for its metadata or produces.")
     delete_topic_enable: bool = setting(True, "Whether topics may be deleted.")
-    message_max_bytes: int = setting(1 * MIB + 12, "The largest record batch; topics override it.", at_least=0)
+    message_max_bytes: int = setting(
+        1 * MIB + 12, "The largest record batch; topics override it.", at_least=0, dynamic=True
+    )
     compression_type: str = setting(
         "producer",
         "Default of the topic setting; stored and shown, batches are kept as the producer sent them.",
         one_of=("producer", "uncompressed", "gzip", "snappy", "lz4", "zstd"),
+        dynamic=True,
     )
     min_insync_replicas: int = setting(
-        1, "Stored and shown, without effect: see `default.replication.factor`.", at_least=1
+        1, "Stored and shown, without effect: see `default.replication.factor`.", at_least=1, dynamic=True
     )
-    log_cleanup_policy: str = setting("delete", "Default of the topic setting `cleanup.policy`.")
+    log_cleanup_policy: str = setting("delete", "Default of the topic setting `cleanup.policy`.", dynamic=True)
     log_retention_hours: int = setting(168, "How long records are kept, in hours; -1: for ever.", at_least=-1)
     log_retention_minutes: int | None = setting(None, "The same in minutes; overrides hours.", at_least=-1)
-    log_retention_ms: int | None = setting(None, "The same in milliseconds; overrides minutes.", at_least=-1)
-    log_retention_bytes: int = setting(-1, "How many bytes of each partition are kept; -1: no bound.", at_least=-1)
+    log_retention_ms: int | None = setting(
+        None, "The same in milliseconds; overrides minutes.", at_least=-1, dynamic=True
+    )
+    log_retention_bytes: int = setting(
+        -1, "How many bytes of each partition are kept; -1: no bound.", at_least=-1, dynamic=True
+    )
     log_retention_check_interval_ms: int = setting(300_000, "How often retention looks.", at_least=1)
     log_message_timestamp_type: str = setting(
-        "CreateTime", "Default of the topic setting.", one_of=("CreateTime", "LogAppendTime")
+        "CreateTime", "Default of the topic setting.", one_of=("CreateTime", "LogAppendTime"), dynamic=True
     )
-    log_message_timestamp_before_max_ms: int = setting(LONG_MAX, "How old a CreateTime may be.", at_least=0)
-    log_message_timestamp_after_max_ms: int = setting(3_600_000, "How far ahead a CreateTime may be.", at_least=0)
+    log_message_timestamp_before_max_ms: int = setting(
+        LONG_MAX, "How old a CreateTime may be.", at_least=0, dynamic=True
+    )
+    log_message_timestamp_after_max_ms: int = setting(
+        3_600_000, "How far ahead a CreateTime may be.", at_least=0, dynamic=True
+    )
 
     # Groups and producers
     group_initial_rebalance_delay_ms: int = setting(3000, "How long a new group waits for more members.", at_least=0)
@@ -151,7 +164,7 @@ class Settings:
     offsets_retention_check_interval_ms: int = setting(600_000, "How often offset retention looks.", at_least=1)
     offset_metadata_max_bytes: int = setting(4096, "The longest metadata string of a committed offset.", at_least=0)
     producer_id_expiration_ms: int = setting(
-        86_400_000, "Idempotence state of a silent producer is kept so long.", at_least=1
+        86_400_000, "Idempotence state of a silent producer is kept so long.", at_least=1, dynamic=True
     )
     add_partitions_to_txn_retry_backoff_ms: int = setting(
         20,
@@ -217,9 +230,12 @@ class Settings:
         64 * MIB,
         "Of that, how much may hold batches that are in the bucket already, for consumers near the end.",
         at_least=0,
+        dynamic=True,
     )
-    tidelog_seal_bytes: int = setting(64 * MIB, "A log's or the tails' bytes that start an upload.", at_least=64 * KIB)
-    tidelog_seal_ms: int = setting(10_000, "Age of the oldest batch that starts an upload.", at_least=10)
+    tidelog_seal_bytes: int = setting(
+        64 * MIB, "A log's or the tails' bytes that start an upload.", at_least=64 * KIB, dynamic=True
+    )
+    tidelog_seal_ms: int = setting(10_000, "Age of the oldest batch that starts an upload.", at_least=10, dynamic=True)
     tidelog_log_ranges_max: int = setting(
         20_000,
         "Ranges one log may have in the metadata; seals slow down on the way there. Merging keeps them far below.",
@@ -243,7 +259,7 @@ class Settings:
         at_least=100,
     )
     tidelog_merge_bytes_per_second: int = setting(
-        32 * MIB, "What one broker reads and writes for merging, together; 0: no limit.", at_least=0
+        32 * MIB, "What one broker reads and writes for merging, together; 0: no limit.", at_least=0, dynamic=True
     )
     tidelog_merge_check_interval_ms: int = setting(
         1_000, "How often the controller looks for what to merge.", at_least=10
@@ -257,7 +273,7 @@ class Settings:
         4_096, "Ranges in one manifest; a partition with more has several.", at_least=4, at_most=65_536
     )
     tidelog_upload_parallel: int = setting(4, "Segments uploaded at the same time.", at_least=1, at_most=64)
-    tidelog_upload_bytes_per_second: int = setting(0, "Pace of uploads; 0: none.", at_least=0)
+    tidelog_upload_bytes_per_second: int = setting(0, "Pace of uploads; 0: none.", at_least=0, dynamic=True)
     tidelog_read_cache_bytes: int = setting(64 * MIB, "Memory for blocks read back from the bucket.", at_least=1 * MIB)
     tidelog_read_parallel: int = setting(8, "Reads from the bucket at the same time.", at_least=1, at_most=256)
     tidelog_delete_grace_ms: int = setting(
@@ -281,15 +297,20 @@ class Settings:
         True,
         "Partitions move by themselves so that brokers lead as many and take as many bytes/s. "
         "What the controller's broker has counts: set it alike on all that may control.",
+        dynamic=True,
     )
     tidelog_balance_interval_ms: int = setting(
-        30_000, "How often the controller looks whether brokers carry alike.", at_least=100
+        30_000, "How often the controller looks whether brokers carry alike.", at_least=100, dynamic=True
     )
     tidelog_balance_moves_max: int = setting(
-        10, "Partitions that move for balance at the same time.", at_least=2, at_most=1_000
+        10, "Partitions that move for balance at the same time.", at_least=2, at_most=1_000, dynamic=True
     )
     tidelog_balance_threshold_percent: int = setting(
-        25, "By how much a broker's bytes/s may exceed the mean before partitions move.", at_least=5, at_most=1_000
+        25,
+        "By how much a broker's bytes/s may exceed the mean before partitions move.",
+        at_least=5,
+        at_most=1_000,
+        dynamic=True,
     )
     tidelog_shutdown_timeout_ms: int = setting(
         30_000,
@@ -299,6 +320,11 @@ class Settings:
     tidelog_http_listener: str = setting(
         "127.0.0.1:9644", "Address of `/metrics`, `/livez`, `/readyz` and of operator commands; empty: none."
     )
+
+    def change(self, name: str, value: Any) -> None:
+        """Gives a dynamic setting another value: whoever reads it from now on gets that one."""
+        assert FIELDS[key_of(name)].metadata["dynamic"], f"{name} is not dynamic"
+        object.__setattr__(self, name, value)
 
     @property
     def storage_uri(self) -> str:

@@ -108,7 +108,8 @@ def key_of_variable(variable: str) -> str:
     return name.replace("___", "-").replace("__", "\0").replace("_", ".").replace("\0", "_")
 
 
-def _without_effect(key: str) -> bool:
+def without_effect(key: str) -> bool:
+    """Whether it is a key of Kafka's that is accepted and means nothing here."""
     return key in WITHOUT_EFFECT or key.startswith(WITHOUT_EFFECT_PREFIXES)
 
 
@@ -126,15 +127,15 @@ def load(
 ) -> Loaded:
     """Merge the sources and check the result; SettingError names the key and what to write instead."""
     values: dict[str, str] = {}
-    without_effect: set[str] = set()
+    ineffective: set[str] = set()
     warnings: list[str] = []
 
     def take(key: str, value: str, source: str, strict: bool) -> None:
         key = ALIASES.get(key, key)
         if key in FIELDS:
             values[key] = value
-        elif _without_effect(key):
-            without_effect.add(key)
+        elif without_effect(key):
+            ineffective.add(key)
         elif strict or key.startswith("tidelog."):
             raise _unknown(key, source)
         else:
@@ -147,4 +148,4 @@ def load(
             take(key_of_variable(variable), value, f"environment variable {variable}", strict=False)
     for key, value in (overrides or {}).items():
         take(key, value, f"--override {key}", strict=True)
-    return Loaded(build(values), sorted(without_effect), warnings)
+    return Loaded(build(values), sorted(ineffective), warnings)

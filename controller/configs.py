@@ -4,13 +4,13 @@ configs.
 The definitions (names, types, bounds, defaults) belong to the broker and are passed in as `ConfigRules`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from controller.facts import ConfigsChanged
 
-TOPIC, BROKER = 2, 4
+TOPIC, BROKER, GROUP = 2, 4, 32
 """Kafka's resource types."""
 
 SET, DELETE, APPEND, SUBTRACT = 0, 1, 2, 3
@@ -22,8 +22,13 @@ Resource = tuple[int, str]
 class ConfigRules(Protocol):
     """What `decide` asks about configs."""
 
-    def validate(self, resource_type: int, resource_name: str, overrides: Mapping[str, str]) -> None:
-        """Raises `KafkaError` (INVALID_CONFIG, INVALID_REQUEST) if these overrides cannot stand together."""
+    def validate(
+        self, resource_type: int, resource_name: str, overrides: Mapping[str, str], changed: Collection[str] = ()
+    ) -> None:
+        """Raises `KafkaError` (INVALID_CONFIG, INVALID_REQUEST) if these overrides cannot stand together.
+
+        `changed`: the keys whose values differ from what stands.
+        """
         ...
 
     def list_default(self, resource_type: int, key: str) -> str | None:
@@ -57,7 +62,9 @@ class ConfigRules(Protocol):
 class PlainRules:
     """Kafka's defaults and no validation, for tests and tools."""
 
-    def validate(self, resource_type: int, resource_name: str, overrides: Mapping[str, str]) -> None:
+    def validate(
+        self, resource_type: int, resource_name: str, overrides: Mapping[str, str], changed: Collection[str] = ()
+    ) -> None:
         """Everything goes."""
 
     def list_default(self, resource_type: int, key: str) -> str | None:

@@ -115,7 +115,7 @@ class Uploader:
         self._away_turn = asyncio.Lock()
         self._own_object_bytes = own_object_bytes
         self._object_bytes_max = object_bytes_max
-        self._pace_bytes_per_s = pace_bytes_per_s
+        self.pace_bytes_per_s = pace_bytes_per_s
         self._paced_until = 0.0  # loop time at which the next PUT may begin
         self._newest_decided = asyncio.Event()
         self._newest_decided.set()
@@ -283,11 +283,11 @@ class Uploader:
 
     async def _pace(self, size: int) -> None:
         """Spreads PUTs so that they come to `pace_bytes_per_s` on average."""
-        if not self._pace_bytes_per_s:
+        if not self.pace_bytes_per_s:
             return
         now = asyncio.get_running_loop().time()
         begin = max(self._paced_until, now)
-        self._paced_until = begin + size / self._pace_bytes_per_s
+        self._paced_until = begin + size / self.pace_bytes_per_s
         if begin > now:
             await asyncio.sleep(begin - now)
 

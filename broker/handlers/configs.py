@@ -1,21 +1,25 @@
-"""DescribeConfigs v1 to v4, AlterConfigs v0 to v2, IncrementalAlterConfigs v0 to v1.
+"""DescribeConfigs v1 to v4, AlterConfigs v0 to v2, IncrementalAlterConfigs v0 to v1, ListConfigResources v0 to v1.
 
-Resources are topics (2) and this broker (4). Topic configs are decided by the controller, one result per resource.
-Broker configs are shown and read-only: they are set in the process's settings. Not implemented: dynamic broker configs,
-broker loggers, client metrics and group configs, which answer INVALID_REQUEST.
+Resources are topics (2), brokers (4: this one by its node id, all by an empty name), loggers of this process (8) and
+groups (32). Topics, brokers and groups are decided by the controller, one result per resource; loggers are changed
+here and with IncrementalAlterConfigs alone. DescribeConfigs v3 tells types and documentation. ListConfigResources v0
+asks for client metrics subscriptions, of which there are none: KIP-714 is not served, resource type 16 is refused.
 """
 
 from collections.abc import Sequence
 
-from broker.configs import ConfigSource, ConfigValue, describe_broker
+from broker import group_configs
+from broker.config_types import ConfigSource, ConfigValue
+from broker.handlers import loggers
 from broker.services import RequestContext
 from controller.commands import AlterConfigs, ConfigAlteration, ConfigChange, ConfigResult
+from controller.configs import BROKER, GROUP, SET, TOPIC
 from controller.topics import topic_name_problem
 from protocol import messages as m
 from protocol.errors import ErrorCode, KafkaError
 
-TOPIC, BROKER = 2, 4
-SET, DELETE = 0, 1
+CLIENT_METRICS, BROKER_LOGGER = 16, 8
+_LISTED = (TOPIC, BROKER, BROKER_LOGGER, CLIENT_METRICS, GROUP)
 
 
 def describe_configs(request: m.DescribeConfigsRequest, context: RequestContext) -> m.DescribeConfigsResponse:
@@ -36,7 +40,7 @@ def _describe(
     except KafkaError as error:
         result.error_code, result.error_message = error.code, error.message
         return result
-    wanted = None if resource.configuration_keys is None else set(resource.configuration_keys)
+    wanted = set(resource.configuration_keys or ()) or None
     result.configs = [
         _described(value, request.include_synonyms, request.include_documentation)
         for value in values
@@ -56,15 +60,30 @@ def _values(resource_type: int, name: str, context: RequestContext) -> list[Conf
             raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"The topic '{name}' does not exist.")
         return services.topic_defaults.describe(topic.configs)
     if resource_type == BROKER:
-        if name == "":  # the cluster-wide default, which only dynamic configs would have
-            return []
-        if name != str(services.settings.node_id):
-            raise KafkaError(
-                ErrorCode.INVALID_REQUEST,
-                f"Unexpected broker id, expected {services.settings.node_id} or empty string, but received {name}",
-            )
-        return describe_broker(services.settings)
+        if name == "":
+            return services.dynamic_configs.describe_default()
+        _check_node(context, name, "broker id, expected {} or empty string, but received {}", "Broker id")
+        return services.dynamic_configs.describe()
+    if resource_type == BROKER_LOGGER:
+        if name == "":
+            raise KafkaError(ErrorCode.INVALID_REQUEST, "Broker id must not be empty")
+        _check_node(context, name, "broker id, expected {} but received {}", "Broker id")
+        return loggers.describe()
+    if resource_type == GROUP:
+        if name == "":
+            raise KafkaError(ErrorCode.INVALID_REQUEST, "Group name must not be empty")
+        overrides = services.controller.state.configs.get((GROUP, name), {})
+        return group_configs.describe(services.settings, overrides)
     raise KafkaError(ErrorCode.INVALID_REQUEST, f"Unsupported resource type: {resource_type}")
+
+
+def _check_node(context: RequestContext, name: str, words: str, what: str) -> None:
+    """INVALID_REQUEST unless the resource is this broker."""
+    own = context.services.settings.node_id
+    if not name.removeprefix("-").isdecimal():
+        raise KafkaError(ErrorCode.INVALID_REQUEST, f"{what} must be an integer, but it is: {name}")
+    if int(name) != own:
+        raise KafkaError(ErrorCode.INVALID_REQUEST, f"Unexpected {words.format(own, name)}")
 
 
 def _described(
@@ -74,6 +93,7 @@ def _described(
         name=value.name,
         value=value.value,
         read_only=value.read_only,
+        is_sensitive=value.sensitive,
         config_source=value.source,
         config_type=value.type,
         documentation=value.documentation if documentation else None,
@@ -140,24 +160,63 @@ async def incremental_alter_configs(
 async def _alter(
     alterations: Sequence[ConfigAlteration], validate_only: bool, context: RequestContext
 ) -> list[ConfigResult]:
-    """One result per resource; only topics reach the controller."""
-    results = [_refusal(alteration) for alteration in alterations if alteration.resource_type != TOPIC]
-    topics = tuple(alteration for alteration in alterations if alteration.resource_type == TOPIC)
-    if topics:
-        services = context.services
+    """One result per resource: those that are refused or done here, then what the controller decided."""
+    results, asked = [], []
+    for one in alterations:
         try:
-            results += (await services.controller.ask(AlterConfigs(services.token(16), topics, validate_only))).results
+            if not _done_here(one, validate_only, context):
+                asked.append(one)
+                continue
+            result = ConfigResult(one.resource_type, one.resource_name, ErrorCode.NONE, None)
         except KafkaError as error:
-            results += [ConfigResult(TOPIC, topic.resource_name, error.code, error.message) for topic in topics]
+            result = ConfigResult(one.resource_type, one.resource_name, error.code, error.message)
+        results.append(result)
+    if asked:
+        services = context.services
+        command = AlterConfigs(services.token(16), tuple(asked), validate_only)
+        try:
+            results += (await services.controller.ask(command)).results
+        except KafkaError as error:
+            results += [ConfigResult(one.resource_type, one.resource_name, error.code, error.message) for one in asked]
     return results
 
 
-def _refusal(alteration: ConfigAlteration) -> ConfigResult:
-    if alteration.resource_type == BROKER:
-        if not alteration.replace and all(change.operation == DELETE for change in alteration.changes):
-            # Nothing is set that way, so nothing is there to remove: Kafka's tools do so after a reassignment.
-            return ConfigResult(alteration.resource_type, alteration.resource_name, ErrorCode.NONE, None)
-        why = "Broker configs are set in the process's settings and need a restart."
-    else:
-        why = f"Unsupported resource type: {alteration.resource_type}"
-    return ConfigResult(alteration.resource_type, alteration.resource_name, ErrorCode.INVALID_REQUEST, why)
+def _done_here(alteration: ConfigAlteration, validate_only: bool, context: RequestContext) -> bool:
+    """Whether nothing is left for the controller to decide. KafkaError: refused."""
+    kind, name = alteration.resource_type, alteration.resource_name
+    if kind == BROKER and name != "":
+        _check_node(context, name, "broker id, expected {}, but received {}", "Node id")
+    elif kind == BROKER_LOGGER and not alteration.replace:
+        _check_node(context, name, "node id. Expected {}, but received {}", "Node id")
+        loggers.alter(alteration, validate_only)
+        return True
+    elif kind not in (TOPIC, BROKER, GROUP):
+        raise KafkaError(ErrorCode.INVALID_REQUEST, f"Unknown resource type {kind}")
+    return False
+
+
+def list_config_resources(
+    request: m.ListConfigResourcesRequest, context: RequestContext
+) -> m.ListConfigResourcesResponse:
+    """What has configs: everything of the types asked for, or of all types."""
+    response = m.ListConfigResourcesResponse
+    types = set(request.resource_types) if context.api_version else {CLIENT_METRICS}
+    if not types <= set(_LISTED):
+        return response(error_code=ErrorCode.UNSUPPORTED_VERSION)
+    state = context.services.controller.state
+    nodes = [str(node_id) for node_id in sorted(state.brokers)]
+    names = {
+        GROUP: sorted(name for kind, name in state.configs if kind == GROUP),
+        CLIENT_METRICS: [],
+        BROKER_LOGGER: nodes,
+        BROKER: nodes,
+        TOPIC: sorted(state.topics),
+    }
+    return response(
+        config_resources=[
+            response.ConfigResource(resource_name=name, resource_type=kind)
+            for kind, found in names.items()
+            if not types or kind in types
+            for name in found
+        ]
+    )

@@ -7,7 +7,7 @@ changes nothing. An offset in the tail is sealed and committed first, so the ans
 
 import asyncio
 
-from broker.configs import list_value
+from broker.config_types import list_value
 from broker.handlers.common import patience_ms
 from broker.log import Log
 from broker.services import RequestContext

@@ -9,7 +9,7 @@ count as numbers of partitions and replicas: leaders are placed by the controlle
 from collections import Counter
 from collections.abc import Iterable
 
-from broker.configs import ConfigValue
+from broker.config_types import ConfigValue
 from broker.handlers.common import patience_ms
 from broker.services import RequestContext
 from controller.commands import (

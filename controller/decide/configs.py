@@ -1,11 +1,12 @@
 """AlterConfigs and IncrementalAlterConfigs: one result per resource; what may stand is decided by `ConfigRules`."""
 
 from controller.commands import AlterConfigs, ConfigAlteration, ConfigChange, ConfigResult, ConfigResults
-from controller.configs import APPEND, DELETE, SET, SUBTRACT, TOPIC
+from controller.configs import APPEND, BROKER, DELETE, SET, SUBTRACT, TOPIC
 from controller.decide.context import Context, Decision
 from controller.decide.moves import moves_of_kind
 from controller.facts import ConfigsChanged, Fact, MovesRequested, MoveTarget
 from controller.state import ClusterState
+from controller.topics import topic_name_problem
 from protocol.errors import ErrorCode, KafkaError
 
 
@@ -44,9 +45,9 @@ def _changes(state: ClusterState, wanted: ConfigAlteration, context: Context) ->
     after = {} if wanted.replace else dict(before)
     for change in wanted.changes:
         _change(after, wanted.resource_type, change, context)
-    context.rules.validate(wanted.resource_type, wanted.resource_name, after)
     changed: list[tuple[str, str | None]] = [(key, None) for key in before if key not in after]
     changed += [(key, value) for key, value in after.items() if before.get(key) != value]
+    context.rules.validate(wanted.resource_type, wanted.resource_name, after, [key for key, _ in changed])
     return tuple(sorted(changed))
 
 
@@ -67,6 +68,11 @@ def _overrides(state: ClusterState, wanted: ConfigAlteration) -> dict[str, str]:
         return state.configs.get((wanted.resource_type, wanted.resource_name), {})
     topic = state.topics.get(wanted.resource_name)
     if topic is None:
+        if not wanted.resource_name:
+            raise KafkaError(ErrorCode.INVALID_REQUEST, "Default topic resources are not allowed.")
+        problem = topic_name_problem(wanted.resource_name)
+        if problem is not None:
+            raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, problem)
         raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"The topic '{wanted.resource_name}' does not exist.")
     return topic.configs
 
@@ -80,11 +86,14 @@ def _change(overrides: dict[str, str], resource_type: int, change: ConfigChange,
         overrides[change.key] = change.value
         return
     if change.operation not in (APPEND, SUBTRACT):
-        raise KafkaError(ErrorCode.INVALID_REQUEST, f"Unknown config operation {change.operation}")
+        raise KafkaError(ErrorCode.INVALID_REQUEST, f"Unknown operations type {change.operation}")
     default = context.rules.list_default(resource_type, change.key)
     if default is None:
         verb = "APPEND" if change.operation == APPEND else "SUBTRACT"
-        raise KafkaError(ErrorCode.INVALID_CONFIG, f"Can't {verb} to key {change.key} because its type is not LIST.")
+        why = f"Can't {verb} to key {change.key} because its type is not LIST."
+        if resource_type == BROKER:
+            why = f"Config value {verb.lower()} is not allowed for config key: {change.key}"
+        raise KafkaError(ErrorCode.INVALID_CONFIG, why)
     items = _items(overrides.get(change.key, default))
     named = _items(change.value)
     if change.operation == APPEND:

@@ -46,6 +46,8 @@ def check_name(name: str) -> None:
 
 def _check_new_name(state: ClusterState, name: str, context: Context) -> None:
     check_name(name)
+    if name == "__cluster_metadata":
+        raise KafkaError(ErrorCode.INVALID_REQUEST, f"Creation of internal topic {name} is prohibited.")
     if name in state.topics:
         raise KafkaError(ErrorCode.TOPIC_ALREADY_EXISTS, f"Topic '{name}' already exists.")
     deleted = state.topic_table.deleted.get(name)
@@ -160,13 +162,19 @@ def _new_configs(new: NewTopic, internal: bool, context: Context) -> dict[str, s
 def _shape(state: ClusterState, new: NewTopic, context: Context) -> tuple[int, list[tuple[int, ...]] | None]:
     """Number of partitions, and the assigned node ids per partition if they were given."""
     if new.assignments:
-        if new.partitions != -1 or new.replication_factor != -1:
-            raise KafkaError(
-                ErrorCode.INVALID_REQUEST,
-                "A manual partition assignment was specified, but number of partitions or replication factor was "
-                "not -1.",
-            )
+        for what, value in (("replication factor", new.replication_factor), ("numPartitions", new.partitions)):
+            if value != -1:
+                raise KafkaError(
+                    ErrorCode.INVALID_REQUEST,
+                    f"A manual partition assignment was specified, but {what} was not set to -1.",
+                )
         by_partition = dict(new.assignments)
+        if len(by_partition) != len(new.assignments):
+            counts = Counter(index for index, _ in new.assignments)
+            raise KafkaError(
+                ErrorCode.INVALID_REPLICA_ASSIGNMENT,
+                f"Found multiple manual partition assignments for partition {counts.most_common(1)[0][0]}",
+            )
         if sorted(index for index, _ in new.assignments) != list(range(len(new.assignments))):
             raise KafkaError(
                 ErrorCode.INVALID_REPLICA_ASSIGNMENT, "partitions should be a consecutive 0-based integer sequence"

@@ -2,14 +2,9 @@
 
 import pytest
 
-from broker.configs import (
-    TOPIC_CONFIGS,
-    ConfigSource,
-    TopicDefaults,
-    describe_broker,
-    validate_topic_config,
-    validate_topic_configs,
-)
+from broker.config_types import ConfigSource
+from broker.configs import TOPIC_CONFIGS, TopicDefaults, validate_topic_config, validate_topic_configs
+from broker.dynamic_configs import DynamicConfigs
 from broker.settings import Settings, build
 from protocol.errors import ErrorCode, KafkaError
 
@@ -57,7 +52,6 @@ def test_topic_over_broker_over_default() -> None:
     described = {value.name: value for value in defaults.describe({"retention.ms": "7"})}
     assert [(s.name, s.value, s.source) for s in described["retention.ms"].synonyms] == [
         ("retention.ms", "7", ConfigSource.TOPIC_CONFIG),
-        ("log.retention.ms", "3600000", ConfigSource.STATIC_BROKER_CONFIG),
     ]
     assert described["max.message.bytes"].source is ConfigSource.STATIC_BROKER_CONFIG
     assert [(s.name, s.value, s.source) for s in described["max.message.bytes"].synonyms] == [
@@ -70,11 +64,12 @@ def test_topic_over_broker_over_default() -> None:
     assert described["segment.ms"].synonyms == []
 
 
-def test_the_broker_shows_every_setting_read_only() -> None:
-    described = {value.name: value for value in describe_broker(build({"num.partitions": "3"}))}
+def test_the_broker_shows_every_setting() -> None:
+    described = {value.name: value for value in DynamicConfigs(build({"num.partitions": "3"})).describe()}
     assert described["num.partitions"].value == "3"
     assert described["num.partitions"].source is ConfigSource.STATIC_BROKER_CONFIG
     assert described["auto.create.topics.enable"].value == "true"
     assert described["broker.rack"].value is None
-    assert all(value.read_only and value.documentation for value in described.values())
+    assert described["num.partitions"].read_only and not described["max.connections"].read_only
+    assert all(value.documentation for value in described.values())
     assert len(described) == len(Settings.__dataclass_fields__)

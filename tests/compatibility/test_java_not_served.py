@@ -36,21 +36,14 @@ REFUSED: list[tuple[str, str, str]] = [
         "The cluster does not support the new CONSUMER group protocol",
     ),
     ("consumer.ConsoleShareConsumer", "--topic TOPIC --timeout-ms 4000", "does not support SHARE_GROUP_HEARTBEAT"),
-    # Quotas, dynamic broker configs, log levels, group configs
+    # Quotas, client metrics
     (CONFIGS, "--describe --entity-type users", "does not support DESCRIBE_CLIENT_QUOTAS"),
     (
         CONFIGS,
         "--alter --entity-type clients --entity-name c --add-config producer_byte_rate=1000",
         "does not support DESCRIBE_CLIENT_QUOTAS",
     ),
-    (
-        CONFIGS,
-        "--alter --entity-type brokers --entity-name 1 --add-config log.cleaner.threads=2",
-        "InvalidRequestException: Broker configs are set in the process's settings and need a restart.",
-    ),
-    (CONFIGS, "--describe --entity-type broker-loggers --entity-name 1", "Unsupported resource type: 8"),
-    (CONFIGS, "--describe --entity-type groups --entity-name g", "Unsupported resource type: 32"),
-    ("ClientMetricsCommand", "--list", "does not support LIST_CONFIG_RESOURCES"),
+    (CONFIGS, "--describe --entity-type client-metrics --entity-name m", "Unsupported resource type: 16"),
     # Security
     ("AclCommand", "--list", "does not support DESCRIBE_ACLS"),
     ("DelegationTokenCommand", "--describe --command-config FILE", "does not support DESCRIBE_DELEGATION_TOKEN"),

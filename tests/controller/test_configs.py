@@ -1,6 +1,6 @@
 """AlterConfigs and IncrementalAlterConfigs."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pytest
 
@@ -12,7 +12,9 @@ from tests.controller.builders import Cluster
 
 
 class Picky(PlainRules):
-    def validate(self, resource_type: int, resource_name: str, overrides: Mapping[str, str]) -> None:
+    def validate(
+        self, resource_type: int, resource_name: str, overrides: Mapping[str, str], changed: Collection[str] = ()
+    ) -> None:
         if overrides.get("a") == "bad":
             raise KafkaError(ErrorCode.INVALID_CONFIG, "bad a")
 
@@ -82,7 +84,9 @@ def test_refusals(cluster: Cluster, changes: list[tuple[str, int, str | None]], 
 
 
 def test_unknown_topics_and_repeated_resources(cluster: Cluster) -> None:
-    assert alter(cluster, ("a", SET, "1"), topic="?") is ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+    assert alter(cluster, ("a", SET, "1"), topic="x") is ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+    assert alter(cluster, ("a", SET, "1"), topic="?") is ErrorCode.INVALID_TOPIC_EXCEPTION
+    assert alter(cluster, ("a", SET, "1"), topic="") is ErrorCode.INVALID_REQUEST
     one = c.ConfigAlteration(TOPIC, "t", False, (c.ConfigChange("a", SET, "7"),))
     results = cluster.decide(c.AlterConfigs(cluster.token(16), (one, one))).results
     assert [result.error_code for result in results] == [0, ErrorCode.INVALID_REQUEST]
