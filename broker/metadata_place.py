@@ -62,7 +62,8 @@ class MetadataPlace:
             await tables.close()
 
     def open(self, store: ObjectStore, cluster_id: str, node_id: int, attempt_ms: int) -> MetadataLog:
-        """The log. Nothing is asked yet. `attempt_ms`: see `ObjectLog`; PostgreSQL has time-outs of its own."""
+        """The log. Nothing is asked yet. `attempt_ms`: how long the first attempt of a call may take."""
         if not self._uri:
             return ObjectLog(store, cluster_id, attempt_ms=attempt_ms)
-        return PostgresLog(PostgresTables(self._uri, cluster_id), cluster_id, f"broker {node_id}")
+        tables = PostgresTables(self._uri, cluster_id, attempt_ms=attempt_ms)
+        return PostgresLog(tables, cluster_id, f"broker {node_id}")

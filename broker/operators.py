@@ -58,6 +58,14 @@ class Drains:
             "moving": sum(log_id in state.moves for log_id in led),
         }
 
+    def describe_all(self) -> dict[str, Any]:
+        """What `describe` says of every broker that ever registered, by node id; and of which cluster they are."""
+        state = self._controller.state
+        return {
+            "cluster_id": state.cluster_id,
+            "brokers": [self.describe(node_id) for node_id in sorted(state.brokers)],
+        }
+
     async def drain(self, node_id: int, *, undo: bool) -> dict[str, Any]:
         """Begins, or takes it back; what `describe` says then. `KafkaError`."""
         self.describe(node_id)

@@ -279,6 +279,9 @@ class ClusterController(LocalController):
                     return await super().send(command, max(1, left_ms))
                 return await self._ask_remote(command, left_ms, deadline)
             except KafkaError as error:
+                if error.code in _ENDED and not hasattr(command, "incarnation"):
+                    # Nobody asks in the name of our session: whoever asked us can ask another broker.
+                    raise KafkaError(ErrorCode.NOT_CONTROLLER, f"this broker is leaving: {error.message}") from None
                 if self._runtime.stopping or error.code not in _ASK_AGAIN:
                     raise
                 if now() >= deadline:
@@ -315,6 +318,7 @@ class ClusterController(LocalController):
 
 
 _WHO_CONTROLS = (ControllerElected, ControllerResigned, BrokerRegistered, StateReloaded)
+_ENDED = (ErrorCode.STALE_BROKER_EPOCH, ErrorCode.BROKER_ID_NOT_REGISTERED)
 _ASK_AGAIN = (ErrorCode.NOT_CONTROLLER, ErrorCode.REQUEST_TIMED_OUT)
 
 

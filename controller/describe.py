@@ -136,7 +136,8 @@ class MetadataReport:
         about = describe_state(self.state)
         controller = about["controller"]
         lines = [
-            f"cluster      {self.cluster.cluster_id}, format {self.cluster.format}",
+            f"cluster      {self.cluster.cluster_id}, format level {about['format_level']}, "
+            f"cluster file of format {self.cluster.format}",
             f"entries      {self.first_entry} to {self.last_entry}, {self.entry_bytes} bytes; boundary {self.boundary}",
             f"snapshots    {', '.join(map(str, self.snapshots)) or 'none'}",
             f"facts        {facts or 'none'}",
@@ -144,6 +145,10 @@ class MetadataReport:
             + (", resigned" if controller["resigned"] else ""),
             f"contents     {about['topics']} topics, {about['partitions']} partitions, {about['ranges']} ranges in "
             f"{about['objects']} objects, {about['bytes']} bytes, {about['doomed_objects']} objects to delete",
+            f"merging      {len(about['jobs'])} open jobs, {about['closed_jobs']} closed ones to search for leftovers; "
+            f"{about['manifests']} manifests of {about['manifest_ranges']} ranges",
+            f"moves        {about['moves']} partitions are to move"
+            + (f"; drained: {', '.join(map(str, about['drained']))}" if about["drained"] else ""),
         ]
         for broker in about["brokers"]:
             how = (
@@ -153,7 +158,10 @@ class MetadataReport:
             )
             lines.append(f"broker       {broker['node_id']}, incarnation {broker['incarnation']}, {how}")
         for wal in about["wals"]:
-            lines.append(f"WAL          {wal['wal_id']} of broker {wal['node_id']}: {wal['state']}, {wal['logs']} logs")
+            lines.append(
+                f"WAL          {wal['wal_id']} ({wal['kind']}) of broker {wal['node_id']}: {wal['state']}, "
+                f"{wal['logs']} logs"
+            )
         for loss in about["losses"]:
             lines.append(f"loss         WAL {loss['wal_id']} of broker {loss['node_id']}, {len(loss['logs'])} logs")
         if self.zombies:
@@ -297,6 +305,16 @@ def describe_state(state: ClusterState) -> dict[str, Any]:
         "partitions": len(state.logs),
         "ranges": state.log_index.range_total,
         "bytes": sum(log.size for log in state.logs.values()),
+        "moves": len(state.moves),
+        "drained": sorted(state.drained),
+        "jobs": [
+            {"job": job.number, "node_id": job.node_id, "kind": job.kind, "partitions": len(job.parts)}
+            for job in state.jobs.values()
+        ],
+        "closed_jobs": len(state.job_table.void),
+        "manifests": sum(len(log.manifests) for log in state.logs.values()),
+        "manifest_ranges": sum(pointer.rows for log in state.logs.values() for pointer in log.manifests),
+        "closed_incarnations": len(state.broker_table.closed),
         "objects": len(state.objects.named),
         "doomed_objects": len(state.objects.doomed),
         "losses": [describe_loss(loss) for loss in state.wal_table.losses.values()],

@@ -143,11 +143,19 @@ def schema_of(cluster_id: str) -> str:
 
 
 class _Lane:
-    """One connection at a time, made when it is needed, given to one caller at a time."""
+    """One connection at a time, made when it is needed, given to one caller at a time.
 
-    def __init__(self, tables: "PostgresTables", call_s: float, *, writes_entries: bool = False) -> None:
+    A call is given up after `attempt_s`, the next one after twice that time, and so on up to `call_s`, until one is
+    answered: whoever waits for a lost packet is better off with a new connection, and a slow server gets its time.
+    """
+
+    def __init__(
+        self, tables: "PostgresTables", call_s: float, attempt_s: float | None = None, *, writes_entries: bool = False
+    ) -> None:
         self._tables = tables
         self._call_s = call_s
+        self._attempt_s = call_s if attempt_s is None else attempt_s
+        self._late = 0
         self._writes_entries = writes_entries
         self._turn = asyncio.Lock()
         self._connection: Any = None
@@ -156,17 +164,22 @@ class _Lane:
     @asynccontextmanager
     async def __call__(self, *, writes: bool) -> AsyncIterator["_Session"]:
         async with self._turn:
+            limit_s = min(self._call_s, self._attempt_s * (1 + self._late))
             if self._connection is None or self._connection.is_closed():
                 try:
-                    self._connection, self._server = await self._tables.connect(self._call_s, self._writes_entries)
+                    async with asyncio.timeout(min(limit_s, CONNECT_S)):
+                        found = await self._tables.connect(self._call_s, self._writes_entries)
+                    self._connection, self._server = found
                 except Exception as error:
+                    self._late += isinstance(error, TimeoutError)
                     raise translated(error, self._tables.where, connected=False, writes=False) from error
             connection, loop = self._connection, asyncio.get_running_loop()
             session = _Session(connection, self._server)
             connection.add_log_listener(session.heard)
-            timer = loop.call_later(self._call_s, session.give_up)
+            timer = loop.call_later(limit_s, session.give_up)
             try:
                 yield session
+                self._late = 0
                 if session.warning:
                     raise OutcomeUnknown(f"{self._tables.where} warned: {session.warning}")
             except BaseException as error:
@@ -175,7 +188,8 @@ class _Lane:
                 if isinstance(error, StoreError) or not isinstance(error, Exception):
                     raise
                 if session.late:
-                    error = TimeoutError(f"no answer within {self._call_s} s")
+                    self._late += 1
+                    error = TimeoutError(f"no answer within {limit_s:g} s")
                 raise translated(error, self._tables.where, connected=True, writes=writes) from error
             finally:
                 timer.cancel()
@@ -222,15 +236,20 @@ class _Session:
 class PostgresTables:
     """`Tables` in a real server, through asyncpg."""
 
-    def __init__(self, uri: str, cluster_id: str, *, connect: Connect | None = None) -> None:
-        """`uri`: see `postgres_uri`. `connect` None: asyncpg's."""
+    def __init__(
+        self, uri: str, cluster_id: str, *, connect: Connect | None = None, attempt_ms: int | None = None
+    ) -> None:
+        """`uri`: see `postgres_uri`. `connect` None: asyncpg's. `attempt_ms`: how long the first attempt to write or
+        read entries may take; None: as long as any.
+        """
+        attempt_s = None if attempt_ms is None else attempt_ms / 1000
         self._uri = uri
         self._cluster_id = cluster_id
         self._schema = schema_of(cluster_id)
         self._connect = connect
         self.where = f"PostgreSQL at {address(uri)}"
-        self._write = _Lane(self, CALL_S, writes_entries=True)
-        self._read = _Lane(self, CALL_S)
+        self._write = _Lane(self, CALL_S, attempt_s, writes_entries=True)
+        self._read = _Lane(self, CALL_S, attempt_s)
         self._bulk = _Lane(self, BULK_S)
 
     async def close(self) -> None:

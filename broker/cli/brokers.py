@@ -15,6 +15,8 @@ from broker.cli.output import CommandError, add_format, show
 from broker.cli.wal import DEFAULT_HTTP, call
 
 LOOK_S = 0.2
+HTTP_S = 5
+HTTP_HELP = f"HTTP port of a broker, which tells who is drained (default: {DEFAULT_HTTP})"
 NOBODY_S = 10
 """How long nobody may be there to take what is left before the command gives up waiting."""
 
@@ -24,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     listing = verbs.add_parser("list", help="brokers, where they are and what they lead")
     add_connection(listing)
+    listing.add_argument("--http", default=DEFAULT_HTTP, help=HTTP_HELP)
     add_format(listing)
     listing.set_defaults(run=list_brokers)
     drain = verbs.add_parser("drain", help="move all leadership off a broker, which gets no new partitions")
@@ -35,24 +38,41 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def list_brokers(options: argparse.Namespace) -> int:
-    """Print one row a broker, also those whose session has ended; `leads` counts partitions, internal ones too."""
+    """Print one row a broker, also those whose session has ended; `leads` counts partitions, internal ones too.
+
+    Kafka's protocol does not know drained brokers: the HTTP port tells, if it can be reached.
+    """
     with admin(options) as client:
         cluster = look_up(client.describe_cluster)
         topics = look_up(client.describe_topics)
+    drained = _drained(options, cluster["cluster_id"])
     leads = Counter(row["leader_id"] for topic in topics for row in topic["partitions"])
     rows = [
         {
             "node_id": broker["broker_id"],
             "address": f"{broker['host']}:{broker['port']}",
             "state": "gone" if broker.get("is_fenced") else "alive",
+            "drained": None if drained is None else "yes" if broker["broker_id"] in drained else "",
             "rack": broker["rack"] or None,
             "controller": "yes" if broker["broker_id"] == cluster["controller_id"] else "",
             "leads": leads[broker["broker_id"]],
         }
         for broker in sorted(cluster["brokers"], key=lambda broker: int(broker["broker_id"]))
     ]
-    show(rows, ("node_id", "address", "state", "rack", "controller", "leads"), options.format)
+    show(rows, ("node_id", "address", "state", "drained", "rack", "controller", "leads"), options.format)
     return 0
+
+
+def _drained(options: argparse.Namespace, cluster_id: str) -> set[int] | None:
+    """Node ids; None if nobody tells."""
+    try:
+        found = call(options, "GET", "/v1/brokers", HTTP_S)
+        if found["cluster_id"] != cluster_id:
+            raise CommandError(f"{options.http} is of another cluster")
+    except CommandError as error:
+        print(f"drained brokers are not marked, see --http: {error}", file=sys.stderr)
+        return None
+    return {broker["node_id"] for broker in found["brokers"] if broker["drained"]}
 
 
 def drain_broker(options: argparse.Namespace) -> int:

@@ -39,11 +39,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def call(options: argparse.Namespace, method: str, path: str) -> Any:
+def call(options: argparse.Namespace, method: str, path: str, timeout_s: float = TIMEOUT_S) -> Any:
     """One request to the broker; CommandError with its words when it refuses."""
     try:
         request = urllib.request.Request(options.http.rstrip("/") + path, method=method)
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:
         with error:

@@ -81,6 +81,7 @@ class HttpServer:
                 web.post("/v1/wal/{wal_id}/declare-lost", self._declare_lost),
                 web.get("/v1/cluster/format", self._format_level),
                 web.post("/v1/cluster/format", self._raise_format_level),
+                web.get("/v1/brokers", self._list_brokers),
                 web.get("/v1/brokers/{node_id}", self._describe_broker),
                 web.post("/v1/brokers/{node_id}/drain", self._drain),
             ]
@@ -157,6 +158,10 @@ class HttpServer:
             return web.json_response(await operators.format_levels.raise_level())
         except KafkaError as error:
             return _refusal(error)
+
+    async def _list_brokers(self, _: web.Request) -> web.Response:
+        operators = self._operators()
+        return _not_registered() if operators is None else web.json_response(operators.drains.describe_all())
 
     async def _describe_broker(self, request: web.Request) -> web.Response:
         async def describe(drains: Drains, node_id: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from broker.cli.client import TRIES, all_offsets, look_up, offsets, typed
 from broker.cli.consume import render, text
 from broker.cli.output import CommandError, show
 from broker.cli.progress import Progress
+from controller.facts import FORMAT_LEVEL
 from storage.filesystem import FileSystemStore
 from storage.wal.object_format import encode_fence, object_key
 from tests.chaos.disk import flip_bit, groups
@@ -440,6 +441,8 @@ def test_inspecting_reads_everything_and_changes_nothing(run: Run, left_behind: 
     store = f"file:{left_behind}/bucket"
     code, out, _ = run("inspect", "metadata", store)
     assert code == 0 and "1 topics, 2 partitions, 2 ranges in 2 objects" in out
+    assert f"format level {FORMAT_LEVEL}, cluster file of format 1" in out
+    assert "merging      0 open jobs" in out and "moves        0 partitions" in out
     code, out, _ = run("inspect", "metadata", store, "--format", "json")
     assert code == 0 and json.loads(out)["problems"] == []
     code, out, _ = run("inspect", "segment", store, "--format", "json")

@@ -5,11 +5,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
 
 from controller import wire as w
+from controller.client import ClusterController
+from controller.commands import CleanStop
 from protocol import messages as m
 from protocol.apis import CONTROL_KEY, ApiKey
-from protocol.errors import ErrorCode
+from protocol.errors import ErrorCode, KafkaError
 from protocol.framing import request_frame
 from tests.support.node_runs import NodeRuns, hurry
 from tests.support.raw_client import RawClient
@@ -163,3 +167,30 @@ async def test_a_broker_that_waits_at_its_start_answers_its_peers(tmp_path: Path
             await asyncio.open_connection("127.0.0.1", outside)
         held.set()
         assert await serving
+
+
+async def test_a_client_of_a_broker_whose_session_just_ended_asks_again(
+    node: NodeRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker cannot speak in its own name any more, and kafka-python would take that for the topic's fault."""
+    asked = 0
+
+    async def ask(*_: object) -> tuple[object, int]:
+        nonlocal asked
+        asked += 1
+        raise KafkaError(ErrorCode.STALE_BROKER_EPOCH, "the session of incarnation 7 was ended")
+
+    def create() -> None:
+        admin = KafkaAdminClient(bootstrap_servers=f"127.0.0.1:{ports(node)[0]}")
+        try:
+            admin.create_topics([NewTopic("again", 1, 1)])
+        finally:
+            admin.close()
+
+    monkeypatch.setattr(ClusterController, "leads", property(lambda _: bool(asked)))
+    monkeypatch.setattr(node.broker.runtime._remote, "ask", ask)
+    await asyncio.to_thread(create)
+    assert asked == 1 and "again" in node.broker.controller.state.topics
+    with pytest.raises(KafkaError, match="STALE_BROKER_EPOCH"):  # in its own name it hears what is true
+        monkeypatch.setattr(ClusterController, "leads", False)
+        await node.broker.controller.ask(CleanStop(bytes(16), node.broker.incarnation))

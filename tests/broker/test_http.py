@@ -70,6 +70,9 @@ class HandDrains:
             raise KafkaError(ErrorCode.RESOURCE_NOT_FOUND, f"no broker {node_id}")
         return {"node_id": 7, "drained": self.drained}
 
+    def describe_all(self) -> dict[str, Any]:
+        return {"cluster_id": "c", "brokers": [self.describe(7)]}
+
     async def drain(self, node_id: int, *, undo: bool) -> dict[str, Any]:
         self.describe(node_id)
         self.drained = not undo
@@ -252,9 +255,11 @@ async def test_a_real_broker_has_every_family(tmp_path: Path, monkeypatch: pytes
 
 async def test_a_broker_is_drained_and_taken_back(served: Served) -> None:
     assert (await served.ask("POST", "/v1/brokers/7/drain"))[0] == 503, "not registered yet"
+    assert (await served.ask("GET", "/v1/brokers"))[0] == 503
     served.recovery = HandRecovery()
     assert await served.ask("GET", "/v1/brokers/7") == (200, '{"node_id": 7, "drained": false}')
     assert await served.ask("POST", "/v1/brokers/7/drain") == (200, '{"node_id": 7, "drained": true}')
+    assert (await served.ask("GET", "/v1/brokers"))[1].endswith('"brokers": [{"node_id": 7, "drained": true}]}')
     assert await served.ask("POST", "/v1/brokers/7/drain?undo=true") == (200, '{"node_id": 7, "drained": false}')
     for path in ("/v1/brokers/8", "/v1/brokers/x", "/v1/brokers/-1"):
         assert (await served.ask("GET", path))[0] == 404

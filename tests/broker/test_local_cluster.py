@@ -67,6 +67,9 @@ def local(directory: Path, *options: str) -> Iterator[Local]:
         started.process.stdout.close()
 
 
+NOWHERE = "http://127.0.0.1:9"
+
+
 def has_ended(pid: int, timeout_s: float) -> bool:
     """Whether a process that is no child of ours ends in time."""
     try:
@@ -91,8 +94,9 @@ def test_a_broker_is_killed_nothing_is_lost_and_ctrl_c_ends_them_all(
         load = IdempotentLoad(everywhere, PARTITIONS, records_per_s=2 * RECORDS).start()
         load.wait_for(RECORDS)
 
-        assert main(["broker", "list", "-b", nodes[1][3]]) == 0
-        listed = capsys.readouterr().out.splitlines()
+        assert main(["broker", "list", "-b", nodes[1][3], "--http", NOWHERE]) == 0
+        listed, told = (text.splitlines() for text in capsys.readouterr())
+        assert "drained brokers are not marked, see --http: no broker answers at" in told[0]
         assert [line.split()[:2] for line in listed[1:]] == [
             [str(node_id), found[3]] for node_id, found in nodes.items()
         ]
@@ -105,7 +109,7 @@ def test_a_broker_is_killed_nothing_is_lost_and_ctrl_c_ends_them_all(
         assert cluster.read_to("start it again").endswith("start tidelog-data/node-2.properties\n")
         load.wait_for(load.acknowledged + RECORDS)
         check_all(everywhere, load.finish())
-        assert main(["broker", "list", "-b", nodes[1][3]]) == 0
+        assert main(["broker", "list", "-b", nodes[1][3], "--http", NOWHERE]) == 0
         listed = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in listed if " gone " in line] == ["2"]
         assert main(["topic", "describe", "load", "-b", nodes[1][3]]) == 0

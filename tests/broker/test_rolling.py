@@ -50,6 +50,8 @@ def test_a_rolling_restart_and_a_drain_show_no_errors(tmp_path: Path) -> None:
         load.wait_for(load.acknowledged + 500)
         drained_twice = tidelog("broker", "drain", "2", "--no-wait", "--http", nodes[3].http)
         assert drained_twice.returncode == 0
+        listed = tidelog("broker", "list", "-b", everywhere, "--http", nodes[3].http, "--format", "json")
+        assert [broker["drained"] for broker in json.loads(listed.stdout)] == ["", "yes", ""], listed.stderr
         undone = tidelog("broker", "drain", "2", "--undo", "--http", nodes[3].http)
         assert (undone.returncode, undone.stdout) == (0, "broker 2 gets partitions again\n")
         assert described(nodes[1], 2)["drained"] is False

@@ -135,6 +135,30 @@ async def test_an_append_that_does_not_arrive_can_be_lost_to_another(server: Pos
         assert await log.append(2, b"mine") == b"theirs"
 
 
+async def test_a_lost_packet_holds_a_call_no_longer_than_its_attempt_may_take(
+    server: PostgresServer, cluster: Cluster
+) -> None:
+    """A lease ends before the longest call does: a new connection is tried long before."""
+    async with TcpProxy("127.0.0.1", server.port) as proxy:
+        tables = PostgresTables(server.uri(port=proxy.port), cluster.cluster_id, attempt_ms=200)
+        log = PostgresLog(tables, cluster.cluster_id, "broker 1")
+        try:
+            assert await log.append(1, b"one") == b"one"
+            proxy.deaf = True
+            with pytest.raises(OutcomeUnknown, match=r"no answer within 0\.2 s"):
+                await log.append(2, b"two")
+            for _ in range(2):  # longer each time: now they are connections that are not answered
+                with pytest.raises(Unavailable):
+                    await log.read_from(1, 1)
+            proxy.deaf = False
+            assert await log.append(2, b"two") == b"two"
+            proxy.deaf = True
+            with pytest.raises(OutcomeUnknown, match=r"no answer within 0\.2 s"):
+                await log.append(3, b"three")
+        finally:
+            await log.close()
+
+
 async def test_a_server_that_hangs_fails_every_call_in_time(
     server: PostgresServer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
