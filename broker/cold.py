@@ -12,7 +12,7 @@ from protocol.errors import ErrorCode, KafkaError
 from protocol.records import iterate_batches
 from storage.manifest import range_row
 from storage.object_store import StoreError
-from storage.seal import CorruptSegment, RangeMissing, RangeRow
+from storage.seal import AbortedEntry, CorruptSegment, RangeMissing, RangeRow
 
 if TYPE_CHECKING:
     from controller.client import ControllerClient
@@ -72,11 +72,40 @@ class ColdReads:
     async def read(
         self, log_id: int, offset: int, limit: int, max_bytes: int, *, read_committed: bool = False
     ) -> ReadResult:
-        """Batches from the one holding `offset` on, none that begins at or above `limit`; at least one if there is."""
-        return await self._planned(
-            partial(self._ranges, log_id, offset),
-            lambda rows: self._reader.read(rows, offset, limit, max_bytes, read_committed=read_committed),
-        )
+        """Batches from the one holding `offset` on, none that begins at or above `limit`; at least one if there is.
+
+        `read_committed`: with the aborted transactions whose marker is in the bucket.
+        """
+        end = offset
+
+        def read(rows: Sequence[RangeRow]) -> Awaitable[ReadResult]:
+            nonlocal end
+            end = rows[-1].range.end if rows else offset
+            return self._reader.read(rows, offset, limit, max_bytes, read_committed=read_committed)
+
+        result = await self._planned(partial(self._ranges, log_id, offset), read)
+        if read_committed and not result.aborted_complete:
+            return await self._with_later_markers(log_id, offset, end, result)
+        return result
+
+    async def _with_later_markers(self, log_id: int, offset: int, at: int, read: ReadResult) -> ReadResult:
+        """A marker may lie further on than the ranges, up to `at`, that its data was read from."""
+
+        async def collect(rows: Sequence[RangeRow]) -> tuple[list[AbortedEntry], bool, int]:
+            found: list[AbortedEntry] = []
+            complete = await self._reader.collect_aborted(rows, offset, read.next_offset, found)
+            return found, complete, rows[-1].range.end if rows else -1
+
+        aborted = list(read.aborted)
+        complete = False
+        while not complete:
+            found, complete, end = await self._planned(partial(self._ranges, log_id, at), collect)
+            aborted += found
+            if end <= at:
+                break
+            at = end
+        # Ranges that were merged meanwhile may have told of some a second time.
+        return read._replace(aborted=list(dict.fromkeys(aborted)), aborted_complete=complete)
 
     async def read_patiently(self, log_id: int, offset: int, limit: int, max_bytes: int) -> ReadResult:
         """The same, waiting for a store that is away."""

@@ -32,6 +32,7 @@ from broker.handlers import (
     produce,
     reassignments,
     topics,
+    transaction_markers,
 )
 from broker.services import RequestContext, Services
 from protocol import messages
@@ -98,6 +99,9 @@ HANDLERS: dict[ApiKey, Entry] = {
     ApiKey.OFFSET_FOR_LEADER_EPOCH: Entry(
         offset_for_leader_epoch.offset_for_leader_epoch, 2, 4, "tests/broker/test_list_offsets.py"
     ),
+    ApiKey.WRITE_TXN_MARKERS: Entry(
+        transaction_markers.write_txn_markers, 1, 2, "tests/broker/transactions/test_markers.py"
+    ),
     ApiKey.DESCRIBE_CONFIGS: Entry(configs.describe_configs, 1, 4, "tests/broker/test_handlers_admin.py"),
     ApiKey.ALTER_CONFIGS: Entry(configs.alter_configs, 0, 2, "tests/broker/test_handlers_admin.py"),
     ApiKey.LIST_CONFIG_RESOURCES: Entry(configs.list_config_resources, 0, 1, "tests/broker/test_dynamic_configs.py"),
@@ -117,6 +121,9 @@ HANDLERS: dict[ApiKey, Entry] = {
     ApiKey.OFFSET_DELETE: Entry(offsets.offset_delete, 0, 0, "tests/broker/test_handlers_groups.py"),
     ApiKey.UPDATE_FEATURES: Entry(features.update_features, 0, 2, "tests/broker/test_features.py"),
     ApiKey.DESCRIBE_CLUSTER: Entry(cluster.describe_cluster, 0, 2, "tests/broker/test_handlers_admin.py"),
+    ApiKey.DESCRIBE_PRODUCERS: Entry(
+        transaction_markers.describe_producers, 0, 0, "tests/broker/transactions/test_markers.py"
+    ),
     ApiKey.DESCRIBE_TOPIC_PARTITIONS: Entry(
         metadata.describe_topic_partitions, 0, 0, "tests/broker/test_handlers_admin.py"
     ),

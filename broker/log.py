@@ -59,7 +59,8 @@ class Waiter(Protocol):
 class Log:
     """`start <= committed_end <= sealed_end <= hw <= end`, `lso <= hw`.
 
-    Only `validation.assign_high_watermark` moves `hw` and `lso`, only `sealing` moves `sealed_end`.
+    Only `validation.assign_high_watermark` moves `hw` and `lso`, which is at least `start`; only `sealing` moves
+    `sealed_end`.
     Offsets: `start` the first readable one, `committed_end` what the bucket has by applied facts, `sealed_end` what is
     in seals, `hw` validated, `end` appended. `epochs` are (leader epoch, first offset), ascending.
     """
@@ -160,6 +161,11 @@ class Log:
             self._verifications = Verifications()
         return self._verifications
 
+    def expire_verifications(self, before_ms: int) -> None:
+        """Drop those that began before that and never came to an end."""
+        if self._verifications is not None:
+            self._verifications.expire(before_ms)
+
     def append(
         self, header: BatchHeader, batch: Buffer, max_timestamp: int, now_ms: int, reply: Reply | None = None
     ) -> int:
@@ -242,7 +248,8 @@ class Log:
             durable_end=self.hw,
             sequence=sequence,
         )
-        self.verifications.end(producer_id)
+        if self._verifications is not None:
+            self._verifications.end(producer_id)
         self.end = end
         self.last_sequence = sequence
         self.validation.in_flight.append((self, end, None))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from broker.log import Log, LogConfig, LogStatus
 from broker.space import SpaceQueue
+from broker.validation import assign_last_stable_offset
 from controller import facts as f
 from protocol.errors import ErrorCode, KafkaError
 from storage.producers import ProducerStates
@@ -35,6 +36,8 @@ LOAD_PARALLEL = 16
 INTERNAL_SHARE = 20
 """One part in so many of the memory for tails is kept for internal logs."""
 TOPIC_RESOURCE = 2
+EXPIRED_PER_STEP = 5000
+"""Producers looked at between two turns of the event loop."""
 
 
 class LeaderHint(KafkaError):
@@ -187,6 +190,26 @@ class LogTable:
                 case _:
                     pass
 
+    async def expire_producers(self) -> None:
+        """Forget silent producers, every so often, as long as it runs."""
+        settings = self._settings
+        while True:
+            await asyncio.sleep(settings.producer_id_expiration_check_interval_ms / 1000)
+            for log_id in list(self.by_log_id):
+                held = self.by_log_id.get(log_id)
+                if held is not None:
+                    await self._expire_producers_of(held)
+                    await asyncio.sleep(0)
+
+    async def _expire_producers_of(self, held: Log) -> None:
+        now_ms = self.clock.now_ms()
+        held.expire_verifications(now_ms - held.producers.expiration_ms)
+        ids = held.producers.ids()
+        for start in range(0, len(ids), EXPIRED_PER_STEP):
+            held.producers.expire(now_ms, held.hw, ids[start : start + EXPIRED_PER_STEP])
+            if len(ids) > EXPIRED_PER_STEP:
+                await asyncio.sleep(0)
+
     def _ours(self, known: LogState) -> bool:
         return known.leader_incarnation == self._incarnation and known.status == "open" and known.leader_node >= 0
 
@@ -251,8 +274,7 @@ class LogTable:
 
     def _opened(self, opened: Log) -> None:
         opened.status = LogStatus.OPEN
-        first_open = opened.producers.first_open_offset(opened.hw)
-        opened.lso = opened.hw if first_open is None else min(first_open, opened.hw)
+        assign_last_stable_offset(opened)
         for callback in self._on_open:
             callback(opened)
         opened.wake_all()
@@ -316,6 +338,8 @@ class LogTable:
         if held is not None and known is not None and known.start > held.start:
             held.start = known.start
             held.epochs = list(known.epochs)
+            if held.status is not LogStatus.OPENING:
+                assign_last_stable_offset(held)
             held.wake_all()
 
     # Answers for logs that are not here
@@ -390,6 +414,7 @@ class LogTable:
                 return False
             number = holder.tail.first_number
             freed = holder.tail.trim(end, budget)
+            holder.producers.forget_aborted(holder.tail.start)
             budget -= holder.tail.first_number - number
             if not closed:
                 self._kept_bytes -= freed

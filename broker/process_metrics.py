@@ -100,6 +100,11 @@ def _logs(broker: Broker) -> None:
     metrics.gauge("tidelog_logs", "Logs this broker leads.", lambda: len(logs))
     metrics.gauge("tidelog_tail_bytes", "Memory of all tails.", lambda: logs.memory.bytes)
     metrics.gauge("tidelog_tail_kept_bytes", "Of that, what is in the bucket already.", lambda: logs.kept_bytes)
+    metrics.gauge(
+        "tidelog_open_transactions",
+        "Transactions open in logs, counted in each; consumers of committed records wait behind the oldest.",
+        lambda: sum(each.producers.open_count for each in logs.logs),
+    )
     metrics.gauge("tidelog_space_waiting", "Produce requests waiting for space now.", lambda: len(logs.space))
     metrics.counter(
         "tidelog_alarms",

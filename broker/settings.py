@@ -166,6 +166,9 @@ class Settings:
     producer_id_expiration_ms: int = setting(
         86_400_000, "Idempotence state of a silent producer is kept so long.", at_least=1, dynamic=True
     )
+    producer_id_expiration_check_interval_ms: int = setting(
+        600_000, "How often silent producers are looked for.", at_least=1
+    )
     add_partitions_to_txn_retry_backoff_ms: int = setting(
         20,
         "How soon a partition is added again to a transaction whose predecessor is just being completed.",

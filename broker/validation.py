@@ -195,7 +195,12 @@ class Validation:
 
 
 def assign_high_watermark(log: Log, end: int) -> None:
-    """The only place where `hw` and `lso` change after a log was opened: everything below `end` is validated."""
+    """The only place where `hw` changes after a log was opened: everything below `end` is validated."""
     log.hw = end
     first_open = log.producers.first_open_offset(end)
-    log.lso = end if first_open is None or first_open > end else first_open
+    log.lso = end if first_open is None or first_open > end else max(first_open, log.start)
+
+
+def assign_last_stable_offset(log: Log) -> None:
+    """The same for `lso`, which also changes with the log's start: what was deleted is open no more."""
+    assign_high_watermark(log, log.hw)

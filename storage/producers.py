@@ -13,7 +13,8 @@ of 4.3), with three deliberate differences:
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgpack
@@ -41,6 +42,17 @@ class Duplicate(NamedTuple):
     last_offset: int
     timestamp: int  # max timestamp of the original, Unix ms
     sequence: int
+
+
+class ProducerDescription(NamedTuple):
+    """A producer as tools see it; -1 for what is not there."""
+
+    producer_id: int
+    epoch: int
+    last_sequence: int
+    last_timestamp: int  # Unix ms, of the last batch or marker
+    coordinator_epoch: int
+    open_from: int  # first offset of the open transaction
 
 
 class _Event(NamedTuple):
@@ -288,6 +300,23 @@ class ProducerStates:
         """(producer id, first offset) of the transactions that are open in what was appended, oldest first."""
         return iter(self._open.items())
 
+    @property
+    def aborted_count(self) -> int:
+        """Aborted transactions that are remembered here."""
+        return len(self._aborted)
+
+    @property
+    def open_count(self) -> int:
+        """Transactions that are open in what was appended."""
+        return len(self._open)
+
+    def aborted_since(self, base: int) -> Iterator[AbortedEntry]:
+        """The aborted transactions whose marker lies at `base` or above, in the order of their markers.
+
+        For use at once: nothing may be appended meanwhile.
+        """
+        return islice(self._aborted, bisect_left(self._aborted, base, key=_marker_offset), None)
+
     def aborted(self, base: int, end: int) -> list[AbortedEntry]:
         """The aborted transactions whose marker lies in [base, end), in the order of their markers."""
         first = bisect_left(self._aborted, base, key=_marker_offset)
@@ -297,19 +326,38 @@ class ProducerStates:
         """Drops the entries whose marker lies below `below`: the committed ranges have them."""
         del self._aborted[: bisect_left(self._aborted, below, key=_marker_offset)]
 
-    def expire(self, now_ms: int) -> int:
-        """Drops producers that have expired and returns their number. For a rare, periodic call: it looks at all.
+    def ids(self) -> list[int]:
+        """The producers that are known, those that have expired included."""
+        return list(self._producers)
 
-        Their next batch may begin with any sequence, as it may before: this only frees memory.
+    def describe(self, producer_id: int, end: int, now_ms: int) -> ProducerDescription | None:
+        """What is known of a producer as of `end`; None: nothing, or it has expired."""
+        producer = self._producers.get(producer_id)
+        index = -1 if producer is None else producer.at(end)
+        if producer is None or index < 0 or self._expired(producer.events[index], now_ms):
+            return None
+        event = producer.events[index]
+        window = producer.window(index)
+        last_sequence = window[-1].last_sequence if window else _NONE
+        return ProducerDescription(
+            producer_id, event.epoch, last_sequence, event.timestamp, event.coordinator_epoch, event.open_from
+        )
+
+    def expire(self, now_ms: int, durable_end: int, among: Iterable[int]) -> int:
+        """Drops those of `among` that have expired and returns their number. For a rare, periodic call.
+
+        Their next batch may begin with any sequence, as it may before: this only frees memory, and room in snapshots.
         """
-        gone = [
-            producer_id
-            for producer_id, producer in self._producers.items()
-            if self._expired(producer.events[-1], now_ms)
-        ]
-        for producer_id in gone:
-            del self._producers[producer_id]
-        return len(gone)
+        gone = 0
+        for producer_id in among:
+            producer = self._producers.get(producer_id)
+            if producer is None:
+                continue
+            last = producer.events[-1]
+            if last.end <= durable_end and self._expired(last, now_ms):
+                del self._producers[producer_id]
+                gone += 1
+        return gone
 
     def snapshot(self, end: int) -> bytes:
         """The state exactly at `end`, whatever was appended above it; b"" if no producer was known.

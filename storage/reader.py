@@ -33,6 +33,7 @@ __all__ = ["Block", "FoundBatch", "RangeMissing", "ReadResult", "Reader", "parse
 
 GET_BYTES_MAX = 4 * 1024 * 1024
 _STREAMS_MAX = 1000
+_INDEXES_AHEAD = 16
 _ENDS_BYTES_MAX = 8 * 1024 * 1024
 _OFFSET_AND_LENGTH = Struct(">qi").unpack_from
 _LOG_OVERHEAD = 12
@@ -188,7 +189,7 @@ class Reader:
         aborted: list[AbortedEntry] = []
         aborted_complete = not read_committed or not buffers
         if not aborted_complete:
-            aborted_complete = await self._collect_aborted(rows, offset, at, aborted)
+            aborted_complete = await self.collect_aborted(rows, offset, at, aborted)
         return ReadResult(buffers, size, at, aborted, aborted_complete)
 
     async def find_timestamp(
@@ -323,13 +324,19 @@ class Reader:
                     break
         return planned
 
-    async def _collect_aborted(
+    async def collect_aborted(
         self, rows: Sequence[RangeRow], offset: int, upper: int, into: list[AbortedEntry]
     ) -> bool:
-        """Forward from the range that holds `offset` until everything below `upper` is known to be decided."""
-        for row in rows:
-            if row.range.end <= offset:
-                continue
+        """Adds the aborted transactions with data in [offset, upper) whose marker lies in `rows`, forward from the one
+        that holds `offset`, until everything below `upper` is known to be decided; False: `rows` did not tell that."""
+        ahead = 1
+        rows = [row for row in rows if row.range.end > offset]
+        for number, row in enumerate(rows):
+            if number == ahead:  # usually the first one is enough; a long transaction takes many
+                ahead += min(2 * number, _INDEXES_AHEAD)
+                for later in rows[number:ahead]:
+                    if later.key not in self.indexes:
+                        self._request_index(later)
             log = await self._log(row)
             if collect_aborted(log.aborted, offset, upper, into) or log.range.last_stable_offset >= upper:
                 return True

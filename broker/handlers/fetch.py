@@ -20,12 +20,14 @@ from broker.log_table import LeaderHint
 from protocol.errors import ErrorCode, KafkaError
 from protocol.fast import FetchRequest, FetchResult, coalesce, encode_fetch_response, parse_fetch
 from protocol.records import build_empty_batches, parse_header
+from storage.range_plan import collect_aborted
 
 if TYPE_CHECKING:
     from broker.connection import Connection, Reply
     from broker.log import Log
     from broker.services import Services
     from protocol import Buffer
+    from storage.seal import AbortedEntry
 
 READ_COMMITTED = 1
 NO_SUCH_PARTITION = (ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, ErrorCode.UNKNOWN_TOPIC_ID)
@@ -371,19 +373,24 @@ class Poll:
     async def _read_part(self, part: SessionPart, log: Log, max_bytes: int) -> None:
         committed = self.request.isolation_level == READ_COMMITTED
         cold = Cold(part.offset)
-        limit = min(log.lso if committed else log.hw, log.committed_end)
+        stable = limit_of(log, committed)
+        limit = min(stable, log.committed_end)
+        # What is in memory now may be in the bucket alone when the bucket has answered, in ranges it was not asked for.
+        in_memory = _aborted(log, part.offset, stable) if committed else []
         try:
             read = await self.services.cold.read(
                 log.log_id, part.offset, limit, max(max_bytes, 1), read_committed=committed
             )
             cold.buffers, cold.size = read.buffers, read.size
             if committed and read.buffers:
-                cold.aborted = [(entry.producer_id, entry.first_offset) for entry in read.aborted]
-                if not read.aborted_complete:
-                    cold.aborted += _aborted(log, part.offset, read.next_offset, known=cold.aborted)
+                known = {(entry.producer_id, entry.first_offset): None for entry in read.aborted}
+                known.update((entry, None) for entry in in_memory if entry[1] < read.next_offset)
+                cold.aborted = list(known)
             if not read.buffers:
                 # Nothing is left between here and the tail, as far as was asked: offsets of a declared loss.
                 cold.buffers, cold.size = _across(log, part.offset, limit, limit_of(log, committed), max(max_bytes, 1))
+                if committed and cold.buffers:
+                    cold.aborted = _aborted(log, log.tail.start, parse_header(cold.buffers[-1]).next_offset)
         except KafkaError as error:
             cold.error = error.code, error.message
         assert self.cold is not None
@@ -477,11 +484,11 @@ def _diverging(log: Log, part: SessionPart) -> tuple[int, int] | None:
     return None
 
 
-def _aborted(log: Log, offset: int, end: int, known: list[tuple[int, int]] | None = None) -> list[tuple[int, int]]:
-    """Aborted transactions with data in [offset, end) whose marker is in memory: (producer id, first offset)."""
-    entries = [
-        (entry.producer_id, entry.first_offset)
-        for entry in log.producers.aborted(max(offset, 0), log.lso)
-        if entry.first_offset < end
-    ]
-    return [entry for entry in entries if entry not in known] if known else entries
+def _aborted(log: Log, offset: int, upper: int) -> list[tuple[int, int]]:
+    """Aborted transactions with data in [offset, upper) whose marker is in memory: (producer id, first offset).
+
+    `upper` is at most the last stable offset; a marker may lie beyond it, where a later transaction is still open.
+    """
+    found: list[AbortedEntry] = []
+    collect_aborted(log.producers.aborted_since(max(offset, 0)), offset, upper, found)
+    return [(entry.producer_id, entry.first_offset) for entry in found]

@@ -14,8 +14,6 @@ from protocol.apis import ApiKey
 from protocol.errors import ErrorCode
 from protocol.records import check_crc, iterate_batches, parse_header
 from storage.object_store import Unavailable
-from storage.producers import ProducerStates
-from storage.seal import AbortedEntry
 from tests.support.hot_broker import HotBroker, topic_id_of
 from tests.support.manual_clock import ManualClock
 from tests.support.raw_client import RawClient, batch_of, fetch_request, produce_request
@@ -291,27 +289,33 @@ async def test_sessions_are_bounded(tmp_path: Path) -> None:
 # Isolation
 
 
-class TwoAborted(ProducerStates):
-    """As after two aborted transactions, of which one ends beyond the last stable offset."""
-
-    def aborted(self, base: int, end: int) -> list[AbortedEntry]:
-        entries = [AbortedEntry(9, 0, 1, 2), AbortedEntry(8, 2, 5, 6)]
-        return [entry for entry in entries if base <= entry.last_offset < end]
-
-
 async def test_read_committed_stops_at_the_last_stable_offset(tmp_path: Path) -> None:
     async with HotBroker(tmp_path) as broker, RawClient(broker.port) as client:
         (log,) = broker.create_topic("t")
-        for value in (b"a", b"b", b"c"):
-            await client.produce("t", batch_of(value))
-        log.lso = 2
-        log.producers = TwoAborted()
+
+        def transactional(producer_id: int) -> None:
+            log.append_own(
+                batch_of(b"x", producer_id=producer_id, producer_epoch=0, base_sequence=0, transactional=True)
+            )
+
+        def abort(producer_id: int) -> None:
+            log.append_marker(producer_id, 0, 1, commit=False, transaction_version=0)
+
+        transactional(9)
+        transactional(8)
+        transactional(7)
+        abort(9)
+        transactional(6)
+        abort(8)
+        abort(6)
+        await until(lambda: log.hw == log.end)
         part = await client.fetch("t", 0, isolation_level=1)
-        assert (offsets(part.records), part.high_watermark, part.last_stable_offset) == ([0, 1], 3, 2)
-        assert [(a.producer_id, a.first_offset) for a in part.aborted_transactions] == [(9, 0)]
+        assert (offsets(part.records), part.high_watermark, part.last_stable_offset) == ([0, 1], 7, 2)
+        # Their markers lie beyond the last stable offset; a transaction that lies beyond it is not told.
+        assert [(a.producer_id, a.first_offset) for a in part.aborted_transactions] == [(9, 0), (8, 1)]
         part = await client.fetch("t", 2, isolation_level=1)
         assert (offsets(part.records), part.aborted_transactions) == ([], [])
-        assert offsets((await client.fetch("t", 0)).records) == [0, 1, 2]
+        assert offsets((await client.fetch("t", 0)).records) == list(range(7))
 
 
 # The bucket

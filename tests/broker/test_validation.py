@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from broker.connection import Reply
 from broker.log import Log
-from broker.validation import FileFence, SessionFence, Validation
+from broker.validation import FileFence, SessionFence, Validation, assign_last_stable_offset
 from controller.client import Grant, Session
 from tests.support.manual_clock import ManualClock
 
@@ -24,7 +24,7 @@ class AnyLog:
     """What `Validation` touches of a log."""
 
     def __init__(self) -> None:
-        self.hw = self.lso = 0
+        self.hw = self.lso = self.start = 0
         self.producers = Producers()
         self.waiters: dict[Any, None] = {}
 
@@ -120,6 +120,9 @@ def test_the_last_stable_offset_stops_at_an_open_transaction() -> None:
         append(validation, log, end)
         validation.on_durable(sequence, sequence)
         assert (log.hw, log.lso) == (end, stable)
+    log.start = 4
+    assign_last_stable_offset(log)
+    assert (log.hw, log.lso) == (6, 4), "what was deleted is open no more"
     log.producers.open_from = None
     append(validation, log, 7)
     validation.on_durable(4, 4)

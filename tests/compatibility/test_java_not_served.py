@@ -22,8 +22,6 @@ REFUSED: list[tuple[str, str, str]] = [
     # Transactions
     ("TransactionsCommand", "list", "does not support LIST_TRANSACTIONS"),
     ("TransactionsCommand", "describe --transactional-id t", "type=TRANSACTION)` failed due to an unexpected error"),
-    ("TransactionsCommand", "describe-producers --topic TOPIC --partition 0", "does not support DESCRIBE_PRODUCERS"),
-    ("TransactionsCommand", "find-hanging --broker-id 1", "does not support DESCRIBE_PRODUCERS"),
     (
         "ProducerPerformance",
         "--topic TOPIC --num-records 1 --record-size 10 --throughput -1 --transactional-id t",

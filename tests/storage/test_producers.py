@@ -112,13 +112,13 @@ def test_expiry_counts_from_the_append_and_is_applied_at_use() -> None:
     log.produce(1, 4, 0, timestamp=1)  # the client's own, long ago
     log.now += DAY - 1
     assert isinstance(log.produce(1, 4, 0), Duplicate)
-    assert log.states.expire(log.now) == 0
+    assert log.states.expire(log.now, log.end, log.states.ids()) == 0
     log.now += 1
     assert log.states.snapshot(log.end)
     assert log.produce(1, 2, 9) == 1
     assert log.produce(1, 2, 10) == 2
     log.now += DAY
-    assert log.states.expire(log.now) == 1
+    assert log.states.expire(log.now, log.end, log.states.ids()) == 1
     assert len(log.states) == 0 and log.states.snapshot(log.end) == b""
 
 
@@ -127,7 +127,7 @@ def test_an_open_transaction_does_not_expire() -> None:
     log.produce(1, 0, 0, transactional=True)
     log.now += 2 * DAY
     assert log.refused(1, 0, 5, transactional=True) == "OUT_OF_ORDER_SEQUENCE_NUMBER"
-    assert log.states.expire(log.now) == 0
+    assert log.states.expire(log.now, log.end, log.states.ids()) == 0
 
 
 def test_batches_outside_of_an_open_transaction_are_refused() -> None:

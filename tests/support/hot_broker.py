@@ -205,10 +205,10 @@ class HotBroker:
     def log(self, topic: str, partition: int = 0) -> Log:
         return self.logs.find[topic, partition]
 
-    async def commit(self, logs: Sequence[Log], *, fact: bool = True) -> str:
-        """Put what is validated and not committed of these logs into the bucket; the object's key."""
+    async def commit(self, logs: Sequence[Log], *, fact: bool = True, sealed: SealedLog | None = None) -> str:
+        """Put what is validated and not committed of these logs into the bucket (or `sealed`); the object's key."""
         seal = next(self._seals)
-        sealed = [
+        taken = [
             SealedLog(
                 log_id=log.log_id,
                 leader_epoch=log.epoch,
@@ -221,8 +221,9 @@ class HotBroker:
                 aborted=log.producers.aborted(log.committed_end, log.hw),
             )
             for log in logs
-        ]
-        segment = encode_segment(SegmentWriter(Writer("test-cluster", NODE, INCARNATION), seal), sealed)
+            if sealed is None
+        ] or [sealed]
+        segment = encode_segment(SegmentWriter(Writer("test-cluster", NODE, INCARNATION), seal), taken)
         await self.store.put_if_absent(segment.key, segment.parts)
         if fact:
             item = SegmentObject(segment.key, segment.size, segment.ranges)
