@@ -20,6 +20,7 @@ from broker.config_types import (
 )
 from broker.dynamic_configs import BROKER_RESOURCE, DynamicConfigs, list_default, validate_broker_configs
 from broker.settings import LONG_MAX, WAL_KINDS, Settings
+from controller.configs import CompactionRules
 from protocol.errors import ErrorCode, KafkaError
 
 TOPIC_RESOURCE = 2
@@ -42,14 +43,69 @@ def _throttled(name: str) -> Callable[[list[str]], str | None]:
     return problem
 
 
+def _compaction_definitions() -> Iterable[Definition]:
+    """Those that say when and how a log is compacted."""
+    integer, long = ConfigType.INT, ConfigType.LONG
+    yield Definition(
+        "delete.retention.ms",
+        long,
+        "86400000",
+        "log.cleaner.delete.retention.ms",
+        "How long a tombstone stays after the first compaction that saw it.",
+        0,
+    )
+    yield Definition(
+        "max.compaction.lag.ms",
+        long,
+        str(LONG_MAX),
+        "log.cleaner.max.compaction.lag.ms",
+        "A record is compacted after so long, whatever the dirty ratio.",
+        1,
+    )
+    yield Definition(
+        "min.cleanable.dirty.ratio",
+        ConfigType.DOUBLE,
+        "0.5",
+        "log.cleaner.min.cleanable.ratio",
+        "Compaction begins when more than this part of what may be compacted is new.",
+        0,
+        1,
+    )
+    yield Definition(
+        "min.compaction.lag.ms",
+        long,
+        "0",
+        "log.cleaner.min.compaction.lag.ms",
+        "No record is compacted before it is so old.",
+        0,
+    )
+    yield Definition(
+        "segment.bytes",
+        integer,
+        "1073741824",
+        "log.segment.bytes",
+        "Compaction waits for so many new bytes, or for segment.ms. Retention takes smaller pieces.",
+        1024 * 1024,
+    )
+    yield Definition(
+        "segment.ms",
+        long,
+        "604800000",
+        "log.roll.ms",
+        "Compaction waits until new records are so old, or are segment.bytes.",
+        1,
+    )
+
+
 def _definitions() -> Iterable[Definition]:
     boolean, string, integer, long = ConfigType.BOOLEAN, ConfigType.STRING, ConfigType.INT, ConfigType.LONG
+    yield from _compaction_definitions()
     yield Definition(
         "cleanup.policy",
         ConfigType.LIST,
         "delete",
         "log.cleanup.policy",
-        "delete removes old data; compact is kept for internal topics and otherwise stored.",
+        "delete removes old data, compact keeps the last value of every key. May be both, and be changed at any time.",
         one_of=("compact", "delete"),
     )
     yield Definition("compression.gzip.level", integer, "-1", "compression.gzip.level", _STORED, 1, 9, or_equal=-1)
@@ -63,7 +119,6 @@ def _definitions() -> Iterable[Definition]:
         one_of=("uncompressed", "zstd", "lz4", "snappy", "gzip", "producer"),
     )
     yield Definition("compression.zstd.level", integer, "3", "compression.zstd.level", _STORED, -131072, 22)
-    yield Definition("delete.retention.ms", long, "86400000", "log.cleaner.delete.retention.ms", _STORED, 0)
     yield Definition("file.delete.delay.ms", long, "60000", "log.segment.delete.delay.ms", _STORED, 0)
     yield Definition("flush.messages", long, str(LONG_MAX), "log.flush.interval.messages", _STORED, 1)
     yield Definition("flush.ms", long, str(LONG_MAX), "log.flush.interval.ms", _STORED, 0)
@@ -75,7 +130,6 @@ def _definitions() -> Iterable[Definition]:
     for unit in ("bytes", "ms"):
         name = f"local.retention.{unit}"
         yield Definition(name, long, "-2", f"log.{name}", "Stored and returned; all data is remote.", -2)
-    yield Definition("max.compaction.lag.ms", long, str(LONG_MAX), "log.cleaner.max.compaction.lag.ms", _STORED, 1)
     yield Definition("max.message.bytes", integer, "1048588", "message.max.bytes", "The largest record batch.", 0)
     for side, default in (("after", "3600000"), ("before", str(LONG_MAX))):
         name = f"message.timestamp.{side}.max.ms"
@@ -91,10 +145,6 @@ def _definitions() -> Iterable[Definition]:
         one_of=("CreateTime", "LogAppendTime"),
     )
     yield Definition(
-        "min.cleanable.dirty.ratio", ConfigType.DOUBLE, "0.5", "log.cleaner.min.cleanable.ratio", _STORED, 0, 1
-    )
-    yield Definition("min.compaction.lag.ms", long, "0", "log.cleaner.min.compaction.lag.ms", _STORED, 0)
-    yield Definition(
         "min.insync.replicas", integer, "1", "min.insync.replicas", "Stored and returned; the WAL kind decides.", 1
     )
     yield Definition("preallocate", boolean, "false", "log.preallocate", _STORED)
@@ -106,10 +156,8 @@ def _definitions() -> Iterable[Definition]:
     yield Definition(
         "retention.ms", long, "604800000", "log.retention.ms", "How long records are kept; -1: for ever.", -1
     )
-    yield Definition("segment.bytes", integer, "1073741824", "log.segment.bytes", _STORED, 1024 * 1024)
     yield Definition("segment.index.bytes", integer, "10485760", "log.index.size.max.bytes", _STORED, 4)
     yield Definition("segment.jitter.ms", long, "0", "log.roll.jitter.ms", _STORED, 0)
-    yield Definition("segment.ms", long, "604800000", "log.roll.ms", _STORED, 1)
     yield Definition(
         "unclean.leader.election.enable",
         boolean,
@@ -185,6 +233,8 @@ class TopicDefaults:
     def _inherited(self, definition: Definition) -> str:
         if definition.name == "retention.ms":
             return str(self._settings.retention_ms)
+        if definition.name == "segment.ms":
+            return str(self._settings.segment_ms)
         synonyms = self._synonyms(definition)
         value = synonyms[0].value if synonyms else None
         return definition.default if value is None else value
@@ -203,6 +253,10 @@ class TopicDefaults:
     def number(self, configs: Mapping[str, str], name: str) -> int:
         """The same as a whole number."""
         return int(self.value(configs, name))
+
+    def compacts(self, configs: Mapping[str, str]) -> bool:
+        """Whether the cleanup policy says so."""
+        return "compact" in list_value(self.value(configs, "cleanup.policy"))
 
     def describe(self, configs: Mapping[str, str]) -> list[ConfigValue]:
         """Every topic config with its source, in name order."""
@@ -266,6 +320,19 @@ class TopicRules:
         if "delete" not in list_value(self._defaults.value(overrides, "cleanup.policy")):
             return None
         return self._defaults.number(overrides, "retention.ms"), self._defaults.number(overrides, "retention.bytes")
+
+    def compaction(self, overrides: Mapping[str, str]) -> CompactionRules | None:
+        """When logs with these overrides are compacted; None if the policy does not compact."""
+        if not self._defaults.compacts(overrides):
+            return None
+        number = self._defaults.number
+        return CompactionRules(
+            float(self._defaults.value(overrides, "min.cleanable.dirty.ratio")),
+            number(overrides, "min.compaction.lag.ms"),
+            number(overrides, "max.compaction.lag.ms"),
+            number(overrides, "segment.ms"),
+            number(overrides, "segment.bytes"),
+        )
 
     def may_balance(self, overrides: Mapping[str, str]) -> bool:
         """`tidelog.balance` of the topic. Where the broker's is off nobody asks."""

@@ -1,5 +1,6 @@
 """The controller's part of a broker's settings."""
 
+from broker.compaction import Limits as CompactionLimits
 from broker.settings import Settings
 from controller.decide import Limits
 from controller.merging import MergeRules
@@ -20,6 +21,8 @@ def controller_settings(settings: Settings) -> ControllerSettings:
         balance_threshold_percent=settings.tidelog_balance_threshold_percent,
         merge_check_ms=settings.tidelog_merge_check_interval_ms,
         merging=merge_rules(settings),
+        compaction=settings.log_cleaner_enable,
+        compaction_check_ms=settings.log_cleaner_backoff_ms,
         limits=Limits(ranges_per_log=settings.tidelog_log_ranges_max),
     )
 
@@ -35,4 +38,13 @@ def merge_rules(settings: Settings) -> MergeRules:
         head_max=head_max,
         head_keep=head_max * 2 // 3,
         manifest_rows_max=settings.tidelog_manifest_ranges_max,
+    )
+
+
+def compaction_limits(settings: Settings) -> CompactionLimits:
+    """The bounds of this broker's passes of compaction."""
+    return CompactionLimits(
+        map_bytes=settings.log_cleaner_dedupe_buffer_size,
+        object_bytes=settings.tidelog_merge_object_bytes,
+        producer_expiration_ms=settings.producer_id_expiration_ms,
     )

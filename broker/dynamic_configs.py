@@ -30,8 +30,10 @@ log = logging.getLogger(__name__)
 
 BROKER_RESOURCE = 4
 
-_LONG_KEYS = """connections.max.idle.ms log.message.timestamp.after.max.ms log.message.timestamp.before.max.ms
-    log.retention.bytes log.retention.check.interval.ms log.retention.ms offsets.retention.check.interval.ms
+_LONG_KEYS = """connections.max.idle.ms log.cleaner.backoff.ms log.cleaner.dedupe.buffer.size
+    log.cleaner.delete.retention.ms log.cleaner.max.compaction.lag.ms log.cleaner.min.compaction.lag.ms
+    log.message.timestamp.after.max.ms log.message.timestamp.before.max.ms
+    log.retention.bytes log.retention.check.interval.ms log.retention.ms log.roll.ms offsets.retention.check.interval.ms
     queued.max.request.bytes"""
 _LONGS = frozenset(_LONG_KEYS.split())
 _SHORTS = frozenset({"offsets.topic.replication.factor", "transaction.state.log.replication.factor"})
@@ -43,20 +45,18 @@ _STORED_KEYS = {
     ConfigType.INT: """background.threads compression.gzip.level compression.lz4.level compression.zstd.level
         group.consumer.assignment.interval.ms group.coordinator.cached.buffer.max.bytes
         group.share.assignment.interval.ms group.streams.assignment.interval.ms log.cleaner.io.buffer.size
-        log.cleaner.threads log.index.interval.bytes log.index.size.max.bytes log.segment.bytes
+        log.cleaner.threads log.index.interval.bytes log.index.size.max.bytes
         max.connection.creation.rate num.io.threads num.network.threads num.recovery.threads.per.data.dir
         num.replica.fetchers remote.fetch.max.wait.ms remote.log.manager.copier.thread.pool.size
         remote.log.manager.expiration.thread.pool.size remote.log.manager.follower.thread.pool.size
         remote.log.reader.threads share.coordinator.cached.buffer.max.bytes""",
-    ConfigType.LONG: """follower.replication.throttled.rate leader.replication.throttled.rate log.cleaner.backoff.ms
-        log.cleaner.dedupe.buffer.size log.cleaner.delete.retention.ms log.cleaner.max.compaction.lag.ms
-        log.cleaner.min.compaction.lag.ms log.flush.interval.messages log.flush.interval.ms log.local.retention.bytes
-        log.local.retention.ms log.roll.jitter.ms log.roll.ms log.segment.delete.delay.ms
+    ConfigType.LONG: """follower.replication.throttled.rate leader.replication.throttled.rate
+        log.flush.interval.messages log.flush.interval.ms log.local.retention.bytes
+        log.local.retention.ms log.roll.jitter.ms log.segment.delete.delay.ms
         remote.list.offsets.request.timeout.ms remote.log.index.file.cache.total.size.bytes
         remote.log.manager.copy.max.bytes.per.second remote.log.manager.fetch.max.bytes.per.second
         replica.alter.log.dirs.io.max.bytes.per.second""",
-    ConfigType.DOUBLE: """log.cleaner.io.buffer.load.factor log.cleaner.io.max.bytes.per.second
-        log.cleaner.min.cleanable.ratio""",
+    ConfigType.DOUBLE: """log.cleaner.io.buffer.load.factor log.cleaner.io.max.bytes.per.second""",
     ConfigType.STRING: "max.connections.per.ip.overrides",
 }
 
@@ -73,6 +73,8 @@ def _type_of(key: str, annotation: Any) -> ConfigType:
     types = get_args(annotation) or (annotation,)
     if bool in types:
         return ConfigType.BOOLEAN
+    if float in types:
+        return ConfigType.DOUBLE
     if int in types:
         long = key in _LONGS or key.startswith("tidelog.")
         return ConfigType.SHORT if key in _SHORTS else ConfigType.LONG if long else ConfigType.INT

@@ -11,25 +11,18 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from broker.outputs import ASK_ATTEMPTS, YIELD_S, OutputWriter, Pacer, ask
 from controller.client import ControllerClient
 from controller.commands import CloseJob, ReplaceRanges, WriteManifests
 from controller.facts import Fact, Merged, MergeJobOpened, MergePart, NewManifest, StateReloaded
 from controller.jobs import MERGE, Job
 from controller.merging import MergeRules
-from protocol.errors import ErrorCode, KafkaError
 from storage.manifest import ManifestRow, encode_manifest, point_to, read_manifest
 from storage.merging import Inputs, MergedObject, merge
-from storage.object_store import NotFound, ObjectStore, OutcomeUnknown, PreconditionFailed, StoreError, body_size
+from storage.object_store import ObjectStore, StoreError
 from storage.seal import CorruptSegment, RangeMissing, RangeRow, manifest_key
 
 log = logging.getLogger(__name__)
-
-PUT_ATTEMPTS = 5
-BACKOFF_MS = 200
-ASK_ATTEMPTS = 20
-YIELD_S = 0.05
-YIELD_S_MAX = 2.0
-"""The longest that one step waits for busier work to end: merging must get on, or the metadata grows."""
 
 
 class JobGone(Exception):
@@ -48,24 +41,20 @@ class Merging:
         cluster_id: str,
         token: Callable[[int], bytes],
         rules: MergeRules,
-        bytes_per_s: int,
-        is_busy: Callable[[], bool],
+        pacer: Pacer,
     ) -> None:
-        """`bytes_per_s`: read and written together; 0: no limit. `is_busy`: others need the store or the loop now."""
         self._store = store
         self._controller = controller
         self._incarnation = incarnation
         self._cluster_id = cluster_id
         self._token = token
         self._rules = rules
-        self.bytes_per_s = bytes_per_s
-        self._is_busy = is_busy
+        self._writer = OutputWriter(store, pacer)
         self._wake = asyncio.Event()
-        self._paced_until = 0.0
         self.alarms = 0
         """Inputs found damaged, and named inputs found missing."""
         self.jobs = self.jobs_given_up = self.refused_parts = 0
-        self.ranges = self.bytes_read = self.bytes_written = self.manifests_written = 0
+        self.ranges = self.manifests_written = 0
 
     def on_facts(self, facts: Sequence[Fact]) -> None:
         """Subscribed to the controller client."""
@@ -74,6 +63,16 @@ class Merging:
                 isinstance(fact, MergeJobOpened) and fact.incarnation == self._incarnation
             ):
                 self._wake.set()
+
+    @property
+    def bytes_read(self) -> int:
+        """From the bucket."""
+        return self._writer.bytes_read
+
+    @property
+    def bytes_written(self) -> int:
+        """To the bucket."""
+        return self._writer.bytes_written
 
     @property
     def waiting(self) -> int:
@@ -130,18 +129,7 @@ class Merging:
         log.error("ALARM: merge job %d cannot read what is named: %s", job.number, error)
 
     async def _ask(self, command: Any) -> Any:
-        """The controller's answer; None: it refused, or nobody answers."""
-        wait_s = BACKOFF_MS / 1000
-        for _ in range(ASK_ATTEMPTS):
-            try:
-                return await self._controller.ask(command)
-            except KafkaError as error:
-                if not error.retriable and error.code is not ErrorCode.NOT_CONTROLLER:
-                    log.info("%s of job %d was refused: %s", type(command).__name__, command.job, error)
-                    return None
-            await asyncio.sleep(wait_s)
-            wait_s = min(2 * wait_s, YIELD_S_MAX)
-        return None
+        return await ask(self._controller, command)
 
     # The two kinds of jobs
 
@@ -160,7 +148,7 @@ class Merging:
             self._store,
             self._cluster_id,
             [row for part in job.parts for row in self._rows(part) or ()],
-            self._read_pace,
+            self._writer.read_pace,
         )
         outputs: list[Merged] = []
         for part in job.parts:
@@ -170,7 +158,7 @@ class Merging:
                 continue
             try:
                 made = await merge(inputs, self._cluster_id, job.number, rows)
-                await self._put(made.key, made.parts)
+                await self._writer.put(made.key, made.parts)
             except (RangeMissing, CorruptSegment) as error:
                 if self._rows(part) == rows:  # else retention was faster
                     self._alarm(job, error)
@@ -208,7 +196,7 @@ class Merging:
         if old is not None and old.rows + len(rows) > self._rules.manifest_rows_max:
             old = None
         if old is not None:
-            await self._read_pace(old.size)
+            await self._writer.read_pace(old.size)
             try:
                 before = await read_manifest(self._store, part.log_id, old, self._cluster_id)
             except RangeMissing:
@@ -217,7 +205,7 @@ class Merging:
                 return None
             rows = before.rows(old.first) + rows
         data = encode_manifest(self._cluster_id, job.number, part.log_id, rows)
-        await self._put(manifest_key(job.number, part.log_id), [data])
+        await self._writer.put(manifest_key(job.number, part.log_id), [data])
         self.manifests_written += 1
         pointer = point_to(job.number, len(data), rows, 0, -1 if old is None else old.max_timestamp)
         return NewManifest(part.log_id, -1 if old is None else old.job, pointer)
@@ -225,53 +213,6 @@ class Merging:
     def _check_open(self, job: Job) -> None:
         if job.number not in self._controller.state.jobs:
             raise JobGone
-
-    # The store
-
-    async def _put(self, key: str, parts: Sequence[Any]) -> None:
-        """Create the object. Its bytes follow from the job, so whatever is there under the key is ours, or damage."""
-        size = body_size(parts)
-        await self._pace(size)
-        wait_s = BACKOFF_MS / 1000
-        for attempt in range(1, PUT_ATTEMPTS + 1):
-            try:
-                await self._store.put_if_absent(key, parts)
-                break
-            except PreconditionFailed:
-                await self._verify_own(key, size, bytes(parts[-1]))
-                break
-            except StoreError:
-                if attempt == PUT_ATTEMPTS:
-                    raise
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, YIELD_S_MAX)
-        self.bytes_written += size
-
-    async def _verify_own(self, key: str, size: int, tail: bytes) -> None:
-        try:
-            found = (await self._store.head(key)).size
-            held = await self._store.get_range(key, size - len(tail), len(tail)) if found == size else b""
-        except NotFound as error:
-            raise OutcomeUnknown(f"{key} was refused as existing, but it does not exist") from error
-        if held != tail:
-            raise CorruptSegment(key, "other bytes lie under the key of a merge job")
-
-    async def _read_pace(self, size: int) -> None:
-        await self._pace(size)
-        self.bytes_read += size
-
-    async def _pace(self, size: int) -> None:
-        """Give way to busier work for a while, and keep to the rate."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + YIELD_S_MAX
-        while self._is_busy() and loop.time() < until:
-            await asyncio.sleep(YIELD_S)
-        if self.bytes_per_s:
-            now = loop.time()
-            begin = max(self._paced_until, now)
-            self._paced_until = begin + size / self.bytes_per_s
-            if begin > now:
-                await asyncio.sleep(begin - now)
 
 
 def _output(made: MergedObject) -> Merged:

@@ -11,8 +11,9 @@ from broker.background import Tasks, collect_young_garbage
 from broker.bucket import Bucket, CannotStart
 from broker.clock import SystemClock
 from broker.cold import ColdReads
+from broker.compaction import Compacting, delete_retention_ms
 from broker.configs import TopicDefaults, TopicRules
-from broker.control_settings import controller_settings, merge_rules
+from broker.control_settings import compaction_limits, controller_settings, merge_rules
 from broker.coordination.runtime import CoordinatorLog
 from broker.dispatch import HANDLERS
 from broker.dynamic_configs import BROKER_RESOURCE, DynamicConfigs
@@ -33,6 +34,7 @@ from broker.metrics import Counters, Metrics
 from broker.moves import Moves
 from broker.named_recovery import NamedRecoveries
 from broker.operators import Drains, FormatLevels, Operators
+from broker.outputs import Pacer
 from broker.peers import Peers
 from broker.recovery import WalRecovery
 from broker.registration import Registration
@@ -248,6 +250,7 @@ class Broker:
         tasks.spawn(self.moves.run(), name="move logs")
         tasks.spawn(self.moves.warm_up(), name="warm up")
         tasks.spawn(self.merging.run(), name="merging")
+        tasks.spawn(self.compacting.run(), name="compaction")
         tasks.spawn(watch_space(self.logs.space, self.wals), name="watch space")
         tasks.spawn(self.named.run(), name="recover named instances")
         await self.recovery.recover_all(locked, registered)
@@ -330,7 +333,7 @@ class Broker:
         for wal, validation in self.wals:
             self.logs.attach(wal, validation)
         self._build_uploads(tasks, cold)
-        self._build_background(reader, cold)
+        self._build_background(reader, cold, defaults)
         self._build_services(tasks, reader, cold, defaults)
         self.dynamic.listen(self._settings_changed)
         # In this order facts are told; what one of them does with a fact may ask what stands before it.
@@ -340,6 +343,7 @@ class Broker:
             self.sealing.on_facts,
             self.moves.on_facts,
             self.merging.on_facts,
+            self.compacting.on_facts,
             self.services.metadata_cache.on_facts,
             self.named.on_facts,
             self.heartbeats.on_facts,
@@ -356,8 +360,8 @@ class Broker:
         )
         process_metrics.register(self)
 
-    def _build_background(self, reader: Reader, cold: ColdReads) -> None:
-        """What goes on beside requests: the session, logs that move, merging."""
+    def _build_background(self, reader: Reader, cold: ColdReads, defaults: TopicDefaults) -> None:
+        """What goes on beside requests: the session, logs that move, merging, compaction."""
         settings = self.settings
         self.heartbeats = Heartbeats(
             self.session,
@@ -378,6 +382,9 @@ class Broker:
             clock=self.clock,
             token=self.token,
         )
+        self.pacer = Pacer(
+            settings.tidelog_merge_bytes_per_second, is_busy=lambda: bool(len(self.logs.space)) or reader.busy
+        )
         self.merging = Merging(
             store=self.store,
             controller=self.controller,
@@ -385,8 +392,18 @@ class Broker:
             cluster_id=self.cluster_id,
             token=self.token,
             rules=merge_rules(settings),
-            bytes_per_s=settings.tidelog_merge_bytes_per_second,
-            is_busy=lambda: bool(len(self.logs.space)) or reader.busy,
+            pacer=self.pacer,
+        )
+        self.compacting = Compacting(
+            store=self.store,
+            controller=self.controller,
+            incarnation=self.incarnation,
+            cluster_id=self.cluster_id,
+            token=self.token,
+            clock=self.clock,
+            limits=lambda: compaction_limits(settings),
+            delete_retention_ms=lambda topic: delete_retention_ms(defaults, self.controller.state, topic),
+            pacer=self.pacer,
         )
 
     def _build_services(self, tasks: Tasks, reader: Reader, cold: ColdReads, defaults: TopicDefaults) -> None:
@@ -433,7 +450,7 @@ class Broker:
         settings = self.settings
         self.runtime.settings = controller_settings(settings)
         self.uploader.pace_bytes_per_s = settings.tidelog_upload_bytes_per_second
-        self.merging.bytes_per_s = settings.tidelog_merge_bytes_per_second
+        self.pacer.bytes_per_s = settings.tidelog_merge_bytes_per_second
         self.logs.reconfigure()
 
     def _build_uploads(self, tasks: Tasks, cold: ColdReads) -> None:

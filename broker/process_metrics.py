@@ -39,6 +39,7 @@ def register(broker: Broker) -> None:
     _bucket(broker)
     _moves(broker)
     _merging(broker)
+    _compaction(broker)
     _control(broker)
 
 
@@ -109,7 +110,7 @@ def _logs(broker: Broker) -> None:
     metrics.counter(
         "tidelog_alarms",
         "Named objects found missing or damaged.",
-        lambda: broker.services.cold.alarms + broker.merging.alarms,
+        lambda: broker.services.cold.alarms + broker.merging.alarms + broker.compacting.alarms,
     )
 
 
@@ -204,6 +205,43 @@ def _merging(broker: Broker) -> None:
     ):
         metrics.counter(f"tidelog_merge_{name}", text, lambda name=name: getattr(merging, name))  # type: ignore[misc]
     metrics.gauge("tidelog_merge_waiting", "Open merge jobs of this broker.", lambda: merging.waiting)
+
+
+def _compaction(broker: Broker) -> None:
+    compacting, metrics, upkeep = broker.compacting, broker.metrics, broker.runtime.compaction
+    for name, text in (
+        ("passes", "Passes of compaction that came to their end."),
+        ("given_up", "Passes of compaction that ended early."),
+        ("outputs", "Objects that compaction wrote."),
+        ("ranges", "Ranges that they replaced."),
+        ("records_in", "Records that compaction looked at."),
+        ("records_out", "Records of those that it kept."),
+        ("bytes_read", "Bytes read for compaction."),
+        ("bytes_written", "Bytes written by compaction."),
+    ):
+        metrics.counter(f"tidelog_compaction_{name}", text, lambda name=name: getattr(compacting, name))  # type: ignore[misc]
+    metrics.gauge("tidelog_compaction_waiting", "Open passes of this broker.", lambda: compacting.waiting)
+    metrics.gauge("tidelog_compaction_map_bytes", "Memory of keys of the pass at work.", lambda: compacting.map_bytes)
+    metrics.gauge(
+        "tidelog_compaction_last_pass_seconds",
+        "Unix time at which the last pass came to its end; 0: none did.",
+        lambda: compacting.last_pass_ms / 1000,
+    )
+    metrics.gauge(
+        "tidelog_compaction_dirty_bytes",
+        "What could be compacted in all partitions; told by the controller's broker.",
+        lambda: upkeep.dirty_bytes,
+    )
+    metrics.gauge(
+        "tidelog_compaction_dirty_ratio_max",
+        "New in what could be compacted of the dirtiest partition; told by the controller's broker.",
+        lambda: upkeep.ratio_max,
+    )
+    metrics.gauge(
+        "tidelog_compaction_logs",
+        "Partitions that are compacted; told by the controller's broker.",
+        lambda: upkeep.logs,
+    )
 
 
 def _control(broker: Broker) -> None:

@@ -143,6 +143,38 @@ class Settings:
         -1, "How many bytes of each partition are kept; -1: no bound.", at_least=-1, dynamic=True
     )
     log_retention_check_interval_ms: int = setting(300_000, "How often retention looks.", at_least=1)
+    log_segment_bytes: int = setting(
+        1 * GIB, "Default of the topic setting `segment.bytes`.", at_least=1 * MIB, dynamic=True
+    )
+    log_roll_hours: int = setting(168, "Default of the topic setting `segment.ms`, in hours.", at_least=1)
+    log_roll_ms: int | None = setting(None, "The same in milliseconds; overrides hours.", at_least=1, dynamic=True)
+    log_cleaner_enable: bool = setting(
+        True, "Compact topics with `cleanup.policy=compact`. What the controller's broker has counts."
+    )
+    log_cleaner_dedupe_buffer_size: int = setting(
+        128 * MIB,
+        "Memory for the keys of one pass of compaction, 30 bytes for each; with more keys it takes several passes.",
+        at_least=1 * KIB,
+        dynamic=True,
+    )
+    log_cleaner_backoff_ms: int = setting(
+        15_000,
+        "How often the controller looks for what to compact; what waits for a broker goes on at once.",
+        at_least=10,
+        dynamic=True,
+    )
+    log_cleaner_min_cleanable_ratio: float = setting(
+        0.5, "Default of the topic setting `min.cleanable.dirty.ratio`.", at_least=0, at_most=1, dynamic=True
+    )
+    log_cleaner_min_compaction_lag_ms: int = setting(
+        0, "Default of the topic setting `min.compaction.lag.ms`.", at_least=0, dynamic=True
+    )
+    log_cleaner_max_compaction_lag_ms: int = setting(
+        LONG_MAX, "Default of the topic setting `max.compaction.lag.ms`.", at_least=1, dynamic=True
+    )
+    log_cleaner_delete_retention_ms: int = setting(
+        86_400_000, "Default of the topic setting `delete.retention.ms`.", at_least=0, dynamic=True
+    )
     log_message_timestamp_type: str = setting(
         "CreateTime", "Default of the topic setting.", one_of=("CreateTime", "LogAppendTime"), dynamic=True
     )
@@ -252,7 +284,7 @@ class Settings:
     )
     tidelog_merge_object_bytes: int = setting(
         64 * MIB,
-        "The largest object that a merge makes. So much memory a merge may take, at most.",
+        "The largest object that a merge or a compaction makes. So much memory each may take, at most.",
         at_least=64 * KIB,
         at_most=1 * GIB,
     )
@@ -262,7 +294,10 @@ class Settings:
         at_least=100,
     )
     tidelog_merge_bytes_per_second: int = setting(
-        32 * MIB, "What one broker reads and writes for merging, together; 0: no limit.", at_least=0, dynamic=True
+        32 * MIB,
+        "What one broker reads and writes for merging and compaction, together; 0: no limit.",
+        at_least=0,
+        dynamic=True,
     )
     tidelog_merge_check_interval_ms: int = setting(
         1_000, "How often the controller looks for what to merge.", at_least=10
@@ -360,6 +395,11 @@ class Settings:
         return self.log_retention_hours * 3_600_000 if self.log_retention_hours >= 0 else -1
 
     @property
+    def segment_ms(self) -> int:
+        """Default of the topic setting `segment.ms`."""
+        return self.log_roll_hours * 3_600_000 if self.log_roll_ms is None else self.log_roll_ms
+
+    @property
     def may_control(self) -> bool:
         """Whether this process may become controller."""
         return "controller" in self.process_roles
@@ -436,6 +476,11 @@ def parse_value(key: str, text: str) -> Any:
             return int(text)
         except ValueError:
             raise SettingError(f"{key}={text}: write a whole number") from None
+    if float in types:
+        try:
+            return float(text)
+        except ValueError:
+            raise SettingError(f"{key}={text}: write a number") from None
     return text
 
 

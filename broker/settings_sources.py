@@ -19,11 +19,9 @@ ALIASES = {"broker.id": "node.id"}
 
 WITHOUT_EFFECT_PREFIXES = (
     "controller.quorum.",
-    "log.cleaner.",
+    "log.cleaner.io.",
     "log.flush.",
     "log.index.",
-    "log.roll.",
-    "log.segment.",
     "metadata.",
     "metric",
     "quota.",
@@ -49,8 +47,10 @@ delete.records.purgatory.purge.interval.requests eligible.leader.replicas.enable
 fetch.purgatory.purge.interval.requests initial.broker.registration.timeout.ms
 internal.metadata.delete.delay.millis kafka.metrics.polling.interval.secs kafka.metrics.reporters
 leader.imbalance.check.interval.seconds leader.imbalance.per.broker.percentage log.dir log.dirs
+log.cleaner.threads
 log.dir.failure.timeout.ms log.initial.task.delay.ms log.local.retention.bytes log.local.retention.ms
-log.message.downconversion.enable log.preallocate max.connection.creation.rate
+log.message.downconversion.enable log.preallocate log.roll.jitter.hours log.roll.jitter.ms
+log.segment.delete.delay.ms max.connection.creation.rate
 max.connections.per.ip.overrides max.request.partition.size.limit num.io.threads num.network.threads
 num.partition.migration.threads num.recovery.threads.per.data.dir num.replica.alter.log.dirs.threads
 num.replica.fetchers offsets.commit.timeout.ms offsets.load.buffer.size offsets.topic.compression.codec

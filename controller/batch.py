@@ -51,6 +51,8 @@ def touches(state: ClusterState, command: Any) -> set[Hashable] | None:
         return {("doomed",)}
     if isinstance(command, c.OpenJobs | c.ReplaceRanges | c.WriteManifests | c.CloseJob | c.DropManifestRows):
         return _merging(state, command)
+    if isinstance(command, c.OpenCompactions | c.CompactRanges | c.CloseCompaction | c.UnpackManifest):
+        return _compacting(state, command)
     if isinstance(command, c.ForgetJobs):
         return {("job", number) for number in command.jobs}
     return None
@@ -65,6 +67,19 @@ def _merging(state: ClusterState, command: Any) -> set[Hashable]:
     else:
         job = state.jobs.get(command.job)
         log_ids = {part.log_id for part in job.parts} if job is not None else set()
+        found = {("job", command.job), ("doomed",)}
+    return found | log_ids | {("start", log_id) for log_id in log_ids}
+
+
+def _compacting(state: ClusterState, command: Any) -> set[Hashable]:
+    found: set[Hashable]
+    if isinstance(command, c.OpenCompactions):
+        log_ids, found = {new.log_id for new in command.passes}, {("job",)}
+    elif isinstance(command, c.UnpackManifest):
+        log_ids, found = {command.log_id}, {("doomed",)}
+    else:
+        compaction = state.compactions.open.get(command.job)
+        log_ids = set() if compaction is None else {compaction.log_id}
         found = {("job", command.job), ("doomed",)}
     return found | log_ids | {("start", log_id) for log_id in log_ids}
 

@@ -6,7 +6,7 @@ The definitions (names, types, bounds, defaults) belong to the broker and are pa
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from controller.facts import ConfigsChanged
 
@@ -17,6 +17,16 @@ SET, DELETE, APPEND, SUBTRACT = 0, 1, 2, 3
 """Kafka's operations of IncrementalAlterConfigs."""
 
 Resource = tuple[int, str]
+
+
+class CompactionRules(NamedTuple):
+    """The topic configs that say when a log is compacted. Times in ms."""
+
+    dirty_ratio: float = 0.5
+    min_lag_ms: int = 0
+    max_lag_ms: int = 2**63 - 1
+    segment_ms: int = 604_800_000
+    segment_bytes: int = 2**30
 
 
 class ConfigRules(Protocol):
@@ -44,6 +54,10 @@ class ConfigRules(Protocol):
 
     def retention(self, overrides: Mapping[str, str]) -> tuple[int, int] | None:
         """(`retention.ms`, `retention.bytes`) in effect, -1 for unlimited; None if the policy does not delete."""
+        ...
+
+    def compaction(self, overrides: Mapping[str, str]) -> CompactionRules | None:
+        """When logs with these overrides are compacted; None if the policy does not compact."""
         ...
 
     def may_balance(self, overrides: Mapping[str, str]) -> bool:
@@ -80,6 +94,19 @@ class PlainRules:
         if "delete" not in overrides.get("cleanup.policy", "delete").split(","):
             return None
         return int(overrides.get("retention.ms", 604_800_000)), int(overrides.get("retention.bytes", -1))
+
+    def compaction(self, overrides: Mapping[str, str]) -> CompactionRules | None:
+        """As the topic says, never by default."""
+        if "compact" not in overrides.get("cleanup.policy", "delete").split(","):
+            return None
+        plain = CompactionRules()
+        return CompactionRules(
+            float(overrides.get("min.cleanable.dirty.ratio", plain.dirty_ratio)),
+            int(overrides.get("min.compaction.lag.ms", plain.min_lag_ms)),
+            int(overrides.get("max.compaction.lag.ms", plain.max_lag_ms)),
+            int(overrides.get("segment.ms", plain.segment_ms)),
+            int(overrides.get("segment.bytes", plain.segment_bytes)),
+        )
 
     def may_balance(self, overrides: Mapping[str, str]) -> bool:
         """Unless the topic says otherwise."""

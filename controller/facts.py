@@ -7,7 +7,7 @@ than the cluster has is written (`level_of`); `FormatLevel` raises it, once ever
 
 Times are wall milliseconds and are for people only; no fact's meaning depends on a clock. `log_id` and object numbers
 are u32, incarnations u64, uuids 16 raw bytes. Tags 40 to 49 are for merging and manifests, 50 to 54 for the `objects`
-WAL, 60 to 69 for moves and drains, 70 to 79 for features, quotas, users and access lists.
+WAL, 60 to 69 for moves and drains, 70 to 79 for features, quotas, users and access lists, 80 to 84 for compaction.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,22 @@ from typing import Any, NamedTuple
 
 from controller.admin_facts import FeaturesFinalized as FeaturesFinalized
 from controller.codec import Registry, UnknownTag
-from storage.seal import CommittedThrough, ManifestPointer, Range, Recovery, SegmentObject
+from controller.merge_facts import CompactionClosed as CompactionClosed
+from controller.merge_facts import CompactionOpened as CompactionOpened
+from controller.merge_facts import JobClosed as JobClosed
+from controller.merge_facts import JobsForgotten as JobsForgotten
+from controller.merge_facts import ManifestRowsDropped as ManifestRowsDropped
+from controller.merge_facts import ManifestsWritten as ManifestsWritten
+from controller.merge_facts import ManifestUnpacked as ManifestUnpacked
+from controller.merge_facts import Merged as Merged
+from controller.merge_facts import MergeJobOpened as MergeJobOpened
+from controller.merge_facts import MergePart as MergePart
+from controller.merge_facts import NewManifest as NewManifest
+from controller.merge_facts import RangesCompacted as RangesCompacted
+from controller.merge_facts import RangesReplaced as RangesReplaced
+from controller.merge_facts import UnnamedObject as UnnamedObject
+from controller.merge_facts import UnpackedRange as UnpackedRange
+from storage.seal import CommittedThrough, Recovery, SegmentObject
 
 FORMAT_LEVEL = 3
 """The highest format level that this version writes and understands."""
@@ -72,41 +87,6 @@ class MoveTarget(NamedTuple):
 
     log_id: int
     node_id: int
-
-
-class MergePart(NamedTuple):
-    """The inputs of one output: `ranges` neighbouring ranges of a log that cover [base, end). `crc` is the CRC-32 of
-    their rows in the state: what was replaced since, or whose first range fell below the start, does not match it.
-    """
-
-    log_id: int
-    base: int
-    end: int
-    ranges: int
-    crc: int
-
-
-class Merged(NamedTuple):
-    """The one range, in an object of its own of `size` bytes, that replaces a part."""
-
-    size: int
-    range: Range
-
-
-class NewManifest(NamedTuple):
-    """A manifest with the rows of a part. `replaces`: the job of the log's last manifest, whose rows it begins with;
-    -1: it begins with the part."""
-
-    log_id: int
-    replaces: int
-    pointer: ManifestPointer
-
-
-class UnnamedObject(NamedTuple):
-    """An object that nothing names any more."""
-
-    key: str
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,64 +344,6 @@ class BrokerLeaving:
 
 
 @dataclass(frozen=True, slots=True)
-class MergeJobOpened:
-    """`incarnation` merges each part into one range (`kind` `merge`), or moves it to a manifest (`manifest`).
-
-    Jobs are numbered from 0. What a job makes lies under keys of its own, and may be named only while it is open. It
-    closes by one of the next three facts, or with the session of its incarnation; never opens again.
-    """
-
-    job: int
-    node_id: int
-    incarnation: int
-    kind: str
-    parts: tuple[MergePart, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RangesReplaced:
-    """The job is done: these ranges stand in the place of their parts. Outputs of its other parts are void."""
-
-    job: int
-    outputs: tuple[Merged, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestsWritten:
-    """The job is done: the rows of these parts are in manifests. Outputs of its other parts are void."""
-
-    job: int
-    manifests: tuple[NewManifest, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class JobClosed:
-    """Nothing of the job is named, nor ever will be."""
-
-    job: int
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestRowsDropped:
-    """Rows of a manifest that lie below the log's start, or whose log is gone, are gone: `objects` were theirs.
-
-    `job` is the manifest's. `pointer`: what is left of it; None: nothing, the manifest goes too.
-    """
-
-    log_id: int
-    job: int
-    pointer: ManifestPointer | None
-    objects: tuple[UnnamedObject, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class JobsForgotten:
-    """Void outputs of these jobs are not looked for any more: the bucket was searched for them."""
-
-    jobs: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class ClosedForgotten:
     """Closed incarnations and all their WAL instances are not remembered any more.
 
@@ -474,6 +396,10 @@ Fact = (
     | BrokerLeaving
     | FeaturesFinalized
     | ClosedForgotten
+    | CompactionOpened
+    | RangesCompacted
+    | CompactionClosed
+    | ManifestUnpacked
     | StateReloaded
 )
 
@@ -513,6 +439,10 @@ TAGS: dict[int, type] = {
     64: BrokerLeaving,
     70: FeaturesFinalized,
     90: ClosedForgotten,
+    80: CompactionOpened,
+    81: RangesCompacted,
+    82: CompactionClosed,
+    83: ManifestUnpacked,
 }
 
 FIRST_FIELDS: dict[type, int] = {}

@@ -45,6 +45,11 @@ class JobTable:
         self.next_job += 1
         self.jobs[fact.job] = Job(fact.job, fact.node_id, fact.incarnation, fact.kind, fact.parts)
 
+    def reserve(self, first: int, count: int) -> None:
+        """Numbers from `first` on name outputs of a compaction."""
+        assert first == self.next_job
+        self.next_job += count
+
     def close(self, number: int, named: Iterable[int] = ()) -> Job:
         """The job is over; outputs of the logs `named` count, the others are void."""
         job = self.jobs.pop(number)

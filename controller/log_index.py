@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from controller.facts import NO_NODE, NO_UUID, MergePart, NewManifest
+from controller.facts import NO_NODE, NO_UUID, ManifestUnpacked, MergePart, NewManifest
 from storage.seal import ManifestPointer, Range
 
 OPEN, RECOVERING = "open", "recovering"
@@ -346,6 +346,17 @@ class LogIndex:
         assert replaced is None or replaced.job == new.replaces
         log.manifests.append(new.pointer)
         return replaced
+
+    def unpack_manifest(self, fact: ManifestUnpacked) -> ManifestPointer:
+        """The rows of the last manifest are in the state again; returns that. Their level is the highest one: nobody
+        knows it any more, and they are not to be merged with what is younger."""
+        log = self.logs[fact.log_id]
+        pointer = log.manifests.pop()
+        assert pointer.job == fact.job
+        packed = b"".join(pack_merged_row(row.job, row.range, row.size, LEVEL_MAX, row.newest_ms) for row in fact.rows)
+        log.replace_rows(0, 0, packed)
+        self.range_total += len(fact.rows)
+        return pointer
 
     def rows(self) -> Iterator[list[Any]]:
         """Snapshot rows: all but topic and partition, which follow from the topics."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from controller import facts as f
 from controller.commands import DropManifestRows, ForgetJobs, OpenJobs
+from controller.log_index import LogState
 from controller.merging import MergeRules, needs_look, plan_jobs
 from controller.retention import InManifest, OldRange, start_in_manifest
 from storage.clock import Clock
@@ -25,6 +26,7 @@ MERGE_LEVEL = 2
 """Format level from which on there are merge jobs."""
 
 LOOKS_PER_STEP = 100
+JOBS_PER_STEP = 100
 LOOKS_PER_ROUND = 2_000
 MANIFESTS_PER_ROUND = 16
 MANIFESTS_KEPT = 8
@@ -49,6 +51,7 @@ class MergeUpkeep:
         ask: Callable[[Any], Awaitable[None]],
         rules: MergeRules,
         check_ms: int,
+        is_compacted: Callable[[LogState], bool],
     ) -> None:
         self._runtime = runtime
         self._store = store
@@ -57,6 +60,7 @@ class MergeUpkeep:
         self._ask = ask
         self._rules = rules
         self._check_ms = check_ms
+        self._is_compacted = is_compacted
         self._touched: dict[int, None] = {}
         self._passed: dict[int, None] = {}
         """Logs whose start may lie beyond rows of their first manifest."""
@@ -138,7 +142,8 @@ class MergeUpkeep:
         log_ids = sorted(due.keys() - self._resting.keys())
         for at in range(0, len(log_ids), LOOKS_PER_STEP):
             some = log_ids[at : at + LOOKS_PER_STEP]
-            jobs, waiting = plan_jobs(state, some, self._clock.now_ms(), self._rules)
+            now_ms = self._clock.now_ms()
+            jobs, waiting = plan_jobs(state, some, now_ms, self._rules, JOBS_PER_STEP, self._is_compacted)
             self._touched.update((log_id, None) for log_id in waiting)
             if jobs:
                 await self._ask(OpenJobs(self._token(16), tuple(jobs)))

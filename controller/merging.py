@@ -11,7 +11,7 @@ state per `manifest_rows_max` ranges. A chain of small manifests would write les
 that is due, would have to read all of them.
 """
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -59,33 +59,43 @@ def needs_look(log: LogState, rules: MergeRules) -> bool:
     return count >= rules.fan_out and log.row_level(count - rules.fan_out) == log.row_level(count - 1)
 
 
-def choose(state: ClusterState, log: LogState, now_ms: int, rules: MergeRules) -> Choice | None:
-    """What to do with the ranges of one log, if anything."""
+def choose(
+    state: ClusterState, log: LogState, now_ms: int, rules: MergeRules, *, compacted: bool = False
+) -> Choice | None:
+    """What to do with the ranges of one log, if anything.
+
+    Ranges that a pass of compaction is at work on are left alone. A log that is compacted has no manifests: all of its
+    ranges are cleaned again and again, and have to be in the state for that.
+    """
     count = log.range_count
-    if not count:
+    begun = state.compactions.of_log(log.log_id)
+    lowest = 0 if begun is None else log.first_row_beyond(begun.bound - 1) + 1
+    if lowest >= count:
         return None
     best: Choice | None = None
     best_level = LEVEL_MAX + 1
-    for first, size in _tiers(log, rules):
+    for first, size in _tiers(log, rules, lowest):
         level = log.row_level(first)
         if level < best_level:
             best, best_level = _choice(log, MERGE, first, size), level
     if best is not None:
         return best
-    first = next((index for index in range(count) if not log.row_level(index)), count)
+    first = next((index for index in range(lowest, count) if not log.row_level(index)), count)
     if first < count and _is_aged(state, log, first, now_ms, rules):
         return _choice(log, MERGE, first, _run(log, first, rules))
     if count <= rules.head_max:
         return None
     if first < count - rules.head_keep:
         return _choice(log, MERGE, first, _run(log, first, rules))
+    if compacted or lowest:
+        return None
     return _choice(log, MANIFEST, 0, min(count - rules.head_keep, rules.manifest_rows_max))
 
 
-def _tiers(log: LogState, rules: MergeRules) -> Iterator[tuple[int, int]]:
-    """(first, count) of neighbours of one level that are worth merging: `fan_out` of them, or fewer that fill an
-    object."""
-    at, count = 0, log.range_count
+def _tiers(log: LogState, rules: MergeRules, lowest: int) -> Iterator[tuple[int, int]]:
+    """(first, count) of neighbours of one level, from index `lowest` on, that are worth merging: `fan_out` of them, or
+    fewer that fill an object."""
+    at, count = lowest, log.range_count
     while at < count:
         size = _run(log, at, rules)
         following = at + size
@@ -140,7 +150,12 @@ class _Open:
 
 
 def plan_jobs(
-    state: ClusterState, log_ids: Iterable[int], now_ms: int, rules: MergeRules, jobs_max: int = 100
+    state: ClusterState,
+    log_ids: Iterable[int],
+    now_ms: int,
+    rules: MergeRules,
+    jobs_max: int = 100,
+    is_compacted: Callable[[LogState], bool] = lambda log: False,
 ) -> tuple[list[NewJob], list[int]]:
     """Jobs for these logs, and the logs that have to wait because their broker has enough to do.
 
@@ -164,7 +179,7 @@ def plan_jobs(
         if room[incarnation] <= 0 or len(jobs) >= jobs_max:
             waiting.append(log_id)
             continue
-        choice = choose(state, log, now_ms, rules)
+        choice = choose(state, log, now_ms, rules, compacted=is_compacted(log))
         if choice is None:
             continue
         made = making.setdefault((incarnation, choice.kind), _Open(choice.kind))

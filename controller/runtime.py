@@ -53,6 +53,8 @@ class ControllerSettings(NamedTuple):
     orphan_check_ms: int = 3_600_000
     merge_check_ms: int = 1_000
     merging: MergeRules = MergeRules()
+    compaction: bool = True
+    compaction_check_ms: int = 15_000
     snapshot_bytes: int = 64 << 20
     snapshot_entries: int = 1_000
     keep_entries: int = KEEP_ENTRIES
@@ -107,6 +109,7 @@ class Runtime:
         self._upkeep = Upkeep(self, store, clock, token)
         self.replica.subscribe(self._facts_applied)
         self.balancing = self._upkeep.balancing
+        self.compaction = self._upkeep.compaction
         self.replica.subscribe(self.balancing.on_facts)
 
     # What others see

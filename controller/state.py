@@ -19,6 +19,7 @@ from controller import facts as f
 from controller.answers import AnswerTable
 from controller.brokers import Broker, BrokerTable
 from controller.codec import Malformed
+from controller.compactions import Compaction, CompactionTable
 from controller.configs import TOPIC, ConfigTable
 from controller.entries import NewerFormat
 from controller.features import FeatureTable
@@ -78,6 +79,7 @@ class ClusterState:
         self.log_index = LogIndex()
         self.objects = ObjectTable()
         self.job_table = JobTable()
+        self.compactions = CompactionTable()
         self.config_table = ConfigTable()
         self.move_table = MoveTable()
         self.feature_table = FeatureTable()
@@ -261,6 +263,8 @@ class ClusterState:
         if fact.incarnation == self.controller_incarnation:
             self.controller_resigned = True
         self.job_table.end(fact.incarnation)
+        for compaction in self.compactions.of_incarnation(fact.incarnation):
+            self._end_compaction(compaction)
         self._close_incarnation(fact.incarnation)
 
     def _recovery_named(self, fact: f.RecoveryNamed) -> None:
@@ -320,6 +324,7 @@ class ClusterState:
         self.move_table.forget(log.log_id for log in logs)
         for log in logs:
             self._unname(log.log_id, *self.log_index.remove(log.log_id))
+            self.compactions.forget(log.log_id)
 
     def _names_freed(self, fact: f.NamesFreed) -> None:
         self.topic_table.free(fact.names)
@@ -383,6 +388,43 @@ class ClusterState:
             committed_ms = max(self.newest_ms(row) for row in inputs)
             packed = pack_merged_row(fact.job, item, size, level, committed_ms)
             self._unname(item.log_id, self.log_index.merge(item.log_id, part, packed))
+
+    def _compaction_opened(self, fact: f.CompactionOpened) -> None:
+        assert self.broker_table.is_alive(fact.incarnation)
+        self.job_table.reserve(fact.job, fact.outputs)
+        self.compactions.begin(fact)
+
+    def _ranges_compacted(self, fact: f.RangesCompacted) -> None:
+        compaction, item = self.compactions.open[fact.job], fact.output.range
+        assert fact.number == compaction.next_output
+        compaction.done += 1
+        compaction.position = item.end
+        log = self.logs[item.log_id]
+        first = log.find_part(fact.part)
+        assert first is not None, f"{fact.part} is not there"
+        inputs = [log.row(index) for index in range(first, first + fact.part.ranges)]
+        committed_ms = max(self.newest_ms(row) for row in inputs)
+        packed = pack_merged_row(fact.number, item, fact.output.size, LEVEL_MAX, committed_ms)
+        log.size += item.length - sum(row.range.length for row in inputs)
+        self._unname(item.log_id, self.log_index.merge(item.log_id, fact.part, packed))
+
+    def _compaction_closed(self, fact: f.CompactionClosed) -> None:
+        compaction = self.compactions.open[fact.job]
+        if fact.clean_end >= 0:
+            self.compactions.clean[compaction.log_id] = fact.clean_end
+            del self.compactions.open[fact.job]
+        else:
+            self._end_compaction(compaction)
+
+    def _end_compaction(self, compaction: Compaction) -> None:
+        """It did not come to its end: its next output may have been stored."""
+        del self.compactions.open[compaction.number]
+        if compaction.done < compaction.outputs:
+            self.job_table.void[compaction.next_output] = (compaction.log_id,)
+
+    def _manifest_unpacked(self, fact: f.ManifestUnpacked) -> None:
+        pointer = self.log_index.unpack_manifest(fact)
+        self.objects.doom(manifest_key(pointer.job, fact.log_id), pointer.size)
 
     def _manifests_written(self, fact: f.ManifestsWritten) -> None:
         job = self.job_table.close(fact.job, (new.log_id for new in fact.manifests))
@@ -516,6 +558,7 @@ class ClusterState:
             22: (self.feature_table.rows(), self.feature_table.load),
             35: (self.broker_table.registered_rows(), self.broker_table.load_registered),
             36: (self.broker_table.forgotten_rows(), self.broker_table.load_forgotten),
+            30: (self.compactions.rows(), self.compactions.load),
         }
 
     def _log_rows(self) -> Iterator[list[Any]]:
@@ -562,6 +605,10 @@ _APPLY = cast(
         f.JobClosed: ClusterState._job_closed,
         f.ManifestRowsDropped: ClusterState._manifest_rows_dropped,
         f.JobsForgotten: ClusterState._jobs_forgotten,
+        f.CompactionOpened: ClusterState._compaction_opened,
+        f.RangesCompacted: ClusterState._ranges_compacted,
+        f.CompactionClosed: ClusterState._compaction_closed,
+        f.ManifestUnpacked: ClusterState._manifest_unpacked,
         f.MovesRequested: ClusterState._moves_requested,
         f.MovesCancelled: ClusterState._moves_cancelled,
         f.NodeDrained: ClusterState._node_drained,

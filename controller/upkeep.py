@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from controller.balancing import Balancing
 from controller.collector import SEGMENTS, Grace, forgettable, is_orphan, is_wal_orphan, too_many_closed
 from controller.commands import DrainBroker, ForgetClosed, ForgetObjects, FreeNames, RecoverInstances, SweepLogStarts
+from controller.compaction_upkeep import CompactionUpkeep
 from controller.decide.moves import is_leaving
 from controller.decide.takeover import take_over
 from controller.describe import describe_loss
@@ -56,7 +57,17 @@ class Upkeep:
         self.balancing = Balancing(runtime, clock, token)
         self._grace = Grace(runtime.settings.delete_grace_ms)
         settings = runtime.settings
-        self._merging = MergeUpkeep(runtime, store, clock, token, self._ask, settings.merging, settings.merge_check_ms)
+        self.compaction = CompactionUpkeep(runtime, store, clock, token, self._ask)
+        self._merging = MergeUpkeep(
+            runtime,
+            store,
+            clock,
+            token,
+            self._ask,
+            settings.merging,
+            settings.merge_check_ms,
+            self.compaction.is_compacted,
+        )
         self._snapshot: tuple[int, bytes, list[bytes]] | None = None
         self._snapshot_ready = asyncio.Event()
         self._reported: set[bytes] = set()
@@ -73,6 +84,7 @@ class Upkeep:
             self._rounds(settings.orphan_check_ms, self.orphan_round),
             self.balancing.run(),
             self._rounds(settings.merge_check_ms, self._merging.merge_round),
+            self.compaction.run(),
             self._rounds(DRAIN_ROUND_MS, self.drain_round),
             self._rounds(TAKEOVER_ROUND_MS, self.takeover_round),
         ]

@@ -77,7 +77,7 @@ class Inputs:
         index = (await self._end(row)).segment
         log = index.log(row.range.log_id)
         found, expected = log.range, row.range
-        if not expected.length:  # a state row: its batches are deleted, and its base is its end
+        if expected.base == expected.end:  # a state row: its batches are deleted
             found = found._replace(base=found.end, length=0, max_timestamp=-1, batch_count=0)
         if found[2:7] != expected[2:7] or found.batch_count != expected.batch_count:
             raise CorruptSegment(row.key, f"the metadata says {expected}, the index says {found}")
@@ -162,7 +162,6 @@ async def merge(inputs: Inputs, cluster_id: str, job: int, rows: Sequence[RangeR
         if row.range.length:
             aborted += [number for entry in (await inputs.log(row)).aborted for number in entry]
     last = rows[-1]
-    snapshot, offset = await inputs.producers(last, await inputs.log(last))
     range_ = Range(
         log_id,
         last.range.leader_epoch,
@@ -174,14 +173,30 @@ async def merge(inputs: Inputs, cluster_id: str, job: int, rows: Sequence[RangeR
         last.range.last_stable_offset,
         sum(row.range.batch_count for row in rows),
     )
+    snapshot = await inputs.producers(last, await inputs.log(last))
+    return encode_output(cluster_id, job, range_, parts, blocks, aborted, *snapshot)
+
+
+def encode_output(
+    cluster_id: str,
+    job: int,
+    range_: Range,
+    parts: list[Buffer],
+    blocks: list[int],
+    aborted: list[int],
+    snapshot: bytes,
+    snapshot_offset: int,
+) -> MergedObject:
+    """The object of one range: `parts` are its batches, `blocks` and `aborted` as the index has them, flat."""
+    position = range_.length
     producers: list[str | int] = []
     if snapshot:
-        producers = ["", position, len(snapshot), crc32c(snapshot), offset]
+        producers = ["", position, len(snapshot), crc32c(snapshot), snapshot_offset]
         parts.append(snapshot)
         position += len(snapshot)
-    key = merged_key(job, log_id)
+    key = merged_key(job, range_.log_id)
     entry = msgpack.packb((*range_, blocks, producers, aborted))
-    tail = encode_tail([key, cluster_id, (ORIGIN_MERGE, job), [log_id, entry]], position)
+    tail = encode_tail([key, cluster_id, (ORIGIN_MERGE, job), [range_.log_id, entry]], position)
     parts.append(tail)
     return MergedObject(key, parts, position + len(tail), range_)
 

@@ -523,6 +523,22 @@ def _unpack(snapshot: bytes) -> list[list[Any]]:
     return list(entries)
 
 
+class LastAppend(NamedTuple):
+    """What a snapshot says of the newest append of one producer."""
+
+    producer_id: int
+    epoch: int
+    used_ms: int  # wall time
+    last_offset: int  # of its last batch of data, -1: only markers are known
+    is_open: bool  # it has an open transaction
+
+
+def last_appends(snapshot: bytes) -> Iterator[LastAppend]:
+    """One for each producer of a snapshot, b"" included. ValueError as `ProducerStates.load`."""
+    for producer_id, epoch, _, open_from, used_ms, _, _, window in _unpack(snapshot):
+        yield LastAppend(producer_id, epoch, used_ms, window[-2] if window else _NONE, open_from != _NONE)
+
+
 def _load_producer(entry: list[Any]) -> _Producer:
     """The window as events, and one that is no batch for the state after the last batch or marker."""
     _, epoch, coordinator_epoch, open_from, used_ms, timestamp, end, window = entry

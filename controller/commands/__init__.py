@@ -43,6 +43,13 @@ from controller.commands.brokers import (
     ReportScan,
     RetireWal,
 )
+from controller.commands.compaction import (
+    CloseCompaction,
+    CompactRanges,
+    NewCompaction,
+    OpenCompactions,
+    UnpackManifest,
+)
 from controller.commands.merging import (
     CloseJob,
     DropManifestRows,
@@ -85,7 +92,9 @@ __all__ = [
     "AlterConfigs",
     "CancelMoves",
     "CleanStop",
+    "CloseCompaction",
     "CloseJob",
+    "CompactRanges",
     "ConfigAlteration",
     "ConfigChange",
     "ConfigResult",
@@ -115,9 +124,11 @@ __all__ = [
     "MoveRefusal",
     "MovesAnswer",
     "NameRecoverer",
+    "NewCompaction",
     "NewJob",
     "NewTopic",
     "NewWal",
+    "OpenCompactions",
     "OpenJobs",
     "ProducerIdBlock",
     "RaiseFormatLevel",
@@ -135,6 +146,7 @@ __all__ = [
     "TopicRef",
     "TopicResult",
     "TopicResults",
+    "UnpackManifest",
     "UpdateFeatures",
     "WriteManifests",
     "decode_answer",
@@ -182,6 +194,10 @@ COMMAND_TAGS: dict[int, type] = {
     60: RecoverInstances,
     80: UpdateFeatures,
     120: ForgetClosed,
+    100: OpenCompactions,
+    101: CompactRanges,
+    102: CloseCompaction,
+    103: UnpackManifest,
 }
 
 ANSWER_TAGS: dict[int, type] = {

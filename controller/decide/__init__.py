@@ -12,6 +12,7 @@ from controller import commands as c
 from controller import facts as f
 from controller.decide import (
     brokers,
+    compacting,
     configs,
     features,
     housekeeping,
@@ -66,6 +67,10 @@ _DECIDE = cast(
         c.CloseJob: merging.close_job,
         c.DropManifestRows: merging.drop_manifest_rows,
         c.ForgetJobs: merging.forget_jobs,
+        c.OpenCompactions: compacting.open_compactions,
+        c.CompactRanges: compacting.compact_ranges,
+        c.CloseCompaction: compacting.close_compaction,
+        c.UnpackManifest: compacting.unpack_manifest,
         c.UpdateFeatures: features.update_features,
     },
 )
@@ -108,6 +113,8 @@ _NOT_REMEMBERED = (
     c.DropManifestRows,
     c.ForgetJobs,
     c.ForgetClosed,
+    c.OpenCompactions,
+    c.UnpackManifest,
 )
 
 

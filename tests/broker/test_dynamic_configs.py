@@ -118,7 +118,7 @@ async def test_pace_balance_and_producer_state_follow(client: RawClient, broker:
         "producer.id.expiration.ms": "1234",
     }
     assert await alter(client, BROKER, "", *[(key, SET, value) for key, value in changes.items()]) == (0, None)
-    assert (broker.uploader.pace_bytes_per_s, broker.merging.bytes_per_s) == (5_000_000, 6_000_000)
+    assert (broker.uploader.pace_bytes_per_s, broker.pacer.bytes_per_s) == (5_000_000, 6_000_000)
     assert (broker.runtime.settings.balance, broker.settings.tidelog_seal_ms) == (False, 77)
     assert {log.producers.expiration_ms for log in broker.logs.logs} == {1234}
     assert await alter(client, BROKER, "", *[(key, DELETE, None) for key in changes]) == (0, None)

@@ -104,12 +104,26 @@ MERGE_ANSWERS: list[object] = [c.JobAnswer((7, 8))]
 FEATURE_FACTS: list[f.Fact] = [f.FeaturesFinalized((("transaction.version", 2), ("group.version", 0)))]
 FORGETTING_FACTS: list[f.Fact] = [f.ClosedForgotten((2**64 - 1, 5), 2**40), f.ClosedForgotten((), 0)]
 
+COMPACTION_FACTS: list[f.Fact] = [
+    f.CompactionOpened(12, 40, 1, 2**63, 7, 10, 2**40),
+    f.RangesCompacted(
+        12,
+        13,
+        f.MergePart(7, 10, 20, 2, 2**32 - 1),
+        f.Merged(900, Range(7, 4, 10, 20, 0, 0, -1, 20, 0)),
+    ),
+    f.CompactionClosed(12, 2**40),
+    f.CompactionClosed(12),
+    f.ManifestUnpacked(7, 11, (f.UnpackedRange(10, 900, 1_700_000_000_003, Range(7, 4, 0, 9, 0, 800, -1, 9, 2)),)),
+]
+
 TEXTS: dict[str, tuple[list[f.Fact], list[object]]] = {
     "facts-1.txt": (FACTS, ANSWERS),
     "moves-2.txt": (MOVE_FACTS, MOVE_ANSWERS),
     "merging-2.txt": (MERGE_FACTS, MERGE_ANSWERS),
     "features-3.txt": (FEATURE_FACTS, []),
     "forgetting-3.txt": (FORGETTING_FACTS, []),
+    "compaction-3.txt": (COMPACTION_FACTS, []),
 }
 """File name, which ends in the format level, -> facts and answers."""
 
@@ -213,6 +227,22 @@ def forgetting() -> Cluster:
     return made
 
 
+def compacting() -> Cluster:
+    """A cluster with a log that was compacted, and passes over two more, one of which has begun."""
+    made = Cluster()
+    made.register(1, 100)
+    made.create("t", 3, cleanup_policy="compact")
+    logs = [made.log("t", partition) for partition in range(3)]
+    for _ in range(2):
+        made.commit(100, *logs, timestamp=1_699_999_999_999)
+    made.decide(c.OpenCompactions(made.token(16), tuple(c.NewCompaction(100, each, 0, 20) for each in range(3))))
+    made.decide(c.CloseCompaction(made.token(16), 100, 0, 15))
+    rows = [logs[1].row(index).range for index in range(2)]
+    output = f.Merged(90, merged_range(rows)._replace(length=0, batch_count=0, max_timestamp=-1))
+    made.decide(c.CompactRanges(made.token(16), 100, 2, 2, logs[1].part(0, 2), output))
+    return made
+
+
 def merged_range(inputs: list[Range]) -> Range:
     """What a merge job makes of ranges."""
     last = inputs[-1]
@@ -242,6 +272,7 @@ def files() -> dict[str, bytes]:
         "snapshot-1.bin": snapshot(cluster().state),
         "merging-snapshot-2.bin": snapshot(merging().state),
         "forgetting-snapshot-3.bin": snapshot(forgetting().state),
+        "compaction-snapshot-3.bin": snapshot(compacting().state),
     }
 
 

@@ -40,6 +40,7 @@ def test_entry() -> None:
         ("snapshot-1", golden.cluster),
         ("merging-snapshot-2", golden.merging),
         ("forgetting-snapshot-3", golden.forgetting),
+        ("compaction-snapshot-3", golden.compacting),
     ],
 )
 def test_snapshot(name: str, made: Callable[[], Cluster]) -> None:

@@ -1,0 +1,110 @@
+"""What merging and compaction share: a pace that both keep together, PUTs of what they make, and commands about it."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from controller.client import ControllerClient
+from protocol.errors import ErrorCode, KafkaError
+from storage.object_store import NotFound, ObjectStore, OutcomeUnknown, PreconditionFailed, StoreError, body_size
+from storage.seal import CorruptSegment
+
+log = logging.getLogger(__name__)
+
+PUT_ATTEMPTS = 5
+BACKOFF_MS = 200
+ASK_ATTEMPTS = 20
+YIELD_S = 0.05
+YIELD_S_MAX = 2.0
+"""The longest that one step waits for busier work to end: merging must get on, or the metadata grows."""
+
+
+class Pacer:
+    """How fast a broker may read and write for merging and compaction, together."""
+
+    def __init__(self, bytes_per_s: int, is_busy: Callable[[], bool]) -> None:
+        """`bytes_per_s` may be changed at any time; 0: no limit. `is_busy`: others need the store or the loop now."""
+        self.bytes_per_s = bytes_per_s
+        self._is_busy = is_busy
+        self._paced_until = 0.0
+
+    async def pace(self, size: int) -> None:
+        """Give way to busier work for a while, and keep to the rate."""
+        loop = asyncio.get_running_loop()
+        await self._give_way(loop, YIELD_S_MAX)
+        if self.bytes_per_s:
+            now = loop.time()
+            begin = max(self._paced_until, now)
+            self._paced_until = begin + size / self.bytes_per_s
+            if begin > now:
+                await asyncio.sleep(begin - now)
+
+    async def rest(self) -> None:
+        """Between slices of work on the event loop: whatever waits goes first."""
+        if self._is_busy():
+            await self._give_way(asyncio.get_running_loop(), YIELD_S)
+        else:
+            await asyncio.sleep(0)
+
+    async def _give_way(self, loop: asyncio.AbstractEventLoop, longest_s: float) -> None:
+        until = loop.time() + longest_s
+        while self._is_busy() and loop.time() < until:
+            await asyncio.sleep(YIELD_S)
+
+
+class OutputWriter:
+    """Stores outputs under keys of their own, and counts the bytes of one kind of work."""
+
+    def __init__(self, store: ObjectStore, pacer: Pacer) -> None:
+        self._store = store
+        self._pacer = pacer
+        self.bytes_read = self.bytes_written = 0
+
+    async def read_pace(self, size: int) -> None:
+        """Called before so many bytes are read."""
+        await self._pacer.pace(size)
+        self.bytes_read += size
+
+    async def put(self, key: str, parts: Sequence[Any]) -> None:
+        """Create the object. Its bytes follow from the job, so whatever is there under the key is ours, or damage."""
+        size = body_size(parts)
+        await self._pacer.pace(size)
+        wait_s = BACKOFF_MS / 1000
+        for attempt in range(1, PUT_ATTEMPTS + 1):
+            try:
+                await self._store.put_if_absent(key, parts)
+                break
+            except PreconditionFailed:
+                await self._verify_own(key, size, bytes(parts[-1]))
+                break
+            except StoreError:
+                if attempt == PUT_ATTEMPTS:
+                    raise
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, YIELD_S_MAX)
+        self.bytes_written += size
+
+    async def _verify_own(self, key: str, size: int, tail: bytes) -> None:
+        try:
+            found = (await self._store.head(key)).size
+            held = await self._store.get_range(key, size - len(tail), len(tail)) if found == size else b""
+        except NotFound as error:
+            raise OutcomeUnknown(f"{key} was refused as existing, but it does not exist") from error
+        if held != tail:
+            raise CorruptSegment(key, "other bytes lie under the key of a merge job")
+
+
+async def ask(controller: ControllerClient, command: Any) -> Any:
+    """The controller's answer to a command about a job; None: it refused, or nobody answers."""
+    wait_s = BACKOFF_MS / 1000
+    for _ in range(ASK_ATTEMPTS):
+        try:
+            return await controller.ask(command)
+        except KafkaError as error:
+            if not error.retriable and error.code is not ErrorCode.NOT_CONTROLLER:
+                log.info("%s of job %d was refused: %s", type(command).__name__, command.job, error)
+                return None
+        await asyncio.sleep(wait_s)
+        wait_s = min(2 * wait_s, YIELD_S_MAX)
+    return None
