@@ -151,7 +151,7 @@ def _definitions() -> Iterable[Definition]:
     for name in ("remote.log.copy.disable", "remote.log.delete.on.disable", "remote.storage.enable"):
         yield Definition(name, boolean, "false", name, "Stored and returned; every topic lives in the bucket anyway.")
     yield Definition(
-        "retention.bytes", long, "-1", "log.retention.bytes", "Bytes kept of each partition; -1: no bound.", -1
+        "retention.bytes", long, "-1", "log.retention.bytes", "Bytes kept of each partition; below 0: no bound."
     )
     yield Definition(
         "retention.ms", long, "604800000", "log.retention.ms", "How long records are kept; -1: for ever.", -1

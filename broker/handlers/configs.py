@@ -19,11 +19,27 @@ from protocol import messages as m
 from protocol.errors import ErrorCode, KafkaError
 
 CLIENT_METRICS, BROKER_LOGGER = 16, 8
-_LISTED = (TOPIC, BROKER, BROKER_LOGGER, CLIENT_METRICS, GROUP)
+_DESCRIBED = (TOPIC, BROKER, BROKER_LOGGER, GROUP)
+_LISTED = (*_DESCRIBED, CLIENT_METRICS)
 
 
 def describe_configs(request: m.DescribeConfigsRequest, context: RequestContext) -> m.DescribeConfigsResponse:
-    """Every resource asked for, with the keys asked for (None: all)."""
+    """Every resource asked for, with the keys asked for (None: all). A type that is none refuses the whole request."""
+    unknown = [one.resource_type for one in request.resources if one.resource_type not in _DESCRIBED]
+    if unknown:
+        refused = m.DescribeConfigsResponse.DescribeConfigsResult
+        why = f"Unsupported resource type: {unknown[0]}"
+        return m.DescribeConfigsResponse(
+            results=[
+                refused(
+                    error_code=ErrorCode.INVALID_REQUEST,
+                    error_message=why,
+                    resource_type=one.resource_type,
+                    resource_name=one.resource_name,
+                )
+                for one in request.resources
+            ]
+        )
     return m.DescribeConfigsResponse(results=[_describe(resource, request, context) for resource in request.resources])
 
 
@@ -69,12 +85,11 @@ def _values(resource_type: int, name: str, context: RequestContext) -> list[Conf
             raise KafkaError(ErrorCode.INVALID_REQUEST, "Broker id must not be empty")
         _check_node(context, name, "broker id, expected {} but received {}", "Broker id")
         return loggers.describe()
-    if resource_type == GROUP:
-        if name == "":
-            raise KafkaError(ErrorCode.INVALID_REQUEST, "Group name must not be empty")
-        overrides = services.controller.state.configs.get((GROUP, name), {})
-        return group_configs.describe(services.settings, overrides)
-    raise KafkaError(ErrorCode.INVALID_REQUEST, f"Unsupported resource type: {resource_type}")
+    assert resource_type == GROUP
+    if name == "":
+        raise KafkaError(ErrorCode.INVALID_REQUEST, "Group name must not be empty")
+    overrides = services.controller.state.configs.get((GROUP, name), {})
+    return group_configs.describe(services.settings, overrides)
 
 
 def _check_node(context: RequestContext, name: str, words: str, what: str) -> None:

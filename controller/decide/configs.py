@@ -1,5 +1,7 @@
 """AlterConfigs and IncrementalAlterConfigs: one result per resource; what may stand is decided by `ConfigRules`."""
 
+from collections import Counter
+
 from controller.commands import AlterConfigs, ConfigAlteration, ConfigChange, ConfigResult, ConfigResults
 from controller.configs import APPEND, BROKER, DELETE, SET, SUBTRACT, TOPIC
 from controller.decide.context import Context, Decision
@@ -14,13 +16,12 @@ def alter_configs(state: ClusterState, command: AlterConfigs, context: Context) 
     """The overrides of each resource as they would be are validated as a whole; only differences become facts."""
     facts: list[Fact] = []
     results = []
-    seen: set[tuple[int, str]] = set()
+    named = Counter((wanted.resource_type, wanted.resource_name) for wanted in command.resources)
     for wanted in command.resources:
         resource = (wanted.resource_type, wanted.resource_name)
         try:
-            if resource in seen:
+            if named[resource] > 1:
                 raise KafkaError(ErrorCode.INVALID_REQUEST, "Each resource must appear at most once.")
-            seen.add(resource)
             changes = _changes(state, wanted, context)
         except KafkaError as error:
             results.append(ConfigResult(*resource, int(error.code), error.message))
@@ -35,19 +36,23 @@ def alter_configs(state: ClusterState, command: AlterConfigs, context: Context) 
 
 
 def _changes(state: ClusterState, wanted: ConfigAlteration, context: Context) -> tuple[tuple[str, str | None], ...]:
-    before = _overrides(state, wanted)
     keys = [change.key for change in wanted.changes]
     if len(set(keys)) != len(keys):
         raise KafkaError(ErrorCode.INVALID_REQUEST, "Error due to duplicate config keys")
     nulls = [change.key for change in wanted.changes if change.value is None and change.operation != DELETE]
     if nulls:
         raise KafkaError(ErrorCode.INVALID_REQUEST, f"Null value not supported for : {','.join(nulls)}")
+    before = _overrides(state, wanted)
     after = {} if wanted.replace else dict(before)
     for change in wanted.changes:
         _change(after, wanted.resource_type, change, context)
     changed: list[tuple[str, str | None]] = [(key, None) for key in before if key not in after]
     changed += [(key, value) for key, value in after.items() if before.get(key) != value]
     context.rules.validate(wanted.resource_type, wanted.resource_name, after, [key for key, _ in changed])
+    if (
+        wanted.resource_type == TOPIC and wanted.resource_name not in state.topics
+    ):  # in Kafka too the values count first
+        raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"The topic '{wanted.resource_name}' does not exist.")
     return tuple(sorted(changed))
 
 
@@ -67,14 +72,14 @@ def _overrides(state: ClusterState, wanted: ConfigAlteration) -> dict[str, str]:
     if wanted.resource_type != TOPIC:
         return state.configs.get((wanted.resource_type, wanted.resource_name), {})
     topic = state.topics.get(wanted.resource_name)
-    if topic is None:
-        if not wanted.resource_name:
-            raise KafkaError(ErrorCode.INVALID_REQUEST, "Default topic resources are not allowed.")
-        problem = topic_name_problem(wanted.resource_name)
-        if problem is not None:
-            raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, problem)
-        raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"The topic '{wanted.resource_name}' does not exist.")
-    return topic.configs
+    if topic is not None:
+        return topic.configs
+    if not wanted.resource_name:
+        raise KafkaError(ErrorCode.INVALID_REQUEST, "Default topic resources are not allowed.")
+    problem = topic_name_problem(wanted.resource_name)
+    if problem is not None:
+        raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, problem)
+    return {}
 
 
 def _change(overrides: dict[str, str], resource_type: int, change: ConfigChange, context: Context) -> None:

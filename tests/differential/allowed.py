@@ -53,11 +53,18 @@ def of_tidelog(request: Any, kafka: Any, tidelog: Any) -> bool:
     return kafka is None and getattr(tidelog, "name", "").startswith("tidelog.")
 
 
+CLUSTER_DEFAULT = (
+    "Kafka writes min.insync.replicas as a cluster-wide default when a cluster is made; it has no effect here."
+)
+
 TABLE = [
     Allowed(".*", r"(.*\.)?error_message", "The wording is ours; whether there is a message is compared.", both_set),
     Allowed(".*", r"(.*\.)?error_message", "Kafka gives no text here, we say what is wrong.", ours_says_more),
     Allowed(".*", r"(.*\.)?configs", "Configs of our own, besides all of Kafka's.", of_tidelog),
-    Allowed("CreateTopics", r"topics\.configs\.length", "Configs of our own, besides all of Kafka's."),
+    Allowed("CreateTopics|DescribeConfigs", r".*\.configs\.length", "Configs of our own, besides all of Kafka's."),
+    Allowed(
+        "DescribeConfigs", r".*\.documentation", "The words are ours: they tell what a config does here.", both_set
+    ),
     Allowed(
         "CreateTopics",
         r"topics\.topic_id",
@@ -65,10 +72,16 @@ TABLE = [
         lambda request, kafka, tidelog: request.validate_only and tidelog == bytes(16),
     ),
     Allowed(
-        "CreateTopics",
-        r"topics\.configs\.config_source",
-        "Kafka writes min.insync.replicas as a cluster-wide default when a cluster is made; it has no effect here.",
+        "CreateTopics|DescribeConfigs",
+        r".*\.configs\.(config_source|synonyms\.source)",
+        CLUSTER_DEFAULT,
         lambda request, kafka, tidelog: (kafka, tidelog) == (3, 5),
+    ),
+    Allowed(
+        "DescribeConfigs",
+        r".*\.configs\.synonyms\.length",
+        CLUSTER_DEFAULT,
+        lambda request, kafka, tidelog: kafka == tidelog + 1,
     ),
     Allowed("Produce", r"responses\.partition_responses\.log_append_time_ms", "Each broker's own clock.", both_set),
 ]

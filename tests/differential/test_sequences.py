@@ -5,6 +5,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.differential.allowed import TABLE
+from tests.differential.config_steps import ConfigSteps
 from tests.differential.group_steps import GroupSteps
 from tests.differential.log_steps import LogSteps
 from tests.differential.sides import Pair
@@ -28,7 +29,11 @@ class Groups(GroupSteps, TopicSteps):
     """Groups and the topics they commit offsets of."""
 
 
-@pytest.mark.parametrize("steps", [TopicSteps, Logs, Groups])
+class Configs(ConfigSteps, TopicSteps):
+    """Configs and the topics they are of."""
+
+
+@pytest.mark.parametrize("steps", [TopicSteps, Logs, Groups, Configs])
 def test_both_answer_alike(pair: Pair, steps: type[TopicSteps]) -> None:
     run_state_machine_as_test(lambda: steps(pair), settings=SETTINGS)  # type: ignore[no-untyped-call]
 
