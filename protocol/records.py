@@ -97,6 +97,13 @@ class BatchError(ProtocolError):
         self.code = code
 
 
+class NotOneBatch(BatchError):
+    """What is to be appended is not exactly one batch of magic 2: Kafka says so before it looks at the log."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.INVALID_RECORD, message)
+
+
 class BatchHeader(NamedTuple):
     base_offset: int
     batch_length: int
@@ -181,17 +188,18 @@ def parse_header(buf: Buffer, pos: int = 0) -> BatchHeader:
 def check_batch(buf: Buffer, pos: int, end: int) -> BatchHeader:
     """The header of the batch `buf[pos:end]`, if a producer may send it; BatchError otherwise.
 
-    Checked: magic, exact length, record count, CRC, codec, attributes, sequence. Two rules that hold for clients only
-    are the caller's: no control batch (`is_control`), base offset 0. Size and time limits are the caller's too, and
-    whether the request's version allows the codec (zstd from Produce v7 on). The records are not looked at.
+    Checked: magic, exact length, record count, CRC, codec, attributes, sequence. Rules that hold for clients only are
+    the caller's: no control batch (`is_control`), base offset 0, no `log_append_time` unless the topic has that. Size
+    and time limits are the caller's too, and whether the request's version allows the codec (zstd from Produce v7 on).
+    The records are not looked at.
     """
     if not 0 <= pos <= end - HEADER_SIZE or end > len(buf):
-        raise BatchError(ErrorCode.INVALID_RECORD, f"no record batch in {end - pos} bytes")
+        raise NotOneBatch(f"no record batch in {end - pos} bytes")
     # Judged as a plain tuple: looking into a named one costs several times as much.
     fields = _unpack_header(buf, pos)
     _, length, _, magic, crc, attributes, last_delta, _, _, producer_id, _, sequence, count = fields
     if magic != MAGIC:
-        raise BatchError(ErrorCode.INVALID_RECORD, f"record format {magic}, only record batches of magic 2 are kept")
+        raise NotOneBatch(f"record format {magic}, only record batches of magic 2 are kept")
     if length != end - pos - _LOG_OVERHEAD:
         raise _wrong_length(length + _LOG_OVERHEAD, end - pos)
     if count <= 0 or count != last_delta + 1:
@@ -204,7 +212,7 @@ def check_batch(buf: Buffer, pos: int, end: int) -> BatchHeader:
         raise BatchError(ErrorCode.CORRUPT_MESSAGE, "CRC-32C of the record batch does not match")
     # The usual batch has a codec, perhaps a transaction, nothing else.
     if attributes & _NOT_FROM_PRODUCERS or attributes & _CODEC > _CODEC_MAX:
-        raise _wrong_attributes(attributes)
+        _refuse_attributes(attributes)
     if sequence < 0 <= producer_id and not attributes & CONTROL:
         raise BatchError(
             ErrorCode.INVALID_RECORD, f"producer id {producer_id} needs a sequence, the batch has {sequence}"
@@ -213,19 +221,21 @@ def check_batch(buf: Buffer, pos: int, end: int) -> BatchHeader:
 
 
 def _wrong_length(size: int, room: int) -> BatchError:
-    if size < HEADER_SIZE or size > room:
-        return BatchError(ErrorCode.CORRUPT_MESSAGE, f"record batch says {size} bytes, there are {room}")
-    return BatchError(ErrorCode.INVALID_RECORD, f"{room - size} bytes follow the only record batch of the partition")
+    if size < HEADER_SIZE:
+        return BatchError(ErrorCode.CORRUPT_MESSAGE, f"record batch says {size} bytes, less than its header")
+    if size > room:
+        return NotOneBatch(f"record batch says {size} bytes, there are {room}")
+    return NotOneBatch(f"{room - size} bytes follow the only record batch of the partition")
 
 
-def _wrong_attributes(attributes: int) -> BatchError:
+def _refuse_attributes(attributes: int) -> None:
+    """BatchError, unless all that is unusual is that the batch is stamped with the broker's time already."""
     if attributes & _CODEC > Codec.ZSTD:
-        return BatchError(ErrorCode.UNSUPPORTED_COMPRESSION_TYPE, f"unknown compression codec {attributes & _CODEC}")
-    if attributes & LOG_APPEND_TIME:
-        return BatchError(ErrorCode.INVALID_TIMESTAMP, "the timestamp type LogAppendTime is the broker's to set")
+        raise BatchError(ErrorCode.UNSUPPORTED_COMPRESSION_TYPE, f"unknown compression codec {attributes & _CODEC}")
     if attributes & DELETE_HORIZON:
-        return BatchError(ErrorCode.INVALID_RECORD, "the delete horizon is the broker's to set")
-    return BatchError(ErrorCode.INVALID_RECORD, f"unknown attributes {attributes & 0xFFFF:#06x}")
+        raise BatchError(ErrorCode.INVALID_RECORD, "the delete horizon is the broker's to set")
+    if attributes & _NOT_FROM_PRODUCERS & ~LOG_APPEND_TIME:
+        raise BatchError(ErrorCode.INVALID_RECORD, f"unknown attributes {attributes & 0xFFFF:#06x}")
 
 
 def check_crc(buf: Buffer, pos: int, size: int) -> bool:

@@ -36,9 +36,11 @@ from protocol.fast import (
 )
 from protocol.framing import response_frame
 from protocol.records import (
+    LOG_APPEND_TIME,
     SMALL_BYTES,
     BatchError,
     BatchHeader,
+    NotOneBatch,
     check_batch,
     copy_with_offset_and_epoch,
     patch_offset_and_epoch,
@@ -61,6 +63,17 @@ SETTLE_MS = 1000
 COMPACTED_BYTES_MAX = 16 * 1024 * 1024
 """Decompressed size of a batch for a compacted topic: its records are looked at on the loop."""
 
+_BEFORE_THE_LOG = frozenset(
+    (
+        ErrorCode.CORRUPT_MESSAGE,
+        ErrorCode.UNKNOWN_TOPIC_OR_PARTITION,
+        ErrorCode.UNKNOWN_TOPIC_ID,
+        ErrorCode.NOT_LEADER_OR_FOLLOWER,
+        ErrorCode.MESSAGE_TOO_LARGE,
+        ErrorCode.INVALID_TOPIC_EXCEPTION,
+        ErrorCode.KAFKA_STORAGE_ERROR,
+    )
+)
 _ACKS = (-1, 1)
 _TRANSACTIONAL = 0x10
 _SPECIAL = 0x30  # transactional or control
@@ -239,10 +252,8 @@ class Attempt:
         find = services.logs.find
         for index, part in enumerate(parts):
             topic, partition, start, stop = part
+            log = find.get((topic, partition))
             try:
-                if refused is not None:
-                    raise KafkaError(*refused)
-                log = find.get((topic, partition))
                 if log is None or log.status is not LogStatus.OPEN:
                     if log is not None and log.settling and self._may_settle():
                         self._settle(log)
@@ -250,8 +261,12 @@ class Attempt:
                     raise services.logs.refusal(topic, partition)
                 header = check_batch(self.buf, start, stop)
                 self._check_rules(log, header, stop - start, now_ms, start)
+                if refused is not None:
+                    raise KafkaError(*refused)
             except (KafkaError, BatchError) as error:
-                results[index] = self._refusal(part, error)
+                if refused is not None and log is not None and not isinstance(error, NotOneBatch):
+                    error, log = KafkaError(*refused), None
+                results[index] = self._refusal(part, error, log)
                 transactional = transactional or _looks_transactional(self.buf, start, stop)
             else:
                 size += stop - start
@@ -309,7 +324,7 @@ class Attempt:
                 except KafkaError as error:
                     # A producer takes this refusal for final, and there may be a leader by now who knows better.
                     right = log.validation.may_answer_authoritatively()
-                    results[index] = self._refusal(parts[index], error if right else KafkaError(*NO_RIGHT))
+                    results[index] = self._refusal(parts[index], error if right else KafkaError(*NO_RIGHT), log)
                     continue
                 if duplicate is not None:
                     counters.duplicates += 1
@@ -362,8 +377,11 @@ class Attempt:
         for validation, sequence in needed.items():
             validation.when_reply(sequence, reply)
 
-    def _refusal(self, part: ProducePart, error: KafkaError | BatchError) -> ProduceResult:
+    def _refusal(self, part: ProducePart, error: KafkaError | BatchError, log: Log | None = None) -> ProduceResult:
+        """`log`: where the batch would have gone. As in Kafka its start is told, unless the error comes before it."""
         self.services.counters.error(error.code)
+        if error.code in _BEFORE_THE_LOG or isinstance(error, NotOneBatch):
+            log = None
         leader = None
         if isinstance(error, LeaderHint) and error.leader_id >= 0:
             leader = (error.leader_id, error.leader_epoch)
@@ -373,6 +391,7 @@ class Attempt:
             part[0],
             part[1],
             error.code,
+            log_start_offset=-1 if log is None else log.start,
             record_errors=errors,
             error_message=message or None,
             current_leader=leader,
@@ -548,6 +567,9 @@ def _looks_transactional(buf: bytearray, start: int, stop: int) -> bool:
 
 def _check_timestamps(log: Log, header: BatchHeader, now_ms: int) -> None:
     config = log.config
+    if header.attributes & LOG_APPEND_TIME:
+        message = f"Invalid timestamp type in {log.topic}: the producer should not set it to LogAppendTime"
+        raise InvalidRecords(ErrorCode.INVALID_TIMESTAMP, message, [(0, message)])
     for timestamp in (header.base_timestamp, header.max_timestamp):
         if timestamp == _NO_TIMESTAMP:
             continue

@@ -53,6 +53,11 @@ def of_tidelog(request: Any, kafka: Any, tidelog: Any) -> bool:
     return kafka is None and getattr(tidelog, "name", "").startswith("tidelog.")
 
 
+def codec_of(request: Any) -> int:
+    """Of the first batch in a Produce."""
+    return int(request.topic_data[0].partition_data[0].records[22] & 7)
+
+
 CLUSTER_DEFAULT = (
     "Kafka writes min.insync.replicas as a cluster-wide default when a cluster is made; it has no effect here."
 )
@@ -82,6 +87,25 @@ TABLE = [
         r".*\.configs\.synonyms\.length",
         CLUSTER_DEFAULT,
         lambda request, kafka, tidelog: kafka == tidelog + 1,
+    ),
+    Allowed(
+        "Produce",
+        r"responses\.partition_responses\.record_errors\.batch_index_error_message",
+        "The wording is ours; whether there is a message is compared.",
+        both_set,
+    ),
+    Allowed(
+        "Produce",
+        r"responses\.partition_responses\.(error_code|log_start_offset)",
+        "A codec that nobody knows: Kafka fails with UNKNOWN_SERVER_ERROR, we say UNSUPPORTED_COMPRESSION_TYPE.",
+        lambda request, kafka, tidelog: (kafka, tidelog) in ((-1, 76), (0, -1)) and codec_of(request) > 4,
+    ),
+    Allowed(
+        "Produce",
+        r"responses\.partition_responses\.error_code",
+        "A batch that says it is shorter than its header makes Kafka refuse the request before it looks at topics; we "
+        "refuse that partition, if it is one.",
+        lambda request, kafka, tidelog: kafka == 2 and tidelog in (3, 100),
     ),
     Allowed("Produce", r"responses\.partition_responses\.log_append_time_ms", "Each broker's own clock.", both_set),
 ]

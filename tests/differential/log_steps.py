@@ -20,10 +20,20 @@ EPOCH = st.sampled_from([-1, -1, -1, 0, 1, 5])
 UNKNOWN_ID = bytes(15) + b"\x09"
 FAULTS = (
     "crc",
+    "cut",
     "magic",
     "empty",
     "two",
+    "length",
+    "offset",
+    "count",
+    "future",
     "large",
+    "control",
+    "transactional",
+    "log append time",
+    "codec",
+    "no sequence",
 )
 
 
@@ -77,7 +87,7 @@ class LogSteps(Machine):
     )
     def produce_badly(self, data: st.DataObject, short: str, fault: str) -> None:
         """What no client should send."""
-        self._produce(data, self.name(short), 0, _bad_batch(fault), {}, acks=data.draw(st.sampled_from([-1, 1])))
+        self._produce(data, self.name(short), 0, _bad_batch(fault), {}, acks=data.draw(st.sampled_from([-1, 1, -1, 2])))
 
     def _produce(
         self, data: st.DataObject, name: str, partition: int, batch: Any, options: dict[str, Any], acks: int = -1
@@ -199,12 +209,38 @@ def _bad_batch(fault: str) -> bytes:
     match fault:
         case "crc":
             batch[-1] ^= 1
+        case "cut":
+            del batch[-3:]
         case "magic":
             batch[16] = 1
         case "empty":
             return b""
         case "two":
             batch += build_batch(records)
+        case "length":
+            batch[8:12] = (7).to_bytes(4, "big")
+        case "offset":
+            batch = build_batch(records, base_offset=5)
+        case "count":
+            batch[57:61] = (5).to_bytes(4, "big")
+            _seal(batch)
+        case "future":
+            batch = build_batch([(TIME * 2, b"k", b"v", ())])
         case "large":
             batch = build_batch([(TIME, b"k", bytes(1_100_000), ())])
+        case "control":
+            batch = build_batch(records, control=True)
+        case "transactional":
+            batch = build_batch(records, transactional=True, producer_id=1, producer_epoch=0, base_sequence=0)
+        case "log append time":
+            batch = build_batch(records, log_append_time=True)
+        case "codec":
+            batch[22] = 6
+            _seal(batch)
+        case "no sequence":
+            batch = build_batch(records, producer_id=1, producer_epoch=0, base_sequence=-1)
     return bytes(batch)
+
+
+def _seal(batch: bytearray) -> None:
+    batch[17:21] = batch_crc(batch, 0, len(batch)).to_bytes(4, "big")
