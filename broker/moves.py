@@ -133,7 +133,9 @@ class Moves:
                 await asyncio.sleep(AGAIN_S)
 
     def _choose(self) -> dict[Log, int]:
-        """Logs to move now, with their targets."""
+        """Logs to move now, with their targets; none once the process ends."""
+        if self._leaving:
+            return {}
         state = self._controller.state
         batch: dict[Log, int] = {}
         for log_id, node_id in state.moves.items():

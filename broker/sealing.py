@@ -125,6 +125,8 @@ class Sealing:
         self._full: dict[Log, None] = {}
         """Logs that take no records because of their number of ranges."""
         self._draining = False
+        self._over = False
+        self._landed = asyncio.Event()
         self._wake = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
         for one in self._instances.values():
@@ -183,7 +185,7 @@ class Sealing:
 
     async def _seal_due(self, now: int) -> None:
         self._note_grown(now)
-        if not self._may_begin():
+        if self._over or not self._may_begin():
             return
         due = self._choose(now) if self._unsealed else []
         # Without this the batches of a deleted topic would fill the WAL for as long as nothing else can be written.
@@ -238,6 +240,8 @@ class Sealing:
         below = int(self._settings.tidelog_log_ranges_max * THAW_SHARE)
         below -= min(RANGES_SPARE, self._settings.tidelog_log_ranges_max // 4)
         for each in [each for each in self._full if self._range_count(each) < below]:
+            if each.status is LogStatus.MOVING:
+                continue  # if it stays, it is looked at again when a start moves
             del self._full[each]
             if each.status is LogStatus.FROZEN and not self._draining:
                 each.status = LogStatus.OPEN
@@ -275,9 +279,11 @@ class Sealing:
         """Make the last seal of these logs, all of them `MOVING` and validated to their ends, with their moves to these
         nodes; return once it is decided and its facts are applied here.
 
-        A log that is not closed by then was not moved, and is ours as before.
+        A log that is not closed by then was not moved, and is ours as before. After a drain nothing is moved.
         """
         async with self._turn:
+            if self._over:
+                return
             self._note_grown(self._clock.boottime_ms())
             decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             await self._seal([each for each in targets if each in self._unsealed], targets, decided)
@@ -363,6 +369,7 @@ class Sealing:
         self._flights.pop(seal, None)
         self._flying_bytes -= memory
         self._wake.set()
+        self._landed.set()
         if not verdict.cancelled():
             error = verdict.exception()
             if error is not None:
@@ -468,7 +475,9 @@ class Sealing:
                     del self._waiting[of]
 
     async def drain(self) -> None:
-        """Commit everything of all logs, which are frozen: the last step before a clean stop."""
+        """Commit everything of all logs, which are frozen: the last step before a clean stop. Nothing is sealed after
+        it: what is asked for after the end of the session is refused.
+        """
         self._draining = True
         for one in self._instances.values():
             validated = asyncio.Event()
@@ -482,3 +491,7 @@ class Sealing:
             except KafkaError:
                 if each.status is not LogStatus.CLOSED:
                     raise
+        self._over = True
+        while self._flights:
+            self._landed.clear()
+            await self._landed.wait()

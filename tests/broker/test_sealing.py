@@ -139,6 +139,25 @@ async def test_a_log_at_its_bound_stops_alone_until_its_start_moves(caplog: pyte
     bench.append(full)
 
 
+async def test_a_full_log_whose_move_was_refused_takes_records_again_later() -> None:
+    """Retention may free its ranges while it is frozen for the move: nobody but the move may thaw it then."""
+    bench = Bench(tidelog_log_ranges_max=16)
+    (full,) = bench.create()
+    for _ in range(13):
+        bench.append(full)
+        bench.write()
+        await bench.tick()
+        await bench.tick(64_000)
+        await bench.commit()
+    assert full.status is LogStatus.FROZEN
+    full.status = LogStatus.MOVING
+    await bench.sealing.advance_start(full, 5)
+    assert full.status is LogStatus.MOVING
+    full.status = LogStatus.FROZEN
+    await bench.sealing.advance_start(full, 6)
+    assert full.status is LogStatus.OPEN
+
+
 async def test_a_full_log_is_not_thawed_while_stopping() -> None:
     bench = Bench(tidelog_log_ranges_max=16)
     (full,) = bench.create()
@@ -440,6 +459,32 @@ async def test_a_drain_commits_everything_and_skips_what_is_deleted(bench: Bench
         bench.delete(gone)
         await bench.commit()
     assert all(log.committed_end == log.end for log in logs)
+
+
+async def test_a_drain_ends_when_every_seal_is_decided_and_no_other_begins(bench: Bench) -> None:
+    """What is committed after the end of the session would be refused, and end a clean stop as a failure."""
+    leaving, staying = bench.create(2)
+    bench.append(leaving)
+    bench.write()
+    await bench.tick()
+    await bench.tick(1000)
+    await bench.commit()
+    leaving.status = LogStatus.MOVING
+    async with asyncio.TaskGroup() as group:
+        moving = group.create_task(bench.sealing.move({leaving: 2}))
+        await bench.settle()
+        assert leaving.committed_end == leaving.end and len(bench.uploader.flights) == 1
+        draining = group.create_task(bench.sealing.drain())
+        await bench.settle()
+        assert not draining.done(), "the move may still happen"
+        await bench.commit()
+        await moving
+        await bench.settle()
+        assert draining.done()
+    await bench.sealing.move({staying: 2})
+    bench.delete(staying)
+    await bench.tick(10_000)
+    assert len(bench.uploader.submitted) == 2 and not bench.failures
 
 
 # When it looks by itself
