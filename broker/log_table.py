@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 TRIM_BATCHES = 2000
 """Freeing is a stall too: so many batches per turn of the loop."""
 LOAD_PARALLEL = 16
+LOAD_AGAIN_S, LOAD_AGAIN_S_MAX = 5.0, 300.0
+"""A log whose producer state cannot be read is tried again: the object may come back. Doubled each time."""
 INTERNAL_SHARE = 20
 """One part in so many of the memory for tails is kept for internal logs."""
 TOPIC_RESOURCE = 2
@@ -85,7 +87,7 @@ class LogTable:
         self._on_close: list[Callable[[Log], None]] = []
         self._before_marker: list[Callable[[Log], None]] = []
         self._on_marker: list[Callable[[Log, int, bool], None]] = []
-        self._to_load: deque[Log] = deque()
+        self._to_load: deque[tuple[Log, float]] = deque()  # with the wait before another attempt
         self._loaders = 0
         self._loading: set[asyncio.Task[None]] = set()
         self._kept: deque[tuple[Log, int]] = deque()
@@ -241,7 +243,10 @@ class LogTable:
         if self._controller.state.newest_range(opened.log_id) is None:
             self._opened(opened)
             return
-        self._to_load.append(opened)
+        self._load(opened, LOAD_AGAIN_S)
+
+    def _load(self, opening: Log, again_s: float) -> None:
+        self._to_load.append((opening, again_s))
         if self._loaders < LOAD_PARALLEL:
             self._loaders += 1
             loader = self._tasks.spawn(self._load_waiting(), name="load producer states")
@@ -257,7 +262,7 @@ class LogTable:
         """Read the producer state of logs that open, until none waits."""
         try:
             while self._to_load:
-                opening = self._to_load.popleft()
+                opening, again_s = self._to_load.popleft()
                 if opening.status is not LogStatus.OPENING:
                     continue
                 try:
@@ -266,11 +271,18 @@ class LogTable:
                     )
                 except (KafkaError, ValueError) as error:
                     log.error("%r cannot open, its producer state is unreadable: %s", opening, error)
+                    self._tasks.spawn(self._load_later(opening, again_s), name="load a producer state again")
                     continue
                 if opening.status is LogStatus.OPENING:
                     self._opened(opening)
         finally:
             self._loaders -= 1
+
+    async def _load_later(self, opening: Log, again_s: float) -> None:
+        await asyncio.sleep(again_s)
+        if opening.status is LogStatus.OPENING:
+            opening.producers = ProducerStates(self._settings.producer_id_expiration_ms)
+            self._load(opening, min(2 * again_s, LOAD_AGAIN_S_MAX))
 
     def _opened(self, opened: Log) -> None:
         opened.status = LogStatus.OPEN

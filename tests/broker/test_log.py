@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from broker import log_table
 from broker.log import LogStatus
 from broker.log_table import LeaderHint
 from controller import facts as f
@@ -167,17 +168,22 @@ async def test_memory_of_closed_logs_comes_back(tmp_path: Path) -> None:
         assert broker.logs.kept_bytes == 0
 
 
-async def test_an_unreadable_producer_state_keeps_the_log_closed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_an_unreadable_producer_state_keeps_the_log_closed_until_it_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(log_table, "LOAD_AGAIN_S", 0.01)
     async with HotBroker(tmp_path) as broker:
         (log,) = broker.create_topic("t")
         await validated(broker, log.append_own(batch_of(b"x")))
         key = await broker.commit([log])
+        lost = (await broker.store.get(key)).data
         await broker.store.delete(key)
         broker.controller.apply(f.LeaderNamed(log.log_id, NODE, INCARNATION, 1, WAL_ID))
         await until(lambda: broker.services.cold.alarms)
-        await until(lambda: "cannot open" in caplog.text)
+        await until(lambda: caplog.text.count("cannot open") == 2)
         assert broker.log("t").status is LogStatus.OPENING
         with pytest.raises(KafkaError):
             broker.log("t").append_own(batch_of(b"x"))
+        await broker.store.put(key, lost)
+        await until(lambda: broker.log("t").status is LogStatus.OPEN)
+        broker.log("t").append_own(batch_of(b"x"))

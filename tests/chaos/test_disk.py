@@ -52,12 +52,13 @@ def load_of(broker: BrokerProcess, records_per_s: int = 20_000, value_bytes: int
 @pytest.mark.timeout(120)
 def test_a_disk_full_of_wal_and_bucket(tmp_path: Path) -> None:
     """Nothing can be written any more, not even metadata: producers wait and are refused; then they go on."""
-    with small_disk(tmp_path / "disk", 64 * MIB) as disk:
+    with small_disk(tmp_path / "disk", 128 * MIB) as disk:
         broker = broker_over(None, disk / "data", **SMALL)
         broker._stderr = tmp_path / "broker.log"
         with broker, Watch(broker) as watch:
             create_topic(broker.bootstrap, 1, "probe")
-            load = load_of(broker, value_bytes=400)
+            # So slow that what it writes fits for a minute: a busy machine must not fill the disk once more.
+            load = load_of(broker, 5_000, value_bytes=400)
             load.wait_for(2_000)
             # Commands of admins wait longer than this test has time for.
             with Probes(broker, "load", without=["CreateTopics", "IncrementalAlterConfigs"]) as probes:
