@@ -188,10 +188,9 @@ def parse_header(buf: Buffer, pos: int = 0) -> BatchHeader:
 def check_batch(buf: Buffer, pos: int, end: int) -> BatchHeader:
     """The header of the batch `buf[pos:end]`, if a producer may send it; BatchError otherwise.
 
-    Checked: magic, exact length, record count, CRC, codec, attributes, sequence. Rules that hold for clients only are
-    the caller's: no control batch (`is_control`), base offset 0, no `log_append_time` unless the topic has that. Size
-    and time limits are the caller's too, and whether the request's version allows the codec (zstd from Produce v7 on).
-    The records are not looked at.
+    Checked: magic, exact length, record count, CRC, codec, attributes, sequence. Two rules that hold for clients only
+    are the caller's: no control batch (`is_control`), base offset 0. Size and time limits are the caller's too, and
+    whether the request's version allows the codec (zstd from Produce v7 on). The records are not looked at.
     """
     if not 0 <= pos <= end - HEADER_SIZE or end > len(buf):
         raise NotOneBatch(f"no record batch in {end - pos} bytes")
@@ -212,7 +211,7 @@ def check_batch(buf: Buffer, pos: int, end: int) -> BatchHeader:
         raise BatchError(ErrorCode.CORRUPT_MESSAGE, "CRC-32C of the record batch does not match")
     # The usual batch has a codec, perhaps a transaction, nothing else.
     if attributes & _NOT_FROM_PRODUCERS or attributes & _CODEC > _CODEC_MAX:
-        _refuse_attributes(attributes)
+        raise _wrong_attributes(attributes)
     if sequence < 0 <= producer_id and not attributes & CONTROL:
         raise BatchError(
             ErrorCode.INVALID_RECORD, f"producer id {producer_id} needs a sequence, the batch has {sequence}"
@@ -228,14 +227,14 @@ def _wrong_length(size: int, room: int) -> BatchError:
     return NotOneBatch(f"{room - size} bytes follow the only record batch of the partition")
 
 
-def _refuse_attributes(attributes: int) -> None:
-    """BatchError, unless all that is unusual is that the batch is stamped with the broker's time already."""
+def _wrong_attributes(attributes: int) -> BatchError:
     if attributes & _CODEC > Codec.ZSTD:
-        raise BatchError(ErrorCode.UNSUPPORTED_COMPRESSION_TYPE, f"unknown compression codec {attributes & _CODEC}")
+        return BatchError(ErrorCode.UNSUPPORTED_COMPRESSION_TYPE, f"unknown compression codec {attributes & _CODEC}")
+    if attributes & LOG_APPEND_TIME:
+        return BatchError(ErrorCode.INVALID_TIMESTAMP, "the timestamp type LogAppendTime is the broker's to set")
     if attributes & DELETE_HORIZON:
-        raise BatchError(ErrorCode.INVALID_RECORD, "the delete horizon is the broker's to set")
-    if attributes & _NOT_FROM_PRODUCERS & ~LOG_APPEND_TIME:
-        raise BatchError(ErrorCode.INVALID_RECORD, f"unknown attributes {attributes & 0xFFFF:#06x}")
+        return BatchError(ErrorCode.INVALID_RECORD, "the delete horizon is the broker's to set")
+    return BatchError(ErrorCode.INVALID_RECORD, f"unknown attributes {attributes & 0xFFFF:#06x}")
 
 
 def check_crc(buf: Buffer, pos: int, size: int) -> bool:

@@ -36,7 +36,6 @@ from protocol.fast import (
 )
 from protocol.framing import response_frame
 from protocol.records import (
-    LOG_APPEND_TIME,
     SMALL_BYTES,
     BatchError,
     BatchHeader,
@@ -567,9 +566,6 @@ def _looks_transactional(buf: bytearray, start: int, stop: int) -> bool:
 
 def _check_timestamps(log: Log, header: BatchHeader, now_ms: int) -> None:
     config = log.config
-    if header.attributes & LOG_APPEND_TIME:
-        message = f"Invalid timestamp type in {log.topic}: the producer should not set it to LogAppendTime"
-        raise InvalidRecords(ErrorCode.INVALID_TIMESTAMP, message, [(0, message)])
     for timestamp in (header.base_timestamp, header.max_timestamp):
         if timestamp == _NO_TIMESTAMP:
             continue

@@ -31,7 +31,6 @@ FAULTS = (
     "large",
     "control",
     "transactional",
-    "log append time",
     "codec",
     "no sequence",
 )
@@ -232,8 +231,6 @@ def _bad_batch(fault: str) -> bytes:
             batch = build_batch(records, control=True)
         case "transactional":
             batch = build_batch(records, transactional=True, producer_id=1, producer_epoch=0, base_sequence=0)
-        case "log append time":
-            batch = build_batch(records, log_append_time=True)
         case "codec":
             batch[22] = 6
             _seal(batch)

@@ -197,6 +197,7 @@ RULES: list[tuple[dict[str, int], ErrorCode, str]] = [
     ({"record_count": -1, "last_offset_delta": -2}, ErrorCode.INVALID_RECORD, "record count -1"),
     ({"record_count": 4}, ErrorCode.INVALID_RECORD, "record count 4"),
     ({"last_offset_delta": 3}, ErrorCode.INVALID_RECORD, "last offset delta 3"),
+    ({"attributes": r.LOG_APPEND_TIME}, ErrorCode.INVALID_TIMESTAMP, "LogAppendTime"),
     ({"record_count": 0, "last_offset_delta": -1}, ErrorCode.INVALID_RECORD, "record count 0"),
     ({"crc": 12345}, ErrorCode.CORRUPT_MESSAGE, "CRC"),
     ({"attributes": 5}, ErrorCode.UNSUPPORTED_COMPRESSION_TYPE, "codec 5"),
