@@ -33,6 +33,8 @@ from broker.handlers import (
     reassignments,
     topics,
     transaction_markers,
+    transactions,
+    txn_offsets,
 )
 from broker.services import RequestContext, Services
 from protocol import messages
@@ -77,6 +79,8 @@ class Entry(NamedTuple):
     raw: bool = False
 
 
+_TRANSACTIONS_TEST = "tests/broker/transactions/test_handlers.py"
+
 HANDLERS: dict[ApiKey, Entry] = {
     ApiKey.PRODUCE: Entry(produce.produce, 3, 13, "tests/broker/test_produce.py", raw=True),
     ApiKey.FETCH: Entry(fetch.fetch, 4, 18, "tests/broker/test_fetch.py", raw=True),
@@ -102,6 +106,10 @@ HANDLERS: dict[ApiKey, Entry] = {
     ApiKey.WRITE_TXN_MARKERS: Entry(
         transaction_markers.write_txn_markers, 1, 2, "tests/broker/transactions/test_markers.py"
     ),
+    ApiKey.ADD_PARTITIONS_TO_TXN: Entry(transactions.add_partitions_to_txn, 0, 5, _TRANSACTIONS_TEST),
+    ApiKey.ADD_OFFSETS_TO_TXN: Entry(transactions.add_offsets_to_txn, 0, 4, _TRANSACTIONS_TEST),
+    ApiKey.END_TXN: Entry(transactions.end_txn, 0, 5, _TRANSACTIONS_TEST),
+    ApiKey.TXN_OFFSET_COMMIT: Entry(txn_offsets.txn_offset_commit, 0, 5, _TRANSACTIONS_TEST),
     ApiKey.DESCRIBE_CONFIGS: Entry(configs.describe_configs, 1, 4, "tests/broker/test_handlers_admin.py"),
     ApiKey.ALTER_CONFIGS: Entry(configs.alter_configs, 0, 2, "tests/broker/test_handlers_admin.py"),
     ApiKey.LIST_CONFIG_RESOURCES: Entry(configs.list_config_resources, 0, 1, "tests/broker/test_dynamic_configs.py"),
@@ -124,6 +132,8 @@ HANDLERS: dict[ApiKey, Entry] = {
     ApiKey.DESCRIBE_PRODUCERS: Entry(
         transaction_markers.describe_producers, 0, 0, "tests/broker/transactions/test_markers.py"
     ),
+    ApiKey.DESCRIBE_TRANSACTIONS: Entry(transactions.describe_transactions, 0, 0, _TRANSACTIONS_TEST),
+    ApiKey.LIST_TRANSACTIONS: Entry(transactions.list_transactions, 0, 2, _TRANSACTIONS_TEST),
     ApiKey.DESCRIBE_TOPIC_PARTITIONS: Entry(
         metadata.describe_topic_partitions, 0, 0, "tests/broker/test_handlers_admin.py"
     ),

@@ -45,6 +45,9 @@ from broker.settings import Listener, Settings
 from broker.shutdown import Shutdown
 from broker.siblings import Siblings
 from broker.space import watch_space
+from broker.transactions.calls import CoordinatorCalls, MarkerCalls, Neighbours
+from broker.transactions.coordinator import TransactionCoordinators
+from broker.transactions.marker_sender import MarkerSender
 from broker.wals import OwnWals
 from broker.wheel import Wheel
 from controller import facts as f
@@ -286,10 +289,10 @@ class Broker:
             locked=tuple(instance.wal_id for instance in locked if instance.same_boot()),
             eligible=settings.may_control,
         )
-        peers = Peers()
-        self._releases.append(peers.close)
+        self._peers = Peers()
+        self._releases.append(self._peers.close)
         self._remote = RemoteController(
-            peers,
+            self._peers,
             cluster_id=self.cluster_id,
             node_id=settings.node_id,
             incarnation=self.incarnation,
@@ -353,6 +356,7 @@ class Broker:
         self.logs.on_close(self.sealing.on_close)
         self.logs.on_open(self.moves.on_open)
         self.services.groups.follow(self.logs)
+        self.services.coordinators.follow(self.logs)
         self.server: Server = Server(self.services)
         self._releases.append(self.server.close)
         self._shutdown = Shutdown(
@@ -409,6 +413,18 @@ class Broker:
     def _build_services(self, tasks: Tasks, reader: Reader, cold: ColdReads, defaults: TopicDefaults) -> None:
         """What handlers of requests use."""
         settings, controller = self.settings, self.controller
+        producer_ids = ProducerIds(controller, self.token, incarnation=self.incarnation)
+        neighbours = Neighbours(self._peers, controller, node_id=settings.node_id, listener=settings.peer_listener)
+        coordinators = TransactionCoordinators(
+            settings,
+            controller,
+            self.clock,
+            self.token,
+            tasks,
+            advance_start=self._advance_start,
+            markers=MarkerSender(lambda: controller.state, MarkerCalls(neighbours, self.logs, self.counters), tasks),
+            producer_ids=producer_ids,
+        )
         self.services = Services(
             settings=settings,
             clock=self.clock,
@@ -427,7 +443,9 @@ class Broker:
                 settings.max_incremental_fetch_session_cache_slots,
                 lambda: int.from_bytes(self.token(4), "big") >> 1 or 1,
             ),
-            producer_ids=ProducerIds(controller, self.token, incarnation=self.incarnation),
+            producer_ids=producer_ids,
+            coordinators=coordinators,
+            transactions=CoordinatorCalls(neighbours, coordinators, tasks),
             wheel=Wheel(),
             cold_fetches=asyncio.Semaphore(COLD_PARALLEL),
             counters=self.counters,

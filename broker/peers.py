@@ -1,4 +1,4 @@
-"""Calls to other brokers: frames of one API over connections that are made when needed and made again when lost.
+"""Calls to other brokers: frames over connections that are made when needed and made again when lost.
 
 Each lane has one connection to one target at a time; answers of a connection come in order, so what may wait long (a
 long poll) has a lane of its own. A call is one attempt: it is never sent twice.
@@ -10,11 +10,13 @@ import asyncio
 from collections import deque
 from itertools import count
 from struct import Struct
-from typing import cast
+from typing import Any, cast
 
 from controller.remote import LinkError, LinkTimeout, Target
-from protocol.apis import CONTROL_KEY, CONTROL_VERSION
-from protocol.framing import request_frame
+from protocol import messages
+from protocol.apis import APIS, CONTROL_KEY, CONTROL_VERSION, ApiKey
+from protocol.errors import ProtocolError
+from protocol.framing import request_frame, skip_tagged_fields
 
 IN_FLIGHT_MAX = 64
 ANSWER_BYTES_MAX = 64 << 20
@@ -98,13 +100,13 @@ class _Lane:
         self._backoff_ms = 0
         self._not_before = 0.0
 
-    async def call(self, target: Target, body: bytes, timeout_ms: int) -> bytes:
-        """See `controller.remote.Link`."""
+    async def call(self, target: Target, api_key: int, version: int, body: bytes, timeout_ms: int) -> bytes:
+        """See `Peers.request`."""
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 async with self._slots:
                     connection = await self._connect(target)
-                    return await connection.ask(CONTROL_KEY, CONTROL_VERSION, body)
+                    return await connection.ask(api_key, version, body)
         except TimeoutError:
             # Whatever waits there waits behind what was not answered.
             self.close(f"no answer from {target.host}:{target.port} within {timeout_ms} ms")
@@ -114,7 +116,7 @@ class _Lane:
         async with self._connecting:
             loop = asyncio.get_running_loop()
             if target != self._target:
-                self.close("the controller is another one")
+                self.close("the target is another one")
                 self._target, self._backoff_ms, self._not_before = target, 0, 0.0
             if self._connection is not None and not self._connection.closed:
                 return self._connection
@@ -146,7 +148,31 @@ class Peers:
 
     async def call(self, lane: str, target: Target, body: bytes, timeout_ms: int) -> bytes:
         """See `controller.remote.Link`."""
-        return await self._lanes.setdefault(lane, _Lane()).call(target, body, timeout_ms)
+        return await self.request(lane, target, CONTROL_KEY, CONTROL_VERSION, body, timeout_ms)
+
+    async def request(
+        self, lane: str, target: Target, api_key: int, version: int, body: bytes, timeout_ms: int
+    ) -> bytes:
+        """One request of Kafka's, as brokers send them to each other: what follows the answer's correlation id.
+        `LinkError`."""
+        return await self._lanes.setdefault(lane, _Lane()).call(target, api_key, version, body, timeout_ms)
+
+    def forget(self, lane: str) -> None:
+        """Nothing will be asked there any more."""
+        gone = self._lanes.pop(lane, None)
+        if gone is not None:
+            gone.close("the broker is gone")
+
+    async def ask(self, lane: str, target: Target, api_key: ApiKey, version: int, request: Any, timeout_ms: int) -> Any:
+        """The decoded answer to a request of Kafka's. `LinkError`, also for an answer that cannot be read."""
+        answer = await self.request(lane, target, api_key, version, request.encode(version), timeout_ms)
+        api = APIS[api_key]
+        try:
+            flexible = api.response_header_v1_from is not None and version >= api.response_header_v1_from
+            body = skip_tagged_fields(answer, 0, len(answer)) if flexible else 0
+            return getattr(messages, api.name + "Response").decode(answer, version, body)
+        except ProtocolError as error:
+            raise LinkError(f"an answer of {target.host}:{target.port} is not known here: {error}") from None
 
     async def close(self) -> None:
         """Close every connection."""

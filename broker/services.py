@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from broker.metrics import Counters, Metrics
     from broker.sealing import Sealing
     from broker.settings import Settings
+    from broker.transactions.coordinator import TransactionCoordinators
     from broker.transactions.verification import TransactionVerifier
     from broker.wheel import Wheel
     from controller.client import ControllerClient, Session
@@ -50,6 +51,8 @@ class Services:
     metadata_cache: MetadataCache
     fetch_sessions: FetchSessions
     producer_ids: ProducerIds
+    coordinators: TransactionCoordinators
+    """Of transactions."""
     wheel: Wheel
     cold_fetches: asyncio.Semaphore
     """Requests that may read from the bucket at the same time (`handlers.fetch.COLD_PARALLEL`)."""
@@ -61,7 +64,7 @@ class Services:
     control: ControlEndpoint | None = None
     """What serves other brokers; None: nothing does."""
     transactions: TransactionVerifier | None = None
-    """The transaction coordinators; None: none are served, and transactional batches are refused."""
+    """Where leaders ask; None: nowhere, and transactional batches are refused."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Services of handler families that come later, by name."""
 

@@ -201,6 +201,22 @@ class Settings:
     producer_id_expiration_check_interval_ms: int = setting(
         600_000, "How often silent producers are looked for.", at_least=1
     )
+    transactional_id_expiration_ms: int = setting(
+        7 * 24 * 3600 * 1000,
+        "A transactional id that nobody uses and that has no transaction is forgotten after this.",
+        at_least=1,
+    )
+    transaction_max_timeout_ms: int = setting(
+        15 * 60 * 1000, "The longest transaction timeout a producer may ask for.", at_least=1
+    )
+    transaction_state_log_num_partitions: int = setting(50, "Partitions of `__transaction_state`.", at_least=1)
+    transaction_state_log_replication_factor: int = setting(1, "Stored and shown, as for other topics.", at_least=1)
+    transaction_abort_timed_out_transaction_cleanup_interval_ms: int = setting(
+        10_000, "How often transactions beyond their timeout are looked for, to be aborted.", at_least=1
+    )
+    transaction_remove_expired_transaction_cleanup_interval_ms: int = setting(
+        3_600_000, "How often expired transactional ids are looked for.", at_least=1
+    )
     add_partitions_to_txn_retry_backoff_ms: int = setting(
         20,
         "How soon a partition is added again to a transaction whose predecessor is just being completed.",

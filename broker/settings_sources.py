@@ -38,7 +38,7 @@ WITHOUT_EFFECT_PREFIXES = (
     "transaction.",
 )
 _WITHOUT_EFFECT_KEYS = """
-add.partitions.to.txn.retry.backoff.ms add.partitions.to.txn.retry.backoff.max.ms auto.leader.rebalance.enable
+auto.leader.rebalance.enable
 background.threads broker.heartbeat.interval.ms broker.session.timeout.ms broker.id.generation.enable
 client.quota.callback.class controlled.shutdown.enable controlled.shutdown.max.retries
 controlled.shutdown.retry.backoff.ms controller.listener.names connection.failed.authentication.delay.ms
@@ -57,7 +57,7 @@ num.replica.fetchers offsets.commit.timeout.ms offsets.load.buffer.size offsets.
 offsets.topic.segment.bytes producer.id.expiration.check.interval.ms
 producer.purgatory.purge.interval.requests request.timeout.ms server.max.startup.time.ms
 socket.connection.setup.timeout.max.ms socket.connection.setup.timeout.ms socket.receive.buffer.bytes
-socket.send.buffer.bytes telemetry.max.bytes transactional.id.expiration.ms unclean.leader.election.enable
+socket.send.buffer.bytes telemetry.max.bytes unclean.leader.election.enable
 unclean.leader.election.interval.ms unstable.api.versions.enable unstable.feature.versions.enable
 """
 WITHOUT_EFFECT = frozenset(_WITHOUT_EFFECT_KEYS.split())

@@ -55,6 +55,7 @@ class Shutdown:
                 self._moves.stop()
                 self._server.stop_accepting(but_peers=others)
                 services.groups.stop()
+                services.coordinators.stop()
                 services.logs.on_open(Log.freeze)
                 for one in services.logs.logs:
                     one.freeze()

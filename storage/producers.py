@@ -180,6 +180,16 @@ class ProducerStates:
         """Whether the producer has a transaction open in what was appended, and is of this epoch."""
         return producer_id in self._open and self._producers[producer_id].events[-1].epoch == producer_epoch
 
+    def check_epoch(self, producer_id: int, producer_epoch: int) -> None:
+        """Whether a batch that a coordinator writes for a producer may be appended: it has no sequence of its own.
+        `KafkaError` INVALID_PRODUCER_EPOCH."""
+        producer = self._producers.get(producer_id)
+        if producer is not None and producer_epoch < producer.events[-1].epoch:
+            raise KafkaError(
+                ErrorCode.INVALID_PRODUCER_EPOCH,
+                f"producer {producer_id} has epoch {producer_epoch}, the last seen one is {producer.events[-1].epoch}",
+            )
+
     def append(self, header: BatchHeader, base_offset: int, sequence: int, now_ms: int, durable_end: int) -> None:
         """Applies a data batch that got `base_offset` and append sequence `sequence`.
 

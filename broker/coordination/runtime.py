@@ -36,8 +36,10 @@ from storage.object_store import StoreError
 
 if TYPE_CHECKING:
     from broker.background import Tasks
+    from broker.transactions.verification import Verifications
     from protocol import Buffer
     from storage.clock import Clock
+    from storage.producers import ProducerStates
 
 log = logging.getLogger(__name__)
 
@@ -77,12 +79,18 @@ class CoordinatorLog(Protocol):
     hw: int
     lso: int
     end: int
+    last_sequence: int
+    producers: ProducerStates
 
     @property
     def validation(self) -> LogValidation: ...
 
+    @property
+    def verifications(self) -> Verifications: ...
+
     def append_own(self, batch: bytearray) -> int:
-        """Append one batch; its append sequence. KafkaError when this broker does not lead the log or it is full."""
+        """Append one batch; its append sequence. KafkaError when this broker does not lead the log, it is full, or its
+        producer was fenced."""
         ...
 
     def read_all(self, from_offset: int) -> AsyncIterator[Buffer]:
@@ -157,8 +165,6 @@ class PartitionRuntime(ABC, Generic[ChangeT]):
         """Owner -> append sequence of its last change, while that is not validated."""
         self._last_sequence = 0
         self._knows_all_records = True
-        self._early_markers: list[tuple[int, int, bool]] = []
-        """(end, producer id, committed) of markers appended while the log is being read."""
         self._own_tasks = [tasks.spawn(self._load(), name=f"load {self}")]
 
     def __str__(self) -> str:
@@ -340,15 +346,11 @@ class PartitionRuntime(ABC, Generic[ChangeT]):
         while True:
             state = self.new_state()
             try:
-                size, count, end = await self._replay(state)
+                size, count = await self._replay(state)
                 break
             except (KafkaError, StoreError, ProtocolError) as error:
                 log.error("%s cannot be loaded yet: %s", self, error)
                 await asyncio.sleep(RETRY_MS / 1000)
-        for marker_end, producer_id, committed in self._early_markers:
-            if marker_end > end:
-                self.replay_marker(state, producer_id, committed)
-        self._early_markers.clear()
         live = self.adopt(state)
         self.bytes_since_rewrite = size
         self.rewrite_bytes = size * live // max(count, 1)
@@ -360,18 +362,12 @@ class PartitionRuntime(ABC, Generic[ChangeT]):
     def activated(self) -> None:
         """Commands are served from now on."""
 
-    def early_marker(self, producer_id: int, committed: bool) -> None:
-        """A marker was appended to the log just now, which is being read up to an earlier offset."""
-        self._early_markers.append((self.log.end, producer_id, committed))
-
-    async def _replay(self, state: Any) -> tuple[int, int, int]:
-        """Read the log into `state`; (bytes, records) read, and the offset after them."""
+    async def _replay(self, state: Any) -> tuple[int, int]:
+        """Read the log into `state`; (bytes, records) read."""
         size = count = 0
-        end = self.log.start
         async for buffer in self.log.read_all(self.log.start):
             for position, header in iterate_batches(buffer):
                 size += header.size
-                end = header.next_offset
                 batch = memoryview(buffer)[position : position + header.size]
                 producer = Producer(header.producer_id, header.producer_epoch) if header.is_transactional else None
                 for record in records(batch, max_size=_DECOMPRESSED_BYTES_MAX):
@@ -382,7 +378,7 @@ class PartitionRuntime(ABC, Generic[ChangeT]):
                     count += 1
                     if count % SLICE_RECORDS == 0:
                         await asyncio.sleep(0)
-        return size, count, end
+        return size, count
 
     def _replay_control(self, state: Any, header: BatchHeader, record: Record) -> None:
         marker = parse_end_txn_marker(record)

@@ -51,8 +51,10 @@ class InternalTopic:
         controller: ControllerClient,
         token: Callable[[int], bytes],
         tasks: Tasks,
+        format_level: int = 0,
     ) -> None:
-        """`partitions`, `replication_factor`, `configs`: what it is created with if nobody has."""
+        """`partitions`, `replication_factor`, `configs`: what it is created with if nobody has. `format_level`: only
+        when the cluster is there are all its brokers able to serve it."""
         self.name = name
         self.partitions = partitions
         self.replication_factor = replication_factor
@@ -60,6 +62,7 @@ class InternalTopic:
         self.controller = controller
         self.token = token
         self.tasks = tasks
+        self.format_level = format_level
         self._creation: asyncio.Future[ErrorCode] | None = None
 
     def partition_for(self, key: str) -> int:
@@ -67,10 +70,21 @@ class InternalTopic:
         topic = self.controller.state.topics.get(self.name)
         return partition_for(key, len(topic.log_ids) if topic is not None else self.partitions)
 
+    def leader(self, partition: int) -> int | None:
+        """The node that leads a partition; None: nobody does now."""
+        state = self.controller.state
+        topic = state.topics.get(self.name)
+        if topic is None or not 0 <= partition < len(topic.log_ids):
+            return None
+        leadership = state.logs[topic.log_ids[partition]]
+        return leadership.leader_node if leadership.status == "open" else None
+
     async def ensure(self) -> ErrorCode:
         """Create it if nobody has; COORDINATOR_NOT_AVAILABLE if that is not possible now."""
         if self.name in self.controller.state.topics:
             return ErrorCode.NONE
+        if self.controller.state.format_level < self.format_level:
+            return ErrorCode.COORDINATOR_NOT_AVAILABLE
         if self._creation is None:
             self._creation = asyncio.get_running_loop().create_future()
             self.tasks.spawn(self._create(self._creation), name=f"create {self.name}")
@@ -92,13 +106,10 @@ class InternalTopic:
 
     def locate(self, key: str, listener: str) -> Endpoint:
         """The leader of the key's partition, as clients of `listener` reach it."""
-        state = self.controller.state
-        topic = state.topics.get(self.name)
-        if topic is not None:
-            leadership = state.logs[topic.log_ids[self.partition_for(key)]]
-            broker = state.brokers.get(leadership.leader_node)
-            if leadership.status == "open" and broker is not None and broker.alive:
-                for address in broker.listeners:
-                    if address.name == listener:
-                        return Endpoint(ErrorCode.NONE, broker.node_id, address.host, address.port)
+        leader = self.leader(self.partition_for(key))
+        broker = self.controller.state.brokers.get(leader) if leader is not None else None
+        if broker is not None and broker.alive:
+            for address in broker.listeners:
+                if address.name == listener:
+                    return Endpoint(ErrorCode.NONE, broker.node_id, address.host, address.port)
         return Endpoint(ErrorCode.COORDINATOR_NOT_AVAILABLE)

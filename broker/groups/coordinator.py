@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -34,10 +35,12 @@ from broker.groups.model import (
     Outcome,
     Sync,
     SyncAnswer,
+    TxnCommit,
 )
 from broker.groups.runtime import ShardRuntime
+from broker.transactions.verification import TransactionVerifier, verify
 from controller.facts import Fact, StateReloaded, TopicDeleted
-from protocol.errors import ErrorCode
+from protocol.errors import ErrorCode, KafkaError
 
 if TYPE_CHECKING:
     from broker.background import Tasks
@@ -101,9 +104,12 @@ class GroupCoordinators:
     # -- leadership
 
     def follow(self, logs: LogTable) -> None:
-        """Load and drop shards as this broker comes to lead their logs, and forget offsets of deleted topics."""
+        """Load and drop shards as this broker comes to lead their logs, follow the markers of transactions in them, and
+        forget offsets of deleted topics."""
         logs.on_open(self._log_opened)
         logs.on_close(self._log_closed)
+        logs.before_marker(self._before_marker)
+        logs.on_marker(self._marked)
         self.controller.subscribe(self._facts)
 
     def open(self, partition: int, log: CoordinatorLog, epoch: int) -> None:
@@ -143,6 +149,17 @@ class GroupCoordinators:
         shard = self.shards.get(log.partition)
         if log.topic == OFFSETS_TOPIC and shard is not None and shard.log is log:
             self.close(log.partition)
+
+    def _before_marker(self, marked: Log) -> None:
+        """KafkaError while the log is being read, which would miss the marker."""
+        shard = self.shards.get(marked.partition)
+        if marked.topic == OFFSETS_TOPIC and (shard is None or not shard.active):
+            code = ErrorCode.NOT_LEADER_OR_FOLLOWER if shard is None else shard.inactive_error
+            raise KafkaError(code, f"the group coordinator of partition {marked.partition} is not active")
+
+    def _marked(self, marked: Log, producer_id: int, committed: bool) -> None:
+        if marked.topic == OFFSETS_TOPIC:
+            self.shards[marked.partition].marked(producer_id, committed)
 
     def _facts(self, facts: Sequence[Fact]) -> None:
         if any(isinstance(fact, TopicDeleted | StateReloaded) for fact in facts):
@@ -276,11 +293,46 @@ class GroupCoordinators:
             return _now(refusal(ErrorCode.NOT_COORDINATOR))
         return shard.commit(lambda waiter: commit._replace(waiter=waiter), refusal)
 
+    async def txn_commit(
+        self, command: TxnCommit, transactional_id: str, verifier: TransactionVerifier, *, implicit: bool
+    ) -> CommitAnswer:
+        """Offsets that are in force when the producer's transaction is committed. The first ones of a transaction in
+        their partition wait for its coordinator's word; `implicit`: which adds the partition."""
+
+        def refusal(error: ErrorCode) -> CommitAnswer:
+            return CommitAnswer((error,) * len(command.commit.offsets))
+
+        if not command.commit.group_id:
+            return refusal(ErrorCode.INVALID_GROUP_ID)
+        shard = self._shard(command.commit.group_id)
+        if shard is None:
+            return refusal(ErrorCode.NOT_COORDINATOR)
+        if not shard.active:
+            return refusal(shard.inactive_error)
+        producer = command.producer_id, command.producer_epoch
+        verification = None
+        if not shard.log.producers.in_transaction(*producer):
+            verification = shard.log.verifications.begin_own(*producer, implicit, self.clock.now_ms())
+            part = (OFFSETS_TOPIC, shard.log.partition)
+            refused = await verify(
+                verifier,
+                transactional_id,
+                producer,
+                [part],
+                implicit=implicit,
+                boottime_ms=self.clock.boottime_ms,
+                backoff_ms=self.settings.add_partitions_to_txn_retry_backoff_ms,
+                backoff_ms_max=self.settings.add_partitions_to_txn_retry_backoff_max_ms,
+            )
+            if part in refused:
+                return refusal(refused[part])
+        return await shard.txn_commit(command, verification, refusal)
+
     def fetch(
         self, group_id: str, partitions: Sequence[tuple[str, bytes, int]] | None, *, require_stable: bool
     ) -> asyncio.Future[FetchAnswer]:
-        """Committed offsets of (topic, topic id or zero, partition), or all. Without transactions every committed
-        offset is stable. Errors are those that consumers of all ages know to retry."""
+        """Committed offsets of (topic, topic id or zero, partition), or all. Errors are those that consumers of all
+        ages know to retry."""
 
         def refusal(error: ErrorCode) -> FetchAnswer:
             unavailable = error is ErrorCode.COORDINATOR_NOT_AVAILABLE
@@ -289,7 +341,8 @@ class GroupCoordinators:
         shard = self._shard(group_id)
         if shard is None:
             return _now(refusal(ErrorCode.NOT_COORDINATOR))
-        return shard.look((group_id,), lambda: shard.shard.fetch(group_id, partitions), refusal)
+        look = partial(shard.shard.fetch, group_id, partitions, require_stable=require_stable)
+        return shard.look((group_id,), look, refusal)
 
     def delete_offsets(self, command: DeleteOffsets) -> asyncio.Future[DeleteOffsetsAnswer]:
         if not command.group_id:

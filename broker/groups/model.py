@@ -85,6 +85,17 @@ class OffsetRemoved(NamedTuple):
     partition: int
 
 
+class PendingOffset(NamedTuple):
+    """An offset of an open transaction: written under its producer, in force when a marker commits it."""
+
+    producer_id: int
+    producer_epoch: int
+    group_id: str
+    topic: str
+    partition: int
+    value: Offset
+
+
 class GroupSaved(NamedTuple):
     """The durable part of a classic group: a generation that has its assignments, or an empty group."""
 
@@ -101,7 +112,7 @@ class GroupRemoved(NamedTuple):
     group_id: str
 
 
-Change: TypeAlias = OffsetCommitted | OffsetRemoved | GroupSaved | GroupRemoved
+Change: TypeAlias = OffsetCommitted | OffsetRemoved | PendingOffset | GroupSaved | GroupRemoved
 
 
 # --- what is asked; `waiter` is the number under which the caller keeps the request
@@ -178,6 +189,14 @@ class Commit(NamedTuple):
     """What a generation of an unknown group is answered with: GROUP_ID_NOT_FOUND from v9, ILLEGAL_GENERATION before."""
 
 
+class TxnCommit(NamedTuple):
+    """Offsets that become part of a producer's transaction."""
+
+    producer_id: int
+    producer_epoch: int
+    commit: Commit
+
+
 class DeleteOffsets(NamedTuple):
     waiter: int
     group_id: str
@@ -241,6 +260,8 @@ class FetchAnswer(NamedTuple):
 
     error: ErrorCode
     offsets: tuple[tuple[str, int, Offset | None], ...] = ()
+    unstable: frozenset[tuple[str, int]] = frozenset()
+    """Partitions of them that an open transaction may still change."""
 
 
 class MemberView(NamedTuple):

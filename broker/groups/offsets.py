@@ -14,7 +14,10 @@ from broker.groups.model import (
     OffsetCommitted,
     OffsetRemoved,
     OffsetToCommit,
+    PendingOffset,
+    TxnCommit,
 )
+from broker.groups.pending import PendingOffsets
 from protocol.errors import ErrorCode
 
 if TYPE_CHECKING:
@@ -27,8 +30,21 @@ class Offsets:
     def __init__(self) -> None:
         self.by_group: dict[str, dict[str, dict[int, Offset]]] = {}
         self.count = 0
+        self.pending = PendingOffsets()
 
-    def apply(self, change: OffsetCommitted | OffsetRemoved) -> None:
+    def apply(self, change: OffsetCommitted | OffsetRemoved | PendingOffset) -> None:
+        if isinstance(change, PendingOffset):
+            self.pending.add(change)
+            return
+        self.pending.changed(change)
+        self._apply(change)
+
+    def end_transaction(self, producer_id: int, *, committed: bool) -> None:
+        """A marker: what the producer committed is in force now, or never was."""
+        for one in self.pending.end(producer_id, committed=committed):
+            self._apply(OffsetCommitted(one.group_id, one.topic, one.partition, one.value))
+
+    def _apply(self, change: OffsetCommitted | OffsetRemoved) -> None:
         if isinstance(change, OffsetCommitted):
             partitions = self.by_group.setdefault(change.group_id, {}).setdefault(change.topic, {})
             self.count += change.partition not in partitions
@@ -48,7 +64,13 @@ class Offsets:
         return self.by_group.get(group_id, {}).get(topic, {}).get(partition)
 
     def count_of(self, group_id: str) -> int:
-        return sum(len(partitions) for partitions in self.by_group.get(group_id, {}).values())
+        """Committed offsets, and partitions with pending ones."""
+        return len(self.places(group_id))
+
+    def places(self, group_id: str) -> list[tuple[str, int]]:
+        """(topic, partition) of everything that is stored of the group, in order."""
+        committed = {(topic, partition) for topic, partition, _ in self.of_group(group_id)}
+        return sorted(committed.union((topic, partition) for _, topic, partition in self.pending.places(group_id)))
 
     def of_group(self, group_id: str) -> Iterator[tuple[str, int, Offset]]:
         """(topic, partition, offset) by topic name and partition."""
@@ -58,7 +80,7 @@ class Offsets:
 
     def remove_group(self, group_id: str) -> list[OffsetRemoved]:
         """The changes that remove everything the group committed."""
-        return [OffsetRemoved(group_id, topic, partition) for topic, partition, _ in self.of_group(group_id)]
+        return [OffsetRemoved(group_id, topic, partition) for topic, partition in self.places(group_id)]
 
     def expired(self, group: ClassicGroup, now_ms: int, retention_ms: int) -> list[OffsetRemoved]:
         """Offsets of `group` whose time is over (KIP-211): those of an empty group since it became empty, those of a
@@ -70,8 +92,18 @@ class Offsets:
         return [
             OffsetRemoved(group.group_id, topic, partition)
             for topic, partition, offset in self.of_group(group.group_id)
-            if not group.is_subscribed(topic) and _is_over(offset, since(offset), now_ms, retention_ms)
+            if not group.is_subscribed(topic)
+            and not self.pending.is_unstable(group.group_id, topic, partition)
+            and _is_over(offset, since(offset), now_ms, retention_ms)
         ]
+
+
+def pending(command: TxnCommit, asked: OffsetToCommit, now_ms: int) -> PendingOffset:
+    """The change that one offset of a TxnOffsetCommit is."""
+    value = Offset(asked.offset, asked.leader_epoch, asked.metadata or "", now_ms)
+    return PendingOffset(
+        command.producer_id, command.producer_epoch, command.commit.group_id, asked.topic, asked.partition, value
+    )
 
 
 def committed(commit: Commit, asked: OffsetToCommit, now_ms: int) -> OffsetCommitted:

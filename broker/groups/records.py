@@ -18,6 +18,7 @@ from broker.groups.model import (
     Offset,
     OffsetCommitted,
     OffsetRemoved,
+    PendingOffset,
     SavedMember,
 )
 from protocol import messages as m
@@ -38,6 +39,8 @@ def encode(change: Change) -> tuple[bytes, bytes | None]:
     """Key and value; the value of a removal is None (a tombstone)."""
     match change:
         case OffsetCommitted(group_id, topic, partition, value):
+            return _offset_key(group_id, topic, partition), _offset_value(value)
+        case PendingOffset(_, _, group_id, topic, partition, value):
             return _offset_key(group_id, topic, partition), _offset_value(value)
         case OffsetRemoved(group_id, topic, partition):
             return _offset_key(group_id, topic, partition), None

@@ -24,10 +24,13 @@ from broker.groups.model import (
     Commit,
     CommitAnswer,
     GroupConfig,
+    OffsetCommitted,
     Outcome,
+    PendingOffset,
     Reply,
     SetTimer,
     TimerKey,
+    TxnCommit,
 )
 from broker.groups.records import decode, encode
 from broker.groups.shard import Shard, StateKey
@@ -36,6 +39,7 @@ from protocol.errors import ErrorCode, KafkaError
 
 if TYPE_CHECKING:
     from broker.background import Tasks
+    from broker.transactions.verification import Verification
     from storage.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -94,10 +98,19 @@ class ShardRuntime(PartitionRuntime[Change]):
         return encode(change)
 
     def decode(self, key: bytes | None, value: bytes | None, producer: Producer | None) -> Change | None:
-        return decode(key, value)
+        change = decode(key, value)
+        if producer is None or not isinstance(change, OffsetCommitted):
+            return change
+        return PendingOffset(*producer, change.group_id, change.topic, change.partition, change.value)
 
     def owner(self, change: Change) -> str:
         return change.group_id
+
+    def producer(self, change: Change) -> Producer | None:
+        return Producer(change.producer_id, change.producer_epoch) if isinstance(change, PendingOffset) else None
+
+    def replay_marker(self, state: Shard, producer_id: int, committed: bool) -> None:
+        state.end_transaction(producer_id, committed=committed)
 
     def live_slices(self) -> Iterator[Callable[[], list[Change]]]:
         keys: list[StateKey] = []
@@ -138,6 +151,27 @@ class ShardRuntime(PartitionRuntime[Change]):
             self._loop.call_soon(self._flush_commits)
         self._commits.append(commit(waiter))
         return future
+
+    def txn_commit(
+        self, command: TxnCommit, verification: Verification | None, refusal: Refusal
+    ) -> asyncio.Future[CommitAnswer]:
+        """`verification`: what the transaction's coordinator was asked under; None: the transaction was open here."""
+        producer = command.producer_id, command.producer_epoch
+
+        def decide(waiter: int) -> Outcome:
+            if not self.log.producers.in_transaction(*producer):
+                self.log.verifications.check_held(command.producer_id, verification)
+            commit = command.commit._replace(waiter=waiter)
+            return self.shard.txn_commit(command._replace(commit=commit), self.clock.now_ms())
+
+        return self.submit((command.commit.group_id,), decide, refusal)
+
+    def marked(self, producer_id: int, committed: bool) -> None:
+        """The log has a marker of the producer now; answers about its groups wait until that is validated."""
+        self._flush_commits()
+        groups = self.shard.offsets.pending.groups_of(producer_id)
+        self.shard.end_transaction(producer_id, committed=committed)
+        self.appended(self.log.last_sequence, dict.fromkeys(sorted(groups)))
 
     def forget_deleted_topics(self) -> None:
         """Offsets of topics that are gone go too, so that a new topic of the same name begins without any."""

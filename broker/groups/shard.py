@@ -37,10 +37,12 @@ from broker.groups.model import (
     OffsetCommitted,
     OffsetRemoved,
     Outcome,
+    PendingOffset,
     Reply,
     Sync,
     SyncAnswer,
     TimerKey,
+    TxnCommit,
 )
 from broker.groups.rebalance import Transition
 from protocol.errors import ErrorCode
@@ -148,6 +150,37 @@ class Shard:
         outcome.effects.append(Reply(commit.waiter, CommitAnswer(errors)))
         return outcome
 
+    def txn_commit(self, command: TxnCommit, now_ms: int) -> Outcome:
+        """TxnOffsetCommit. Whoever says who he is must be who he says; a producer need not be a member."""
+        commit = command.commit
+        group = self.groups.get(commit.group_id)
+        says_nothing = commit.generation < 0 and not commit.member_id and commit.instance_id is None
+        if group is None:
+            error = ErrorCode.ILLEGAL_GENERATION if commit.generation >= 0 else ErrorCode.NONE
+        elif says_nothing:
+            error = ErrorCode.NONE
+        else:
+            error = group.check_commit(commit.member_id, commit.instance_id, commit.generation)
+        if error is ErrorCode.REBALANCE_IN_PROGRESS:
+            error = ErrorCode.NONE
+        elif error is ErrorCode.STALE_MEMBER_EPOCH:
+            error = ErrorCode.ILLEGAL_GENERATION
+        if error is not ErrorCode.NONE:
+            return _reply(commit.waiter, CommitAnswer((error,) * len(commit.offsets)))
+        errors = tuple(offsets.check(asked, self.config.offset_metadata_max_bytes) for asked in commit.offsets)
+        return Outcome(
+            [
+                offsets.pending(command, asked, now_ms)
+                for asked, error in zip(commit.offsets, errors)
+                if error is ErrorCode.NONE
+            ],
+            effects=[Reply(commit.waiter, CommitAnswer(errors))],
+        )
+
+    def end_transaction(self, producer_id: int, *, committed: bool) -> None:
+        """A marker was appended: it is the record of what happens here."""
+        self.offsets.end_transaction(producer_id, committed=committed)
+
     def delete_offsets(self, command: DeleteOffsets) -> Outcome:
         group = self.groups.get(command.group_id)
         if group is None:
@@ -230,8 +263,8 @@ class Shard:
             case _:
                 self._apply_offset(change)
 
-    def _apply_offset(self, change: OffsetCommitted | OffsetRemoved) -> None:
-        if isinstance(change, OffsetCommitted) and change.group_id not in self.groups:
+    def _apply_offset(self, change: OffsetCommitted | OffsetRemoved | PendingOffset) -> None:
+        if not isinstance(change, OffsetRemoved) and change.group_id not in self.groups:
             self.groups[change.group_id] = ClassicGroup(change.group_id)
         self.offsets.apply(change)
 
@@ -239,7 +272,7 @@ class Shard:
         """Everything persisted of a group, to be asked for with `live`, also in parts."""
         group = self.groups.get(group_id)
         own: list[StateKey] = [] if group is None or group.saved is None else [(group_id, None, 0)]
-        return own + [(group_id, topic, partition) for topic, partition, _ in self.offsets.of_group(group_id)]
+        return own + [(group_id, topic, partition) for topic, partition in self.offsets.places(group_id)]
 
     def live(self, keys: Iterable[StateKey]) -> list[Change]:
         """What is persisted now under these keys, as changes; replaying those of all keys gives the same state."""
@@ -253,22 +286,30 @@ class Shard:
                 offset = self.offsets.get(group_id, topic, partition)
                 if offset is not None:
                     changes.append(OffsetCommitted(group_id, topic, partition, offset))
+                changes += self.offsets.pending.live((group_id, topic, partition))
         return changes
 
     # -- look
 
-    def fetch(self, group_id: str, partitions: Sequence[tuple[str, bytes, int]] | None) -> FetchAnswer:
+    def fetch(
+        self, group_id: str, partitions: Sequence[tuple[str, bytes, int]] | None, *, require_stable: bool = False
+    ) -> FetchAnswer:
         """Offsets of (topic, topic id or zero, partition), or all there are. An unknown group has none; nor does a
-        topic of another id than the one that was committed for."""
+        topic of another id than the one that was committed for. `require_stable`: say which are not."""
         if partitions is None:
-            return FetchAnswer(ErrorCode.NONE, tuple(self.offsets.of_group(group_id)))
-        return FetchAnswer(
-            ErrorCode.NONE,
-            tuple(
+            found: tuple[tuple[str, int, Offset | None], ...] = tuple(self.offsets.of_group(group_id))
+        else:
+            found = tuple(
                 (topic, partition, _of_topic_id(self.offsets.get(group_id, topic, partition), topic_id))
                 for topic, topic_id, partition in partitions
-            ),
+            )
+        is_unstable = self.offsets.pending.is_unstable
+        unstable = frozenset(
+            (topic, partition)
+            for topic, partition, _ in found
+            if require_stable and is_unstable(group_id, topic, partition)
         )
+        return FetchAnswer(ErrorCode.NONE, found, unstable)
 
     def describe(self, group_id: str) -> GroupView:
         """GROUP_ID_NOT_FOUND and state Dead for an unknown group."""

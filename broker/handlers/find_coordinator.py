@@ -1,10 +1,10 @@
-"""FindCoordinator v0 to v6: which broker serves a group.
+"""FindCoordinator v0 to v6: which broker serves a group or a transactional id.
 
 v0 knows only groups. v1: key types (0 group, 1 transaction, 2 share). v4: many keys in one request, one result each.
-v5 and v6 changed what clients may ask for, not the format. The first question creates `__consumer_offsets`, and is
-answered when it is there. Answers show what this broker has applied; they are no proof of leadership, the coordinator
-itself checks. Not implemented: coordinators of transactions and of share groups (INVALID_REQUEST), whose APIs are not
-advertised.
+v5 and v6 changed what clients may ask for, not the format. The first question creates `__consumer_offsets` or
+`__transaction_state`, and is answered when it is there; the latter needs format level 3. Answers show what this broker
+has applied; they are no proof of leadership, the coordinator itself checks. Not implemented: coordinators of share
+groups (INVALID_REQUEST), whose APIs are not advertised.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from broker.services import RequestContext
 from protocol import messages as m
 from protocol.errors import ErrorCode
 
-GROUP = 0
+GROUP, TRANSACTION = 0, 1
 KEYS_FROM = 4
 
 
@@ -47,13 +47,17 @@ async def find_coordinator(request: m.FindCoordinatorRequest, context: RequestCo
 
 
 async def _find(keys: list[str], key_type: int, context: RequestContext) -> list[tuple[Endpoint, str]]:
-    if key_type != GROUP:
+    services = context.services
+    if key_type == GROUP:
+        topic = services.groups.topic
+    elif key_type == TRANSACTION:
+        topic = services.coordinators.topic
+    else:
         refused = (Endpoint(ErrorCode.INVALID_REQUEST), f"There is no coordinator of type {key_type}.")
         return [refused] * len(keys)
-    groups = context.services.groups
-    error = await groups.topic.ensure() if keys else ErrorCode.NONE
+    error = await topic.ensure() if keys else ErrorCode.NONE
     found = []
     for key in keys:
-        endpoint = groups.topic.locate(key, context.listener) if error is ErrorCode.NONE else Endpoint(error)
+        endpoint = topic.locate(key, context.listener) if error is ErrorCode.NONE else Endpoint(error)
         found.append((endpoint, "NONE" if endpoint.error is ErrorCode.NONE else "The coordinator is not available."))
     return found

@@ -1,8 +1,10 @@
-"""InitProducerId: v0 to v5, for idempotent producers.
+"""InitProducerId v0 to v5: who a producer is.
 
-Ids come from the controller in blocks; every answer is a new id with epoch 0, also for a producer that had one (KIP-360
-concerns transactional producers: an idempotent one that lost its state begins anew).
-Not implemented: transactional ids (INVALID_REQUEST), until the transaction coordinator is served.
+Ids come from the controller in blocks. Without a transactional id every answer is a new id with epoch 0, also for a
+producer that had one (KIP-360 concerns transactional producers: an idempotent one that lost its state begins anew).
+With one, its coordinator answers: whoever had the id before is fenced, and his transaction aborted first
+(CONCURRENT_TRANSACTIONS: come again). v3: a producer that goes on after an error says who it was. v4: PRODUCER_FENCED
+instead of INVALID_PRODUCER_EPOCH. Not implemented: two-phase commit (v6, which Kafka 4.3 does not advertise either).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from broker.transactions.model import InitProducer
 from controller.commands import AllocateProducerIds, ProducerIdBlock
 from protocol import messages as m
 from protocol.errors import ErrorCode, KafkaError
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from controller.client import ControllerClient
 
 NO_ID = -1
+FENCED_FROM = 4
 
 
 class ProducerIds:
@@ -56,15 +60,29 @@ class ProducerIds:
 def init_producer_id(
     request: m.InitProducerIdRequest, context: RequestContext
 ) -> m.InitProducerIdResponse | Awaitable[m.InitProducerIdResponse]:
-    """A producer id for an idempotent producer."""
-    if request.transactional_id is not None:
-        return _refused(ErrorCode.INVALID_REQUEST)
+    """A producer id for an idempotent producer, or the epoch of a transactional one."""
     if (request.producer_id == NO_ID) != (request.producer_epoch == NO_ID):
         return _refused(ErrorCode.INVALID_REQUEST)
+    if request.transactional_id is not None:
+        return _transactional(request, request.transactional_id, context)
     producer_id = context.services.producer_ids.take()
     if producer_id is not None:
         return m.InitProducerIdResponse(producer_id=producer_id, producer_epoch=0)
     return _from_new_block(context)
+
+
+async def _transactional(
+    request: m.InitProducerIdRequest, transactional_id: str, context: RequestContext
+) -> m.InitProducerIdResponse:
+    answer = await context.services.coordinators.init_producer(
+        InitProducer(0, transactional_id, request.transaction_timeout_ms, request.producer_id, request.producer_epoch)
+    )
+    error = answer.error
+    if error is ErrorCode.PRODUCER_FENCED and context.api_version < FENCED_FROM:
+        error = ErrorCode.INVALID_PRODUCER_EPOCH
+    return m.InitProducerIdResponse(
+        error_code=error, producer_id=answer.producer_id, producer_epoch=answer.producer_epoch
+    )
 
 
 async def _from_new_block(context: RequestContext) -> m.InitProducerIdResponse:

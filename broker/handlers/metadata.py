@@ -9,7 +9,6 @@ answer, which is never used here. Answers show what this broker has applied; bro
 from collections.abc import Awaitable, Sequence
 from typing import NamedTuple
 
-from broker.groups.coordinator import OFFSETS_TOPIC
 from broker.metadata_cache import partition_of
 from broker.operations import CLUSTER_OPERATIONS, NOT_ASKED, TOPIC_OPERATIONS
 from broker.services import RequestContext
@@ -95,9 +94,11 @@ async def auto_create(context: RequestContext, names: Sequence[str]) -> dict[str
     services = context.services
     settings, controller = services.settings, services.controller
     errors: dict[str, ErrorCode] = {}
-    ordinary = [name for name in names if name != OFFSETS_TOPIC]
-    if len(ordinary) < len(names) and await services.groups.topic.ensure() is not ErrorCode.NONE:
-        errors[OFFSETS_TOPIC] = ErrorCode.LEADER_NOT_AVAILABLE
+    own = {topic.name: topic for topic in (services.groups.topic, services.coordinators.topic)}
+    ordinary = [name for name in names if name not in own]
+    for name in names:
+        if name in own and await own[name].ensure() is not ErrorCode.NONE:
+            errors[name] = ErrorCode.LEADER_NOT_AVAILABLE
     try:
         if ordinary:
             topics = tuple(

@@ -177,7 +177,12 @@ def _fetched(
             m.OffsetFetchResponse.OffsetFetchResponseTopics(
                 name=name,
                 topic_id=topic_id,
-                partitions=[_partition(partition, found.get((name, partition)), error) for partition in partitions],
+                partitions=[
+                    _partition(partition, None, ErrorCode.UNSTABLE_OFFSET_COMMIT)
+                    if (name, partition) in answer.unstable
+                    else _partition(partition, found.get((name, partition)), error)
+                    for partition in partitions
+                ],
             )
         )
     return fetched

@@ -97,6 +97,15 @@ class Verifications:
             held.lowest_sequence = min(held.lowest_sequence, header.base_sequence)
         return held
 
+    def begin_own(self, producer_id: int, producer_epoch: int, implicit: bool, now_ms: int) -> Verification:
+        """The same for what a coordinator writes under the producer, which has no sequence."""
+        held = self._held.get(producer_id)
+        if held is None or producer_epoch > held.producer_epoch:
+            if held is None and len(self._held) >= VERIFICATIONS_MAX:
+                del self._held[next(iter(self._held))]
+            held = self._held[producer_id] = Verification(producer_epoch, 0, implicit, now_ms)
+        return held
+
     def check_held(self, producer_id: int, verification: Verification | None) -> None:
         """KafkaError INVALID_TXN_STATE: a marker was faster, or nobody was asked."""
         held = self._held.get(producer_id)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
+from broker.transactions.verification import Verifications
 from protocol import Buffer
 from protocol.errors import ErrorCode, KafkaError
-from protocol.records import parse_header, patch_offset_and_epoch
+from protocol.records import build_control_batch, parse_header, patch_offset_and_epoch
+from storage.producers import ProducerStates
 
 
 class MemoryValidation:
@@ -48,8 +50,9 @@ class MemoryLog:
         self.epoch = epoch
         self.start = 0
         self.hw = 0
-        self.open_from: int | None = None
-        """First offset of an open transaction."""
+        self.last_sequence = 0
+        self.producers = ProducerStates()
+        self.verifications = Verifications()
         self.end = 0
         self.batches: list[bytes] = []
         self.validation = MemoryValidation()
@@ -60,16 +63,41 @@ class MemoryLog:
 
     @property
     def lso(self) -> int:
-        return self.hw if self.open_from is None else min(self.hw, self.open_from)
+        return self.producers.last_stable_offset(self.hw)
 
     def append_own(self, batch: bytearray) -> int:
         if self.refuse is not None:
             raise KafkaError(self.refuse, "refused by the test")
         patch_offset_and_epoch(batch, 0, self.end, self.epoch)
+        header = parse_header(batch)
+        if header.is_transactional:
+            self.producers.check_epoch(header.producer_id, header.producer_epoch)
+            self.verifications.end(header.producer_id)
+            self.producers.append(header, self.end, self.sequence + 1, 0, self.hw)
+        return self._appended(batch)
+
+    def append_marker(self, producer_id: int, epoch: int, *, commit: bool, coordinator_epoch: int = 0) -> int:
+        """As a leader does that was told how a transaction ends."""
+        batch = build_control_batch(
+            commit=commit,
+            producer_id=producer_id,
+            producer_epoch=epoch,
+            coordinator_epoch=coordinator_epoch,
+            timestamp=0,
+            base_offset=self.end,
+        )
+        self.producers.complete(
+            producer_id, epoch, coordinator_epoch, self.end, 0, timestamp=0, abort=not commit, durable_end=self.hw
+        )
+        self.verifications.end(producer_id)
+        return self._appended(batch)
+
+    def _appended(self, batch: bytearray) -> int:
         self.batches.append(bytes(batch))
         self.end = parse_header(batch).next_offset
         self._ends.append(self.end)
         self.sequence += 1
+        self.last_sequence = self.sequence
         if self.validate_soon:
             asyncio.get_running_loop().call_soon(self.validate, self.sequence)
         return self.sequence
@@ -94,4 +122,6 @@ class MemoryLog:
         log.batches = self.batches[:count]
         log.end = log.hw = parse_header(log.batches[-1]).next_offset if log.batches else 0
         log._ends = [log.end]
+        for batch in log.batches:
+            log.producers.replay(parse_header(batch), 0, batch)
         return log

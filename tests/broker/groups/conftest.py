@@ -59,6 +59,8 @@ class FakeState:
         self.logs: dict[int, FakeLeadership] = {}
         self.brokers = {1: FakeBroker()}
         self.created = 0
+        self.format_level = 3
+        self.features: dict[str, int] = {}
 
     def add(self, name: str, partitions: int) -> FakeTopic:
         self.created = number = self.created + 1

@@ -1,0 +1,349 @@
+"""The transaction coordinator of one broker: which partition of `__transaction_state` holds a transactional id, and who
+serves it.
+
+Every partition that this broker leads is one `TransactionRuntime`; requests for others are answered NOT_COORDINATOR.
+Nothing here raises: a refusal is an answer with an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from broker.coordination.runtime import CoordinatorLog, Refusal
+from broker.coordination.topic import InternalTopic
+from broker.transactions.marker_sender import MarkerSender
+from broker.transactions.model import (
+    AddPartitions,
+    EndTxn,
+    InitProducer,
+    ListAnswer,
+    ListedTransaction,
+    Outcome,
+    PartitionsAnswer,
+    ProducerAnswer,
+    State,
+    TransactionConfig,
+    TransactionView,
+    VerifyPartitions,
+)
+from broker.transactions.runtime import TransactionRuntime
+from broker.transactions.shard import NeedsProducerId, NewId
+from controller.features import TRANSACTION_VERSION
+from protocol.errors import ErrorCode, KafkaError
+
+if TYPE_CHECKING:
+    from broker.background import Tasks
+    from broker.handlers.init_producer_id import ProducerIds
+    from broker.log import Log
+    from broker.log_table import LogTable
+    from broker.settings import Settings
+    from controller.client import ControllerClient
+    from storage.clock import Clock
+
+log = logging.getLogger(__name__)
+
+TRANSACTION_TOPIC = "__transaction_state"
+TRANSACTION_TOPIC_CONFIGS = (
+    ("cleanup.policy", "compact"),
+    ("compression.type", "uncompressed"),
+    ("segment.bytes", str(100 * 1024 * 1024)),
+    ("unclean.leader.election.enable", "false"),
+)
+
+
+FORMAT_LEVEL = 3
+"""Brokers of earlier ones neither coordinate transactions nor write markers."""
+
+
+class TransactionCounts(NamedTuple):
+    partitions_active: int
+    partitions_loading: int
+    transactional_ids: int
+    rewrites: int
+
+
+class TransactionCoordinators:
+    """All partitions of `__transaction_state` of this broker. Commands carry waiter 0; the number is given here."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        controller: ControllerClient,
+        clock: Clock,
+        token: Callable[[int], bytes],
+        tasks: Tasks,
+        *,
+        advance_start: Callable[[CoordinatorLog, int], Awaitable[None]],
+        markers: MarkerSender,
+        producer_ids: ProducerIds,
+    ) -> None:
+        """`advance_start` as `GroupCoordinators`."""
+        self.settings = settings
+        self.config = TransactionConfig(settings.transaction_max_timeout_ms, settings.transactional_id_expiration_ms)
+        self.controller = controller
+        self.clock = clock
+        self.tasks = tasks
+        self.advance_start = advance_start
+        self.markers = markers
+        self.producer_ids = producer_ids
+        self.topic = InternalTopic(
+            TRANSACTION_TOPIC,
+            partitions=settings.transaction_state_log_num_partitions,
+            replication_factor=settings.transaction_state_log_replication_factor,
+            configs=TRANSACTION_TOPIC_CONFIGS,
+            controller=controller,
+            token=token,
+            tasks=tasks,
+            format_level=FORMAT_LEVEL,
+        )
+        self.partitions: dict[int, TransactionRuntime] = {}
+        self.timed_out = 0
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    @property
+    def version(self) -> int:
+        """The level at which `transaction.version` is finalized."""
+        return self.controller.state.features.get(TRANSACTION_VERSION, 0)
+
+    # -- leadership
+
+    def follow(self, logs: LogTable) -> None:
+        """Load and drop partitions as this broker comes to lead their logs."""
+        logs.on_open(self._log_opened)
+        logs.on_close(self._log_closed)
+        self.controller.subscribe(self.markers.on_facts)
+
+    def open(self, partition: int, partition_log: CoordinatorLog) -> None:
+        """This broker leads the partition from now on: load it. COORDINATOR_LOAD_IN_PROGRESS until done."""
+        self.close(partition)
+        self.partitions[partition] = TransactionRuntime(
+            partition_log,
+            self.config,
+            lambda: self.version,
+            self.clock,
+            self.tasks,
+            batch_bytes_max=self.settings.message_max_bytes,
+            advance_start=self.advance_start,
+            markers=self.markers,
+        )
+        if not self._timers:
+            settings = self.settings
+            self._every(settings.transaction_abort_timed_out_transaction_cleanup_interval_ms, self._abort_timed_out)
+            self._every(settings.transaction_remove_expired_transaction_cleanup_interval_ms, self._expire)
+
+    def close(self, partition: int) -> None:
+        """This broker does not lead the partition any more: everything waiting is answered NOT_COORDINATOR."""
+        runtime = self.partitions.pop(partition, None)
+        if runtime is not None:
+            runtime.close()
+
+    def stop(self) -> None:
+        """The process is about to end: answer what is decided once it is validated, everybody else NOT_COORDINATOR."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        for runtime in self.partitions.values():
+            runtime.resign()
+
+    def _log_opened(self, opened: Log) -> None:
+        if opened.topic == TRANSACTION_TOPIC:
+            self.open(opened.partition, opened)
+
+    def _log_closed(self, closed: Log) -> None:
+        runtime = self.partitions.get(closed.partition)
+        if closed.topic == TRANSACTION_TOPIC and runtime is not None and runtime.log is closed:
+            self.close(closed.partition)
+
+    def _every(self, interval_ms: int, look: Callable[[], None]) -> None:
+        def again() -> None:
+            look()
+            self._every(interval_ms, look)
+
+        self._timers[look.__name__] = asyncio.get_running_loop().call_later(interval_ms / 1000, again)
+
+    def _abort_timed_out(self) -> None:
+        for runtime in self.partitions.values():
+            if runtime.active:
+                for transactional_id in runtime.shard.timed_out(self.clock.now_ms()):
+                    runtime.own(self._abort(runtime, transactional_id), f"abort {transactional_id}")
+
+    async def _abort(self, runtime: TransactionRuntime, transactional_id: str) -> None:
+        new_id: NewId = None
+        while runtime.active:
+            try:
+                outcome = runtime.shard.abort_timed_out(transactional_id, self.clock.now_ms(), new_id)
+                runtime.execute(outcome)
+                self.timed_out += bool(outcome.changes)
+                return
+            except NeedsProducerId:
+                try:
+                    new_id = await self.producer_ids.get()
+                except KafkaError as error:
+                    log.info("no producer id to end the transaction of %s with: %s", transactional_id, error)
+                    return
+            except KafkaError as error:
+                log.info("the transaction of %s cannot be aborted now: %s", transactional_id, error)
+                return
+
+    def _expire(self) -> None:
+        for runtime in self.partitions.values():
+            runtime.expire()
+
+    # -- producers
+
+    async def init_producer(self, command: InitProducer) -> ProducerAnswer:
+        """Answers when the producer's epoch is durable, and so everyone before it fenced."""
+        if not command.transactional_id:
+            return ProducerAnswer(ErrorCode.INVALID_REQUEST)
+        return await self._decide(
+            command.transactional_id,
+            lambda runtime, waiter, new_id: runtime.shard.init_producer(
+                command._replace(waiter=waiter), self.clock.now_ms(), new_id
+            ),
+        )
+
+    async def end(self, command: EndTxn) -> ProducerAnswer:
+        """Answers when the decision is durable; its markers follow."""
+        if not command.transactional_id:
+            return ProducerAnswer(ErrorCode.INVALID_REQUEST)
+        return await self._decide(
+            command.transactional_id,
+            lambda runtime, waiter, new_id: runtime.shard.end(
+                command._replace(waiter=waiter), self.clock.now_ms(), new_id
+            ),
+        )
+
+    async def _decide(
+        self, transactional_id: str, decide: Callable[[TransactionRuntime, int, NewId], Outcome]
+    ) -> ProducerAnswer:
+        new_id: NewId = None
+        while True:
+            runtime = self.partitions.get(self.topic.partition_for(transactional_id))
+            if runtime is None:
+                return ProducerAnswer(ErrorCode.NOT_COORDINATOR)
+            try:
+                return await _submit(runtime, transactional_id, decide, new_id)
+            except NeedsProducerId:
+                try:
+                    new_id = await self.producer_ids.get()
+                except KafkaError as error:
+                    # The code that clients wait and retry on, as when Kafka's controller does not answer.
+                    code = error.code if error.retriable else ErrorCode.COORDINATOR_LOAD_IN_PROGRESS
+                    return ProducerAnswer(code)
+
+    # -- partitions
+
+    def add(self, command: AddPartitions) -> asyncio.Future[PartitionsAnswer]:
+        """Answers when the partitions are durably part of the transaction."""
+        if not command.transactional_id:
+            return _now(PartitionsAnswer(ErrorCode.INVALID_REQUEST))
+        runtime = self.partitions.get(self.topic.partition_for(command.transactional_id))
+        if runtime is None:
+            return _now(PartitionsAnswer(ErrorCode.NOT_COORDINATOR))
+        return runtime.submit(
+            command.transactional_id,
+            lambda waiter: runtime.shard.add_partitions(command._replace(waiter=waiter), self.clock.now_ms()),
+            PartitionsAnswer,
+        )
+
+    def verify(self, command: VerifyPartitions) -> asyncio.Future[PartitionsAnswer]:
+        """Whether partitions are part of the producer's transaction."""
+        if not command.transactional_id:
+            return _now(PartitionsAnswer(ErrorCode.INVALID_REQUEST))
+        runtime = self.partitions.get(self.topic.partition_for(command.transactional_id))
+        if runtime is None:
+            return _now(PartitionsAnswer(ErrorCode.NOT_COORDINATOR))
+        return runtime.look(
+            (command.transactional_id,), lambda: runtime.shard.verify_partitions(command), PartitionsAnswer
+        )
+
+    # -- looking
+
+    def describe(self, transactional_id: str) -> asyncio.Future[TransactionView]:
+        """Plain data of one transactional id."""
+
+        def refusal(error: ErrorCode) -> TransactionView:
+            return TransactionView(error, transactional_id)
+
+        if not transactional_id:
+            return _now(refusal(ErrorCode.INVALID_REQUEST))
+        runtime = self.partitions.get(self.topic.partition_for(transactional_id))
+        if runtime is None:
+            return _now(refusal(ErrorCode.NOT_COORDINATOR))
+        return runtime.look((transactional_id,), lambda: runtime.shard.describe(transactional_id), refusal)
+
+    async def list_transactions(
+        self,
+        *,
+        states: frozenset[State] | None,
+        producer_ids: frozenset[int],
+        longer_than_ms: int,
+        matches: Callable[[str], bool],
+    ) -> ListAnswer:
+        """Those of all partitions that this broker leads; an error while one of them is loading."""
+        now_ms = self.clock.now_ms()
+
+        def look(runtime: TransactionRuntime) -> asyncio.Future[ListAnswer]:
+            return runtime.look(
+                None,
+                lambda: ListAnswer(
+                    ErrorCode.NONE,
+                    tuple(
+                        runtime.shard.list_transactions(
+                            now_ms,
+                            states=states,
+                            producer_ids=producer_ids,
+                            longer_than_ms=longer_than_ms,
+                            matches=matches,
+                        )
+                    ),
+                ),
+                ListAnswer,
+            )
+
+        listed: list[ListedTransaction] = []
+        for waiting in [look(runtime) for _, runtime in sorted(self.partitions.items())]:
+            answer = await waiting
+            if answer.error is ErrorCode.NOT_COORDINATOR:
+                continue
+            if answer.error is not ErrorCode.NONE:
+                return answer
+            listed += answer.transactions
+        return ListAnswer(ErrorCode.NONE, tuple(listed))
+
+    def counts(self) -> TransactionCounts:
+        """For metrics: what this broker coordinates now."""
+        runtimes: Sequence[TransactionRuntime] = list(self.partitions.values())
+        return TransactionCounts(
+            sum(runtime.active for runtime in runtimes),
+            sum(not runtime.active for runtime in runtimes),
+            sum(len(runtime.shard.transactions) for runtime in runtimes),
+            sum(runtime.rewrites for runtime in runtimes),
+        )
+
+    def by_state(self) -> dict[State, int]:
+        """For metrics: transactional ids by state."""
+        counts = dict.fromkeys(State, 0)
+        for runtime in self.partitions.values():
+            for one in runtime.shard.transactions.values():
+                counts[one.state] += 1
+        return counts
+
+
+def _submit(
+    runtime: TransactionRuntime,
+    transactional_id: str,
+    decide: Callable[[TransactionRuntime, int, NewId], Outcome],
+    new_id: NewId,
+) -> asyncio.Future[ProducerAnswer]:
+    refusal: Refusal = ProducerAnswer
+    return runtime.submit(transactional_id, lambda waiter: decide(runtime, waiter, new_id), refusal)
+
+
+def _now(answer: Any) -> asyncio.Future[Any]:
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    future.set_result(answer)
+    return future
