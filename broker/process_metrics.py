@@ -41,6 +41,7 @@ def register(broker: Broker) -> None:
     _merging(broker)
     _compaction(broker)
     _control(broker)
+    _transactions(broker)
 
 
 def _requests(broker: Broker) -> None:
@@ -288,4 +289,30 @@ def _balance(broker: Broker) -> None:
     )
     metrics.counter(
         "tidelog_balance_moves", "Moves that balance asked for while this process controls.", lambda: balancing.moves
+    )
+
+
+def _transactions(broker: Broker) -> None:
+    metrics, coordinators, markers = broker.metrics, broker.services.coordinators, broker.services.coordinators.markers
+
+    def by_state() -> Labelled:
+        return [({"state": state.shown}, count) for state, count in coordinators.by_state().items() if count]
+
+    metrics.gauge("tidelog_transactional_ids", "Transactional ids coordinated here, by state.", by_state)
+    metrics.gauge(
+        "tidelog_transaction_partitions_loading",
+        "Partitions of __transaction_state that this broker leads and still reads.",
+        lambda: sum(not runtime.active for runtime in coordinators.partitions.values()),
+    )
+    metrics.gauge(
+        "tidelog_transaction_markers_waiting",
+        "Markers decided here and not known to be written.",
+        lambda: markers.waiting,
+    )
+    metrics.counter(
+        "tidelog_transaction_markers_written", "Markers that leaders have written.", lambda: markers.written
+    )
+    metrics.counter("tidelog_transaction_markers_retried", "Markers asked for again.", lambda: markers.retries)
+    metrics.counter(
+        "tidelog_transactions_timed_out", "Transactions aborted over their time.", lambda: coordinators.timed_out
     )

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 from broker.coordination.runtime import CoordinatorLog, Refusal
 from broker.coordination.topic import InternalTopic
@@ -56,13 +56,6 @@ TRANSACTION_TOPIC_CONFIGS = (
 
 FORMAT_LEVEL = 3
 """Brokers of earlier ones neither coordinate transactions nor write markers."""
-
-
-class TransactionCounts(NamedTuple):
-    partitions_active: int
-    partitions_loading: int
-    transactional_ids: int
-    rewrites: int
 
 
 class TransactionCoordinators:
@@ -313,16 +306,6 @@ class TransactionCoordinators:
                 return answer
             listed += answer.transactions
         return ListAnswer(ErrorCode.NONE, tuple(listed))
-
-    def counts(self) -> TransactionCounts:
-        """For metrics: what this broker coordinates now."""
-        runtimes: Sequence[TransactionRuntime] = list(self.partitions.values())
-        return TransactionCounts(
-            sum(runtime.active for runtime in runtimes),
-            sum(not runtime.active for runtime in runtimes),
-            sum(len(runtime.shard.transactions) for runtime in runtimes),
-            sum(runtime.rewrites for runtime in runtimes),
-        )
 
     def by_state(self) -> dict[State, int]:
         """For metrics: transactional ids by state."""

@@ -42,10 +42,14 @@ PURE = [
     "broker/groups/classic.py",
     "broker/groups/model.py",
     "broker/groups/offsets.py",
+    "broker/groups/pending.py",
     "broker/groups/rebalance.py",
     "broker/groups/records.py",
     "broker/groups/shard.py",
     "broker/groups/subscription.py",
+    "broker/transactions/model.py",
+    "broker/transactions/records.py",
+    "broker/transactions/shard.py",
     "broker/fetch_sessions.py",
 ]
 IMPURE_IMPORTS = {"asyncio", "socket", "threading", "time", "random", "secrets", "logging", "os", "selectors", "uvloop"}

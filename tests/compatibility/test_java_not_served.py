@@ -19,14 +19,6 @@ pytestmark = pytest.mark.compatibility
 CONFIGS = "kafka.admin.ConfigCommand"
 
 REFUSED: list[tuple[str, str, str]] = [
-    # Transactions
-    ("TransactionsCommand", "list", "does not support LIST_TRANSACTIONS"),
-    ("TransactionsCommand", "describe --transactional-id t", "type=TRANSACTION)` failed due to an unexpected error"),
-    (
-        "ProducerPerformance",
-        "--topic TOPIC --num-records 1 --record-size 10 --throughput -1 --transactional-id t",
-        "Could not find a coordinator with type TRANSACTION with key t due to unexpected error",
-    ),
     # Groups of KIP-848, share groups, streams groups
     (
         "consumer.ConsoleConsumer",
