@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from broker.connection import HOLD_MUTED, Reply
 from broker.handlers import (
+    acls,
     api_versions,
     cluster,
     configs,
     control,
+    credentials,
     delete_records,
     features,
     fetch,
@@ -30,6 +32,7 @@ from broker.handlers import (
     offset_for_leader_epoch,
     offsets,
     produce,
+    quotas,
     reassignments,
     topics,
     transaction_markers,
@@ -80,6 +83,7 @@ class Entry(NamedTuple):
 
 
 _TRANSACTIONS_TEST = "tests/broker/transactions/test_handlers.py"
+ADMINISTRATION = "tests/broker/test_administration.py"
 
 HANDLERS: dict[ApiKey, Entry] = {
     ApiKey.PRODUCE: Entry(produce.produce, 3, 13, "tests/broker/test_produce.py", raw=True),
@@ -128,6 +132,16 @@ HANDLERS: dict[ApiKey, Entry] = {
     ),
     ApiKey.OFFSET_DELETE: Entry(offsets.offset_delete, 0, 0, "tests/broker/test_handlers_groups.py"),
     ApiKey.UPDATE_FEATURES: Entry(features.update_features, 0, 2, "tests/broker/test_features.py"),
+    ApiKey.DESCRIBE_ACLS: Entry(acls.describe_acls, 1, 3, ADMINISTRATION),
+    ApiKey.CREATE_ACLS: Entry(acls.create_acls, 1, 3, ADMINISTRATION),
+    ApiKey.DELETE_ACLS: Entry(acls.delete_acls, 1, 3, ADMINISTRATION),
+    ApiKey.ALTER_REPLICA_LOG_DIRS: Entry(cluster.alter_replica_log_dirs, 1, 2, ADMINISTRATION),
+    ApiKey.DESCRIBE_CLIENT_QUOTAS: Entry(quotas.describe_client_quotas, 0, 1, ADMINISTRATION),
+    ApiKey.ALTER_CLIENT_QUOTAS: Entry(quotas.alter_client_quotas, 0, 1, ADMINISTRATION),
+    ApiKey.DESCRIBE_USER_SCRAM_CREDENTIALS: Entry(credentials.describe_user_scram_credentials, 0, 0, ADMINISTRATION),
+    ApiKey.ALTER_USER_SCRAM_CREDENTIALS: Entry(credentials.alter_user_scram_credentials, 0, 0, ADMINISTRATION),
+    ApiKey.DESCRIBE_QUORUM: Entry(cluster.describe_quorum, 0, 2, ADMINISTRATION),
+    ApiKey.UNREGISTER_BROKER: Entry(cluster.unregister_broker, 0, 0, ADMINISTRATION),
     ApiKey.DESCRIBE_CLUSTER: Entry(cluster.describe_cluster, 0, 2, "tests/broker/test_handlers_admin.py"),
     ApiKey.DESCRIBE_PRODUCERS: Entry(
         transaction_markers.describe_producers, 0, 0, "tests/broker/transactions/test_markers.py"

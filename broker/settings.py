@@ -29,6 +29,9 @@ OBJECT_BATCH_SHARE = 4
 """No batch may take more than this part of the space of a WAL of kind `objects`."""
 
 
+AUTHORIZER = "org.apache.kafka.metadata.authorizer.StandardAuthorizer"
+
+
 class SettingError(ValueError):
     """A setting that cannot be used; the message names the key and what to write instead."""
 
@@ -224,6 +227,15 @@ class Settings:
     )
     add_partitions_to_txn_retry_backoff_max_ms: int = setting(
         100, "How long that is tried before the producer hears of it.", at_least=0
+    )
+
+    # Security
+    authorizer_class_name: str = setting(
+        "",
+        "Empty: access lists are refused as in Kafka without an authorizer. "
+        "`org.apache.kafka.metadata.authorizer.StandardAuthorizer`: they are stored and shown, and **not enforced**: "
+        "this version authenticates nobody.",
+        one_of=("", AUTHORIZER),
     )
 
     # Storage

@@ -53,6 +53,12 @@ def touches(state: ClusterState, command: Any) -> set[Hashable] | None:
         return _merging(state, command)
     if isinstance(command, c.OpenCompactions | c.CompactRanges | c.CloseCompaction | c.UnpackManifest):
         return _compacting(state, command)
+    if isinstance(command, c.AlterQuotas):
+        return {("quotas",)}
+    if isinstance(command, c.AlterScram):
+        return {("scram",)}
+    if isinstance(command, c.CreateAcls | c.DeleteAcls):
+        return {("acls",)}
     if isinstance(command, c.ForgetJobs):
         return {("job", number) for number in command.jobs}
     return None

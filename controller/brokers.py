@@ -80,9 +80,15 @@ class BrokerTable:
     def close(self, incarnation: int) -> None:
         """Forgets all but the number of an ended incarnation that a newer one followed."""
         broker = self.incarnations.get(incarnation)
-        if broker is not None and not broker.alive and self.brokers[broker.node_id] is not broker:
+        if broker is not None and not broker.alive and self.brokers.get(broker.node_id) is not broker:
             del self.incarnations[incarnation]
             self.closed[incarnation] = broker.node_id
+
+    def unregister(self, node_id: int) -> None:
+        """Forgets a node whose session ended and whose WAL instances are all closed."""
+        broker = self.brokers.pop(node_id)
+        assert not broker.alive
+        self.close(broker.incarnation)
 
     def forget(self, incarnations: Iterable[int], position: int) -> None:
         """These closed ones; the last of them was registered at `position` or before."""

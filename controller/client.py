@@ -134,6 +134,8 @@ class ControllerClient(Protocol):
     @overload
     async def ask(self, command: c.DrainBroker | c.LeaveCluster, timeout_ms: int = ASK_TIMEOUT_MS) -> c.DrainAnswer: ...
     @overload
+    async def ask(self, command: c.AlterQuotas | c.AlterScram, timeout_ms: int = ASK_TIMEOUT_MS) -> c.Results: ...
+    @overload
     async def ask(self, command: c.AllocateProducerIds, timeout_ms: int = ASK_TIMEOUT_MS) -> c.ProducerIdBlock: ...
     @overload
     async def ask(
@@ -144,7 +146,10 @@ class ControllerClient(Protocol):
         | c.CleanStop
         | c.RaiseFormatLevel
         | c.CloseJob
-        | c.UpdateFeatures,
+        | c.UpdateFeatures
+        | c.CreateAcls
+        | c.DeleteAcls
+        | c.UnregisterBroker,
         timeout_ms: int = ASK_TIMEOUT_MS,
     ) -> c.Done: ...
 

@@ -13,7 +13,14 @@ WAL, 60 to 69 for moves and drains, 70 to 79 for features, quotas, users and acc
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from controller.admin_facts import Acl as Acl
+from controller.admin_facts import AclsCreated as AclsCreated
+from controller.admin_facts import AclsDeleted as AclsDeleted
+from controller.admin_facts import BrokerUnregistered as BrokerUnregistered
 from controller.admin_facts import FeaturesFinalized as FeaturesFinalized
+from controller.admin_facts import QuotasChanged as QuotasChanged
+from controller.admin_facts import ScramCredentialRemoved as ScramCredentialRemoved
+from controller.admin_facts import ScramCredentialSet as ScramCredentialSet
 from controller.codec import Registry, UnknownTag
 from controller.merge_facts import CompactionClosed as CompactionClosed
 from controller.merge_facts import CompactionOpened as CompactionOpened
@@ -395,6 +402,12 @@ Fact = (
     | LeadersPreferred
     | BrokerLeaving
     | FeaturesFinalized
+    | QuotasChanged
+    | ScramCredentialSet
+    | ScramCredentialRemoved
+    | AclsCreated
+    | AclsDeleted
+    | BrokerUnregistered
     | ClosedForgotten
     | CompactionOpened
     | RangesCompacted
@@ -438,6 +451,12 @@ TAGS: dict[int, type] = {
     63: LeadersPreferred,
     64: BrokerLeaving,
     70: FeaturesFinalized,
+    71: QuotasChanged,
+    72: ScramCredentialSet,
+    73: ScramCredentialRemoved,
+    74: AclsCreated,
+    75: AclsDeleted,
+    76: BrokerUnregistered,
     90: ClosedForgotten,
     80: CompactionOpened,
     81: RangesCompacted,

@@ -16,6 +16,7 @@ from typing import Any, cast
 import msgpack
 
 from controller import facts as f
+from controller.access import AccessTable, Credential, Entity
 from controller.answers import AnswerTable
 from controller.brokers import Broker, BrokerTable
 from controller.codec import Malformed
@@ -83,6 +84,7 @@ class ClusterState:
         self.config_table = ConfigTable()
         self.move_table = MoveTable()
         self.feature_table = FeatureTable()
+        self.access = AccessTable()
         self.answers = AnswerTable()
 
     def __eq__(self, other: object) -> bool:
@@ -126,6 +128,21 @@ class ClusterState:
     def features(self) -> dict[str, int]:
         """Levels of the finalized features by name; one that is not here is at 0."""
         return self.feature_table.levels
+
+    @property
+    def quotas(self) -> dict[Entity, dict[str, float]]:
+        """Client quotas by entity."""
+        return self.access.quotas
+
+    @property
+    def scram(self) -> dict[str, dict[int, Credential]]:
+        """SCRAM credentials by user and mechanism."""
+        return self.access.scram
+
+    @property
+    def acls(self) -> dict[f.Acl, None]:
+        """The access list."""
+        return self.access.acls
 
     @property
     def moves(self) -> dict[int, int]:
@@ -478,8 +495,9 @@ class ClusterState:
     def _leaders_preferred(self, fact: f.LeadersPreferred) -> None:
         self.move_table.prefer(fact)
 
-    def _features_finalized(self, fact: f.FeaturesFinalized) -> None:
-        self.feature_table.finalize(fact)
+    def _broker_unregistered(self, fact: f.BrokerUnregistered) -> None:
+        self.broker_table.unregister(fact.node_id)
+        self.move_table.drained.discard(fact.node_id)
 
     # Snapshots
 
@@ -556,6 +574,9 @@ class ClusterState:
             19: (self.move_table.leaving_rows(), self.move_table.load_leaving),
             20: (self.wal_table.closed_rows(), self.wal_table.load_closed),
             22: (self.feature_table.rows(), self.feature_table.load),
+            23: (self.access.quota_rows(), self.access.load_quotas),
+            24: (self.access.scram_rows(), self.access.load_scram),
+            25: (self.access.acl_rows(), self.access.load_acl),
             35: (self.broker_table.registered_rows(), self.broker_table.load_registered),
             36: (self.broker_table.forgotten_rows(), self.broker_table.load_forgotten),
             30: (self.compactions.rows(), self.compactions.load),
@@ -614,7 +635,13 @@ _APPLY = cast(
         f.NodeDrained: ClusterState._node_drained,
         f.LeadersPreferred: ClusterState._leaders_preferred,
         f.BrokerLeaving: ClusterState._broker_leaving,
-        f.FeaturesFinalized: ClusterState._features_finalized,
+        f.FeaturesFinalized: lambda state, fact: state.feature_table.finalize(fact),
+        f.QuotasChanged: lambda state, fact: state.access.change_quotas(fact),
+        f.ScramCredentialSet: lambda state, fact: state.access.set_credential(fact),
+        f.ScramCredentialRemoved: lambda state, fact: state.access.remove_credential(fact),
+        f.AclsCreated: lambda state, fact: state.access.create_acls(fact),
+        f.AclsDeleted: lambda state, fact: state.access.delete_acls(fact),
+        f.BrokerUnregistered: ClusterState._broker_unregistered,
         f.ClosedForgotten: ClusterState._closed_forgotten,
     },
 )

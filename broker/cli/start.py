@@ -108,6 +108,8 @@ def run_broker(loaded: Loaded) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for warning in loaded.warnings:
         log.warning("%s", warning)
+    if loaded.settings.authorizer_class_name:
+        log.warning("authorizer.class.name is set: access lists are stored and NOT enforced by this version")
     if loaded.without_effect:
         log.info("settings without effect here: %s", ", ".join(loaded.without_effect))
     raise_file_limit()

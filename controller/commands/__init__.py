@@ -9,7 +9,19 @@ wire form for remote controllers, answers are also stored in entries: never reus
 from typing import Any
 
 from controller.codec import Registry
-from controller.commands.administration import FeatureUpdate, UpdateFeatures
+from controller.commands.administration import (
+    AlterQuotas,
+    AlterScram,
+    CreateAcls,
+    DeleteAcls,
+    FeatureUpdate,
+    QuotaAlteration,
+    Result,
+    Results,
+    ScramAlteration,
+    UnregisterBroker,
+    UpdateFeatures,
+)
 from controller.commands.answers import (
     ConfigResult,
     ConfigResults,
@@ -90,6 +102,8 @@ __all__ = [
     "AdvanceLogStart",
     "AllocateProducerIds",
     "AlterConfigs",
+    "AlterQuotas",
+    "AlterScram",
     "CancelMoves",
     "CleanStop",
     "CloseCompaction",
@@ -99,10 +113,12 @@ __all__ = [
     "ConfigChange",
     "ConfigResult",
     "ConfigResults",
+    "CreateAcls",
     "CreateInternalTopic",
     "CreatePartitions",
     "CreateTopics",
     "DeclareLost",
+    "DeleteAcls",
     "DeleteTopics",
     "Done",
     "DrainAnswer",
@@ -131,6 +147,7 @@ __all__ = [
     "OpenCompactions",
     "OpenJobs",
     "ProducerIdBlock",
+    "QuotaAlteration",
     "RaiseFormatLevel",
     "RecoverInstances",
     "RegisterBroker",
@@ -140,13 +157,17 @@ __all__ = [
     "ReplayLog",
     "ReportScan",
     "RequestMoves",
+    "Result",
+    "Results",
     "RetireWal",
     "ScanAnswer",
+    "ScramAlteration",
     "SweepLogStarts",
     "TopicRef",
     "TopicResult",
     "TopicResults",
     "UnpackManifest",
+    "UnregisterBroker",
     "UpdateFeatures",
     "WriteManifests",
     "decode_answer",
@@ -193,6 +214,11 @@ COMMAND_TAGS: dict[int, type] = {
     55: ForgetJobs,
     60: RecoverInstances,
     80: UpdateFeatures,
+    81: AlterQuotas,
+    82: AlterScram,
+    83: CreateAcls,
+    84: DeleteAcls,
+    85: UnregisterBroker,
     120: ForgetClosed,
     100: OpenCompactions,
     101: CompactRanges,
@@ -214,6 +240,7 @@ ANSWER_TAGS: dict[int, type] = {
     20: MovesAnswer,
     21: DrainAnswer,
     30: JobAnswer,
+    50: Results,
 }
 
 FIRST_FIELDS: dict[type, int] = {RegisterBroker: 9}

@@ -11,6 +11,7 @@ from typing import Any, cast
 from controller import commands as c
 from controller import facts as f
 from controller.decide import (
+    access,
     brokers,
     compacting,
     configs,
@@ -72,6 +73,11 @@ _DECIDE = cast(
         c.CloseCompaction: compacting.close_compaction,
         c.UnpackManifest: compacting.unpack_manifest,
         c.UpdateFeatures: features.update_features,
+        c.AlterQuotas: access.alter_quotas,
+        c.AlterScram: access.alter_scram,
+        c.CreateAcls: access.create_acls,
+        c.DeleteAcls: access.delete_acls,
+        c.UnregisterBroker: access.unregister_broker,
     },
 )
 

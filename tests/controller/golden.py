@@ -101,6 +101,19 @@ MERGE_FACTS: list[f.Fact] = [
 
 MERGE_ANSWERS: list[object] = [c.JobAnswer((7, 8))]
 
+ACL = f.Acl(2, "t", 3, "User:a", "*", 3, 3)
+
+ADMINISTRATION_FACTS: list[f.Fact] = [
+    f.QuotasChanged((("client-id", None), ("user", "a")), (("producer_byte_rate", 1e3), ("request_percentage", None))),
+    f.ScramCredentialSet("a", 1, b"salt", b"s" * 32, b"k" * 32, 4096),
+    f.ScramCredentialRemoved("a", 1),
+    f.AclsCreated((ACL,)),
+    f.AclsDeleted((ACL,)),
+    f.BrokerUnregistered(7),
+]
+
+ADMINISTRATION_ANSWERS: list[object] = [c.Results((c.Result(), c.Result(42, "why")))]
+
 FEATURE_FACTS: list[f.Fact] = [f.FeaturesFinalized((("transaction.version", 2), ("group.version", 0)))]
 FORGETTING_FACTS: list[f.Fact] = [f.ClosedForgotten((2**64 - 1, 5), 2**40), f.ClosedForgotten((), 0)]
 
@@ -122,6 +135,7 @@ TEXTS: dict[str, tuple[list[f.Fact], list[object]]] = {
     "moves-2.txt": (MOVE_FACTS, MOVE_ANSWERS),
     "merging-2.txt": (MERGE_FACTS, MERGE_ANSWERS),
     "features-3.txt": (FEATURE_FACTS, []),
+    "administration-3.txt": (ADMINISTRATION_FACTS, ADMINISTRATION_ANSWERS),
     "forgetting-3.txt": (FORGETTING_FACTS, []),
     "compaction-3.txt": (COMPACTION_FACTS, []),
 }
@@ -243,6 +257,17 @@ def compacting() -> Cluster:
     return made
 
 
+def administration() -> Cluster:
+    """A cluster with everything in its snapshot that administrators decide beside topics."""
+    made = Cluster(format_level=3)
+    made.register(1, 100)
+    made.register(2, 200)
+    made.apply(*FEATURE_FACTS, *ADMINISTRATION_FACTS[:2], ADMINISTRATION_FACTS[3])
+    made.decide(c.CleanStop(made.token(16), 200))
+    made.decide(c.UnregisterBroker(made.token(16), 2))
+    return made
+
+
 def merged_range(inputs: list[Range]) -> Range:
     """What a merge job makes of ranges."""
     last = inputs[-1]
@@ -271,6 +296,7 @@ def files() -> dict[str, bytes]:
         "entry-1.bin": encode_entry(entry()),
         "snapshot-1.bin": snapshot(cluster().state),
         "merging-snapshot-2.bin": snapshot(merging().state),
+        "administration-snapshot-3.bin": snapshot(administration().state),
         "forgetting-snapshot-3.bin": snapshot(forgetting().state),
         "compaction-snapshot-3.bin": snapshot(compacting().state),
     }

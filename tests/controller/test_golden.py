@@ -41,6 +41,7 @@ def test_entry() -> None:
         ("merging-snapshot-2", golden.merging),
         ("forgetting-snapshot-3", golden.forgetting),
         ("compaction-snapshot-3", golden.compacting),
+        ("administration-snapshot-3", golden.administration),
     ],
 )
 def test_snapshot(name: str, made: Callable[[], Cluster]) -> None:
