@@ -16,11 +16,12 @@ from functools import cache, partial
 from typing import Any
 from unittest.mock import patch
 
-from broker import background
+from broker import background, control_settings
 from broker.settings import Settings, build
 from controller.entries import decode_entry
-from controller.facts import SessionEnded
+from controller.facts import Fact, SessionEnded
 from controller.object_log import ENTRIES
+from controller.runtime import ControllerSettings
 from storage import probe
 from tests.simulation.checker import Final, Loss, check
 from tests.simulation.client import ClientSettings, Part, SimulatedClient
@@ -52,6 +53,7 @@ LOADS = (
 )
 """(bytes per value, ms between batches) of the idempotent producers."""
 BROKERS = (1, 2, 3, 3, 3)
+METADATA = ((1_000, 1_000), (1_000, 1_000), (40, 20), (12, 4))
 CLOCK_RATES = ((1.0, 1.0, 0.998, 1.002), (1.0, 1.0, 0.998, 1.002), (0.955, 1.0, 1.045))
 """Among what the rates of the machines' clocks are drawn; 10 % apart at most."""
 FAULTS_S = (8, 12, 20)
@@ -85,6 +87,11 @@ class Options:
     """When the last broker starts for the first time; None: with the others."""
     load: int | None = None
     """Which of `LOADS`; None: drawn."""
+    metadata: tuple[int, int] | None = None
+    """After how many entries of the metadata log a snapshot is taken, and how many of those before it stay; None:
+    drawn from `METADATA`."""
+    rereaders: int = 0
+    """So many more consumers read everything again and again, a little at a time."""
     wal: str | None = None
     """One of `WAL_KINDS`; None: drawn."""
     settings: dict[str, str] | None = None
@@ -123,6 +130,11 @@ class World:
         self.network = Network(self.scheduler)
         self.bucket = Bucket(self.scheduler, self.scheduler.stream("bucket"), record=self.history.record)
         self.findings: list[str] = []
+        self._entries: dict[int, tuple[bytes, str]] = {}
+        """By position: the hash of the metadata entry there, and who applied it first."""
+        self._forked: int | None = None
+        self._ends: dict[int, str] = {}
+        """Why sessions ended, by incarnation: entries that said so may be trimmed."""
         self.processes: list[Process] = []
         self.log: list[tuple[int, str, str]] = []
         self.over = False
@@ -236,8 +248,18 @@ class World:
         self.findings.append(f"{self.scheduler.now_ns / S:.6f} {what}")
         self.history.record("finding", what=what)
 
+    def applied(self, who: str, position: int, entry_hash: bytes, facts: Sequence[Fact]) -> None:
+        """A broker's state is that after an entry of the metadata log. There is one log: one entry at a position."""
+        self._ends.update({fact.incarnation: fact.reason for fact in facts if isinstance(fact, SessionEnded)})
+        first = self._entries.setdefault(position, (entry_hash, who))
+        if first[0] != entry_hash and self._forked is None:
+            self._forked = position
+            self.found(f"{who} and {first[1]} applied different entries at position {position}")
+
     def how_session_ended(self, incarnation: int) -> str | None:
         """The reason that the metadata log gives; None: it has not ended."""
+        if incarnation in self._ends:
+            return self._ends[incarnation]
         for key, data in self.bucket.objects.items():
             if key.startswith(ENTRIES):
                 for fact in decode_entry(data).facts:
@@ -295,6 +317,9 @@ class World:
             load = replace(load, pause_ms=(300, 1_500), bursts=0.3)
         self.add_client(PlainProducer, "plain", rare, load, settings)
         self.add_client(Consumer, "reader", rare, polls, settings=settings)
+        for number in range(self.options.rereaders):
+            small = ConsumerLoad(max_bytes=2_000, pause_ms=(0, 50), again=0.3)
+            self.add_client(Consumer, f"rereader-{number}", PARTS, small, settings=settings)
         if len(self.nodes) > 1 and self.scheduler.stream("moves").random() < self.options.moves:
             nodes = [node.node_id for node in self.nodes]
             self.add_client(Mover, "mover", [*PARTS, *OFFSETS_PARTS], nodes)
@@ -311,7 +336,7 @@ class World:
     def run(self) -> Result:
         """From the first event to the verdict."""
         level = first_level(self.seed) if self.options.upgrade else NEWEST
-        with _deterministic(), _scaled(), self._listening(), begun_at(level):
+        with _deterministic(), self._scaled(), self._listening(), begun_at(level):
             try:
                 self._live()
             finally:
@@ -371,6 +396,10 @@ class World:
                     self.found(f"{node.host.name} waits for the operator though no byte was damaged: {waiting.why}")
                 self.history.record("operator.accept_loss", wal=wal_id.hex())
                 process.call(partial(broker.recovery.accept_loss, wal_id))
+            for wal in broker.recovery.missing():
+                if wal.wal_id in self.faults.lost:
+                    self.history.record("operator.accept_loss", wal=wal.wal_id.hex())
+                    process.call(partial(broker.recovery.declare_lost, wal.wal_id, host_is_destroyed=True))
         if not self.over:
             self.scheduler.call_later_ns(self.rng.randint(500, 2_000) * MS, self._operate)
 
@@ -420,6 +449,18 @@ class World:
         )
         self.findings += [str(finding) for finding in check(self.history, final)]
 
+    @contextmanager
+    def _scaled(self) -> Iterator[None]:
+        """Numbers of the product that only cost CPU here, or that a world would never reach."""
+        entries, keep = self.options.metadata or self.scheduler.stream("metadata").choice(METADATA)
+        settings = partial(ControllerSettings, snapshot_entries=entries, keep_entries=keep)
+        with (
+            patch.object(probe, "RACERS", 4),  # a start writes 100 objects of the probe's races
+            patch.object(background, "COLLECT_EVERY_S", 10.0),
+            patch.object(control_settings, "ControllerSettings", settings),
+        ):
+            yield
+
     # Logs
 
     @contextmanager
@@ -457,13 +498,6 @@ class _LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._world.logged(record)
-
-
-@contextmanager
-def _scaled() -> Iterator[None]:
-    """Numbers of the product that only cost CPU here: a start writes 100 objects of the probe's races."""
-    with patch.object(probe, "RACERS", 4), patch.object(background, "COLLECT_EVERY_S", 10.0):
-        yield
 
 
 @cache

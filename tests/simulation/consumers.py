@@ -14,6 +14,7 @@ from protocol.errors import RETRIABLE, ErrorCode
 from protocol.records import iterate_batches, records
 from tests.simulation.client import (
     EARLIEST,
+    LATEST,
     NO_TOPIC_ID,
     Address,
     ClientSettings,
@@ -43,6 +44,8 @@ class ConsumerLoad:
     isolation_level: int = 0
     leader_epochs: bool = True
     """Whether requests say which leader epoch the client knows (KIP-320)."""
+    again: float = 0.0
+    """How often, after a poll, a partition is read again from somewhere on, mostly near its end."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,10 @@ class Consumer(SimulatedClient):
         while not self.stopping:
             await self.poll_once()
             await sleep_ms(self.rng.randint(*self.load.pause_ms))
+            if self.load.again and self.rng.random() < self.load.again:
+                part = self.rng.choice(self.parts)
+                start, end = [await self.offset_patiently(part, which) for which in (EARLIEST, LATEST)]
+                self.assign(part, end - int((end - start) * self.rng.random() ** 2))
 
     def assign(self, part: Part, offset: int) -> None:
         """Go on from `offset`, on purpose."""

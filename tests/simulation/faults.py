@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from storage.wal.format import file_name
 from tests.simulation.scheduler import MS, S
+from tests.simulation.staged import STAGED
 from tests.simulation.store import StoreFaults
 
 if TYPE_CHECKING:
@@ -49,6 +51,12 @@ CLUSTER_KINDS: dict[str, int] = {
     "reset_brokers": 1,
     "zombie": 4,
     "last_word": 1,
+    "lost_volume": 1,
+    "older_copy": 1,
+    "long_sleep": 1,
+    "usurped": 1,
+    "stopped_appending": 1,
+    "unheard_and_kill": 1,
 }
 """What several brokers may meet beside that."""
 COUNTS = (1, 2, 4, 6, 8, 12)
@@ -68,7 +76,9 @@ class Faults:
         self.world = world
         self.rng = world.scheduler.stream("faults")
         self.rotten: set[bytes] = set()
-        """WAL instances whose bytes were damaged."""
+        """WAL instances whose bytes were damaged, or of which an older copy came back."""
+        self.lost: set[bytes] = set()
+        """WAL instances that will not come back."""
         self._undo: dict[int, Callable[[], None]] = {}
         self._begun = 0
         self._blocks: Counter[Link] = Counter()
@@ -77,7 +87,8 @@ class Faults:
         """Draw what happens between two times."""
         for _ in range(self.rng.choice(COUNTS)):
             (kind,) = self.rng.choices(list(kinds), list(kinds.values()))
-            self.world.scheduler.call_at_ns(self.rng.randint(begin_ns, end_ns), getattr(self, f"_{kind}"))
+            begin = partial(STAGED[kind], self) if kind in STAGED else getattr(self, f"_{kind}")
+            self.world.scheduler.call_at_ns(self.rng.randint(begin_ns, end_ns), begin)
 
     def heal(self) -> None:
         """Whatever is still broken is well again."""
@@ -209,14 +220,15 @@ class Faults:
 
         self._for(100, 3 * self.world.session_ms, resume)
 
-    def _zombie(self) -> None:
+    def _zombie(self, *, writing: bool | None = None) -> None:
         """A broker is stopped, half of the times with a group on its way to the disk, until others may have taken
         over, and then goes on; half of the times it hears nothing of the others for a while."""
         node = self._node()
         if node is None or node.process is None:
             return
         process, world = node.process, self.world
-        writing = self.rng.random() < 0.5
+        if writing is None:
+            writing = self.rng.random() < 0.5
 
         def stop() -> None:
             if not process.alive or process.stopped or world.quiet:

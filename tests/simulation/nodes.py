@@ -97,6 +97,9 @@ class Node:
     def _is_ready(self, broker: Broker) -> None:
         self.ready = True
         self.world.history.record("broker.ready", node=self.node_id, run=self.runs)
+        state, host = broker.controller.state, self.host.name
+        self.world.applied(host, state.position, state.entry_hash, [])
+        broker.controller.subscribe(lambda facts: self.world.applied(host, state.position, state.entry_hash, facts))
 
     def _ended(self, process: Process) -> None:
         assert self.process is process

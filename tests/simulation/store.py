@@ -105,6 +105,8 @@ class Bucket:
         self.timeline = timeline
         self.rng = rng
         self.record = record
+        self.on_write: Callable[[str, bytes, StoreClient], None] = lambda key, data, process: None
+        """Called when a process makes a request that writes: it still has it in its hands."""
         self.unreachable: Counter[str] = Counter()
         """Hosts whose requests do not get here, while they count above 0."""
         self.deaf: Counter[str] = Counter()
@@ -423,6 +425,7 @@ class SimulatedStore:
         call.body, call.data = body, data
         self._bucket.written_bytes += len(data)
         call.begin()
+        self._bucket.on_write(key, data, self._process)
         etag: str = await call.future
         return etag
 

@@ -2,20 +2,14 @@
 
 import pytest
 
-from tests.simulation.cluster import World
-from tests.simulation.plants import CLUSTER_PLANTS, PLANTS
+from tests.simulation.plants import CLUSTER_PLANTS, MOVE_PLANTS, PLANTS
 
 SEEDS = 40
 
 
-@pytest.mark.parametrize("name", [*PLANTS, *CLUSTER_PLANTS])
+@pytest.mark.parametrize("name", [*PLANTS, *CLUSTER_PLANTS, *MOVE_PLANTS])
 def test_planted_bug_is_caught(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    plant = (PLANTS | CLUSTER_PLANTS)[name]
-    for seed in range(plant.first, plant.first + SEEDS):
-        with plant.planted():
-            findings = World(seed, plant.options).run().findings
-        if findings and not World(seed, plant.options).run().findings:
-            with capsys.disabled():
-                print(f"\n{name}: caught by seed {seed}: {findings[0].splitlines()[0]}", end="")
-            return
-    pytest.fail(f"{name} survives {SEEDS} seeds")
+    caught = (PLANTS | CLUSTER_PLANTS | MOVE_PLANTS)[name].caught_by(SEEDS)
+    assert caught is not None, f"{name} survives {SEEDS} seeds"
+    with capsys.disabled():
+        print(f"\n{name}: caught by seed {caught[0]}: {caught[1]}", end="")

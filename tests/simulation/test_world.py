@@ -58,6 +58,15 @@ def test_a_world_without_faults_makes_progress() -> None:
     assert "produce.unknown" not in result.counters and "produce.refused" not in result.counters
 
 
+def test_one_position_of_the_metadata_log_has_one_entry() -> None:
+    world = World(0)
+    for who, entry in (("b1", b"one"), ("b2", b"one"), ("b3", b"other")):
+        world.applied(who, 7, entry, [])
+    assert [finding.partition(" ")[2] for finding in world.findings] == [
+        "b3 and b1 applied different entries at position 7"
+    ]
+
+
 @pytest.mark.timeout(600)
 def test_a_seed_is_one_run_under_every_hash_seed(runs: Runs) -> None:
     """In this interpreter twice, and in others."""

@@ -4,7 +4,7 @@ Some are the mutations of the executable model of the protocol, the others are w
 is a module per area; importing it registers its bugs.
 """
 
-from tests.simulation.plants import broker, cluster, merging, moves, objects
+from tests.simulation.plants import broker, cluster, merging, metadata, moves, objects
 from tests.simulation.plants.registry import CLUSTER_PLANTS, MOVE_PLANTS, OBJECT_PLANTS, PLANTS, Plant
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "broker",
     "cluster",
     "merging",
+    "metadata",
     "moves",
     "objects",
 ]

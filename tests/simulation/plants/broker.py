@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import broker.coordination.runtime
@@ -19,7 +19,7 @@ from broker.cold import ColdReads
 from broker.groups.runtime import ShardRuntime
 from broker.groups.shard import Shard
 from broker.handlers.fetch import Poll
-from broker.log import Log
+from broker.log import Log, LogStatus
 from broker.log_table import LogTable
 from broker.recovery import WalRecovery
 from broker.sealing import Sealing
@@ -37,6 +37,8 @@ from storage.seal import CommitSeal
 from storage.uploader import Uploader
 from storage.wal.files import write_all
 from storage.wal.recovery import Damage, Scanner
+from storage.wal.volume import VolumeWal
+from storage.wal.writer import Writer
 from tests.simulation.disk import SimulatedDirectory
 from tests.simulation.plants.registry import Patches, plant
 
@@ -109,7 +111,7 @@ def acknowledged_though_the_wal_failed() -> Patches:
     yield storage.wal.writer, "write_all", careless
 
 
-@plant(faults={"disk_errors": 3, "crash": 2}, first=7)
+@plant(faults={"disk_errors": 3, "crash": 2})
 def sync_repeated_after_it_failed() -> Patches:
     """A failed sync is tried again; but the kernel has dropped what it could not write."""
 
@@ -120,6 +122,77 @@ def sync_repeated_after_it_failed() -> Patches:
             write.__self__.sync()
 
     yield storage.wal.writer, "write_all", stubborn
+
+
+class _Nobody:
+    """In the place of a log: what was rolled back is nobody's."""
+
+    hw = lso = 0
+    sealed_end = 1 << 62
+    status = LogStatus.CLOSED
+
+    def __init__(self) -> None:
+        self.producers = ProducerStates()
+        self.waiters: dict[Any, None] = {}
+
+
+@plant(faults={"failed_write_and_crash": 1})
+def failed_write_is_rolled_back() -> Patches:
+    """A group that could not be synced never was: its offsets are given again. But its bytes may have landed."""
+    publish, deliver = Writer._publish, VolumeWal._deliver
+    failed: dict[Any, list[tuple[int, int]]] = {}
+    erring: set[int] = set()
+
+    def write(write: Any, buffers: Sequence[Any], position: int) -> None:
+        try:
+            write_all(write, buffers, position)
+        except OSError:
+            erring.add(id(write.__self__))
+
+    def note(self: Writer, written: Any) -> None:
+        wal = cast(Any, self._fenced).__self__
+        file = self._file
+        if file is not None and id(file.handle) in erring:
+            erring.discard(id(file.handle))
+            failed.setdefault(wal, []).append((self.progress.sequence + 1, written.sequence))
+        publish(self, written)
+
+    def roll_back(self: VolumeWal) -> None:
+        validation = cast(Any, self._on_durable).__self__
+        for first, last in failed.pop(self, []):
+            _roll_back(validation, first - validation.validated - 1, last - validation.validated)
+        deliver(self)
+
+    yield storage.wal.writer, "write_all", write
+    yield Writer, "_publish", note
+    yield VolumeWal, "_deliver", roll_back
+
+
+def _roll_back(validation: Validation, first: int, last: int) -> None:
+    """Entries [first, last) of what is in flight failed, and with them what followed in the same logs."""
+    in_flight, nobody = validation.in_flight, cast(Any, _Nobody())
+    lost = {in_flight[at][0] for at in range(first, last)}
+    for at in range(first, len(in_flight)):
+        held, _, reply = in_flight[at]
+        if held in lost:
+            in_flight[at] = (nobody, 0, None)
+            if reply is not None:
+                reply.connection.abort()
+    for held in lost:
+        end = max([held.hw, *[known for other, known, _ in in_flight if other is held]])
+        held.end = end
+        tail = held.tail
+        while tail._bases and tail._bases[-1] >= end:
+            tail._memory.release(tail._batches.pop())
+            for column in (tail._bases, tail._sequences, tail._timestamps, tail._ends):
+                column.pop()
+        tail.end = end
+        producers = held.producers._producers
+        for number, producer in list(producers.items()):
+            producer.events = [event for event in producer.events if event.end <= end]
+            producer.packed = b""
+            if not producer.events:
+                del producers[number]
 
 
 @plant(faults={"crash": 3, "hang_and_crash": 1})
@@ -254,7 +327,7 @@ def scan_stops_one_group_early() -> Patches:
     yield Scanner, "_scan", short
 
 
-@plant(faults={"hang_and_crash": 1}, first=46)
+@plant(faults={"hang_and_crash": 1, "crash": 1}, load=3)
 def torn_tail_taken_for_damage() -> Patches:
     """A last group that a crash tore keeps the log closed until an operator decides."""
     evidence = Scanner._evidence
@@ -275,12 +348,12 @@ def damage_taken_for_a_torn_tail() -> Patches:
     yield Scanner, "_front", lambda self, numbers, first, committed_group: None
 
 
-@plant(faults={"kill": 1, "crash": 1, "hang_and_crash": 1}, first=6)
+@plant(faults={"unheard_and_kill": 1})
 def producer_state_not_recovered() -> Patches:
     """A log opens without knowing its producers."""
 
-    async def nothing(self: ColdReads, log_id: int, states: ProducerStates, now_ms: int) -> None:
-        return None
+    async def nothing(self: ColdReads, log_id: int, states: ProducerStates, now_ms: int) -> int:
+        return 0
 
     yield ColdReads, "producers", nothing
 
@@ -328,18 +401,18 @@ def group_rewrite_not_awaited() -> Patches:
     yield broker.coordination.runtime, "REWRITE_BYTES_MIN", 2_000
 
 
-@plant(faults={"kill": 2, "stop": 1}, first=10)
+@plant(faults={"stop": 1})
 def group_rewrite_forgets() -> Patches:
-    """A rewrite leaves some of what is in force behind."""
+    """A rewrite leaves most of what is in force behind."""
     live = Shard.live
-    yield Shard, "live", lambda self, keys: live(self, keys)[:-1]
-    yield broker.coordination.runtime, "REWRITE_BYTES_MIN", 2_000
+    yield Shard, "live", lambda self, keys: live(self, keys)[:1]
+    yield broker.coordination.runtime, "REWRITE_BYTES_MIN", 500
 
 
 # Metadata
 
 
-@plant(first=2)
+@plant()
 def controller_replies_before_durable() -> Patches:
     """Commands are answered when they are decided."""
     decide_one = Runtime._decide_one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, cast
@@ -37,6 +38,12 @@ MERGING = {
     "tidelog.seal.ms": "200",
 }
 """Worlds in which merging has much to do, and what it leaves goes at once."""
+
+LARGE = MERGING | {"tidelog.merge.object.bytes": "65536", "tidelog.tail.keep.bytes": "0"}
+"""Where records are large, objects are full soon, and manifests take them; little of it is in memory."""
+
+
+PLAN_AGE_S = 0.3
 
 
 class _WithoutJobs:
@@ -122,12 +129,13 @@ def inputs_deleted_before_the_fact() -> Patches:
     yield Merging, "_merge", hasty
 
 
-@plant(first=59, faults={"slow_store": 3, "client_pause": 3}, settings=MERGING | {"tidelog.tail.keep.bytes": "0"})
+@plant(faults={}, rereaders=2, settings=MERGING | {"tidelog.tail.keep.bytes": "0"})
 def reader_takes_a_missing_object_for_the_end() -> Patches:
-    """No second plan when an object of the first one is gone."""
+    """No second plan when an object of the first one is gone. Plans are older than usual when they are used."""
 
     async def read(self: ColdReads, log_id: int, offset: int, limit: int, max_bytes: int, **options: Any) -> ReadResult:
         rows = await self._ranges(log_id, offset)
+        await asyncio.sleep(PLAN_AGE_S)
         try:
             return await self._reader.read(rows, offset, limit, max_bytes, **options)
         except RangeMissing:
@@ -137,7 +145,7 @@ def reader_takes_a_missing_object_for_the_end() -> Patches:
     yield controller.upkeep, "TICK_MS", 10  # what is doomed goes at once
 
 
-@plant(first=54, faults={"kill": 3, "reset": 2, "hang_and_crash": 2}, settings=MERGING)
+@plant(faults={"unheard_and_kill": 1}, settings=MERGING)
 def merge_loses_the_producer_state() -> Patches:
     """An output has the batches of its inputs and nothing else."""
 
@@ -147,7 +155,7 @@ def merge_loses_the_producer_state() -> Patches:
     yield Inputs, "producers", nothing
 
 
-@plant(first=12, faults={}, settings=MERGING)
+@plant(faults={}, load=3, settings=LARGE)
 def manifest_lacks_a_row() -> Patches:
     """One range is in no manifest and in no state any more."""
 

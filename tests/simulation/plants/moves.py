@@ -23,7 +23,7 @@ THAW_S = 0.2
 move_plant = registered_in(MOVE_PLANTS, brokers=3, faults_s=12, moves=1.0)
 
 
-@move_plant(first=8)
+@move_plant()
 def thaw_by_timer() -> Patches:
     """The answer takes long, so the log takes records again; and then the move turns out to be a fact."""
     move = Sealing.move
@@ -62,7 +62,7 @@ def move_named_before_the_commit() -> Patches:
     yield controller.decide.moves, "_may_move", any_end
 
 
-@move_plant(first=3)
+@move_plant()
 def freeze_does_not_wait_for_what_is_in_flight() -> Patches:
     """What was appended before the freeze and becomes durable after the last seal is acknowledged all the same."""
 
@@ -113,7 +113,7 @@ def move_without_leader_and_epoch() -> Patches:
     yield controller.decide.moves, "_may_move", _wanted_only
 
 
-@move_plant(first=12)
+@move_plant()
 def producers_are_left_behind() -> Patches:
     """The new leader does not know what the producers sent last."""
 

@@ -13,13 +13,13 @@ import controller.collector
 import controller.decide.seals
 import controller.state
 import controller.upkeep
-from controller.facts import SealCommitted
 from storage.object_store import StoreError
 from storage.wal import object_recovery
 from storage.wal.object_format import LANE, ObjectName, encode_fence, object_key, parse_key
 from storage.wal.object_recovery import ObjectInstance
 from storage.wal.objects import ObjectWal
 from storage.wal.port import WalError
+from tests.simulation.plants.cluster import commits_by_base_alone
 from tests.simulation.plants.registry import OBJECT_PLANTS, Patches, registered_in
 
 object_plant = registered_in(OBJECT_PLANTS, brokers=3, layout="apart", wal="objects", faults_s=12)
@@ -142,25 +142,7 @@ def fence_deleted_without_a_session_check() -> Patches:
 @object_plant()
 def commit_of_a_fenced_incarnation() -> Patches:
     """The controller takes what fits the end of the log, whoever asks."""
-    apply = controller.state._APPLY[SealCommitted]
-
-    def fits(state: Any, command: Any, found: Any) -> bool:
-        log = state.logs.get(found.log_id)
-        return log is not None and found.base == log.end
-
-    def committed(state: Any, fact: Any) -> None:
-        broker = state.broker_table.incarnations.get(fact.incarnation)
-        if broker is None:
-            return
-        alive, broker.alive = broker.alive, True
-        try:
-            apply(state, fact)
-        finally:
-            broker.alive = alive
-
-    yield controller.decide.seals, "_fits", fits
-    yield controller.decide.seals, "require_alive", lambda state, incarnation: None
-    yield controller.state, "_APPLY", {**controller.state._APPLY, SealCommitted: committed}
+    yield from commits_by_base_alone()
 
 
 @object_plant()
