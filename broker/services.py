@@ -53,6 +53,8 @@ class Services:
     producer_ids: ProducerIds
     coordinators: TransactionCoordinators
     """Of transactions."""
+    transactions: TransactionVerifier
+    """What asks them, and those of other brokers, before a batch opens a transaction."""
     wheel: Wheel
     cold_fetches: asyncio.Semaphore
     """Requests that may read from the bucket at the same time (`handlers.fetch.COLD_PARALLEL`)."""
@@ -63,8 +65,6 @@ class Services:
     """The dispatch table."""
     control: ControlEndpoint | None = None
     """What serves other brokers; None: nothing does."""
-    transactions: TransactionVerifier | None = None
-    """Where leaders ask; None: nowhere, and transactional batches are refused."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Services of handler families that come later, by name."""
 

@@ -54,7 +54,7 @@ log.segment.delete.delay.ms max.connection.creation.rate
 max.connections.per.ip.overrides max.request.partition.size.limit num.io.threads num.network.threads
 num.partition.migration.threads num.recovery.threads.per.data.dir num.replica.alter.log.dirs.threads
 num.replica.fetchers offsets.commit.timeout.ms offsets.load.buffer.size offsets.topic.compression.codec
-offsets.topic.segment.bytes producer.id.expiration.check.interval.ms
+offsets.topic.segment.bytes
 producer.purgatory.purge.interval.requests request.timeout.ms server.max.startup.time.ms
 socket.connection.setup.timeout.max.ms socket.connection.setup.timeout.ms socket.receive.buffer.bytes
 socket.send.buffer.bytes telemetry.max.bytes unclean.leader.election.enable

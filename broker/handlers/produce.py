@@ -408,8 +408,6 @@ class Attempt:
             refused = ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, "transactional batches need a transactional id"
         elif len(producers) > 1 or any(producer_id < 0 for producer_id, _ in producers):
             refused = ErrorCode.INVALID_PRODUCER_ID_MAPPING, "Transactional records contained more than one producer ID"
-        elif self.services.transactions is None:
-            refused = ErrorCode.INVALID_TXN_STATE, "transactions are not served"
         if refused is not None:
             self.results = [self._refusal(part, KafkaError(*refused)) for part in parts]
             self._answer({})
@@ -439,7 +437,6 @@ class Attempt:
 
     async def _verify(self, transactional_id: str, producer: tuple[int, int], asked: dict[Part, Log]) -> None:
         services = self.services
-        assert services.transactions is not None
         started_us = services.ticks_us()
         refused = await verify(
             services.transactions,

@@ -58,9 +58,17 @@ async def test_find_and_abort(tools: Tools, tmp_path: Path) -> None:
             assert head[:2] == ["ProducerId", "ProducerEpoch"]
             assert rows == [[str(PID), str(EPOCH), "-1", "0", str(hours_ago), "1"]]
 
+            # The coordinator is asked for transactions of this producer, and knows of none.
+            told = await transactions("find-hanging", "--broker-id", 1, "--max-transaction-timeout", 15)
+            head, *rows = [line.split() for line in told.lines]
+            assert head[:2] == ["Topic", "Partition"]
+            assert rows == [["t", "0", str(PID), str(EPOCH), "-1", "1", str(hours_ago), "120"]]
+
             await transactions("abort", "--topic", "t", "--partition", 0, "--start-offset", 1)
             assert (log.hw, log.lso) == (4, 4)
             part = await client.fetch("t", 0, isolation_level=1, max_wait_ms=5000)
             assert [(each.producer_id, each.first_offset) for each in part.aborted_transactions] == [(PID, 1)]
             told = await transactions("describe-producers", "--topic", "t", "--partition", 0)
             assert [line.split()[-1] for line in told.lines[1:]] == ["None"]
+            told = await transactions("find-hanging", "--broker-id", 1)
+            assert len(told.lines) == 1
