@@ -71,6 +71,7 @@ _BEFORE_THE_LOG = frozenset(
         ErrorCode.MESSAGE_TOO_LARGE,
         ErrorCode.INVALID_TOPIC_EXCEPTION,
         ErrorCode.KAFKA_STORAGE_ERROR,
+        ErrorCode.UNSUPPORTED_COMPRESSION_TYPE,
     )
 )
 _ACKS = (-1, 1)
@@ -143,7 +144,8 @@ def _append_usual(
     config = log.config
     attributes = header[5]
     if (
-        attributes & _SPECIAL
+        header[0] != 0  # the base offset
+        or attributes & _SPECIAL
         or attributes & _CODEC == _ZSTD
         or log.internal
         or config.compacted
@@ -294,6 +296,9 @@ class Attempt:
                 ErrorCode.MESSAGE_TOO_LARGE,
                 f"The record batch of {size} bytes is larger than max.message.bytes={config.max_message_bytes}",
             )
+        if header.base_offset != 0:
+            why = f"The base offset of a batch is 0, not {header.base_offset}: the broker gives offsets"
+            raise KafkaError(ErrorCode.INVALID_RECORD, why)
         if header.is_control:
             raise KafkaError(ErrorCode.INVALID_RECORD, "Clients are not allowed to write control records")
         if header.codec == _ZSTD and self.version < 7:

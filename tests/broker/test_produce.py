@@ -143,6 +143,7 @@ def stamped(batch: bytearray, position: int, value: int) -> bytearray:
         (batch_of(b"x") + batch_of(b"y"), 9, ErrorCode.INVALID_RECORD),
         (batch_of(b"x")[:-3], 9, ErrorCode.INVALID_RECORD),
         (b"", 9, ErrorCode.INVALID_RECORD),
+        (batch_of(b"x", base_offset=5), 9, ErrorCode.INVALID_RECORD),
         (stamped(batch_of(b"x"), 60, 2), 9, ErrorCode.INVALID_RECORD),
         (stamped(batch_of(b"x"), 22, 5), 9, ErrorCode.UNSUPPORTED_COMPRESSION_TYPE),
         (batch_of(b"x", codec=Codec.ZSTD), 6, ErrorCode.UNSUPPORTED_COMPRESSION_TYPE),

@@ -107,6 +107,12 @@ TABLE = [
         "refuse that partition, if it is one.",
         lambda request, kafka, tidelog: kafka == 2 and tidelog in (3, 100),
     ),
+    Allowed(
+        "ListOffsets",
+        r"topics\.partitions\.timestamp",
+        "Each broker's own clock, where it stamps records.",
+        lambda request, kafka, tidelog: min(kafka, tidelog) > 0 and abs(kafka - tidelog) < 60_000,
+    ),
     Allowed("Produce", r"responses\.partition_responses\.log_append_time_ms", "Each broker's own clock.", both_set),
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import rule
+from hypothesis.stateful import initialize, rule
 
 from protocol import messages as m
 from protocol.apis import ApiKey
@@ -13,7 +13,7 @@ from protocol.records import batch_crc, build_batch
 from tests.differential.machine import NAMES, Machine
 
 TIME = 1_700_000_000_000
-SHORT = st.sampled_from(NAMES)
+SHORT = st.sampled_from((NAMES[0], *NAMES))
 PARTITION = st.sampled_from([0, 0, 0, 1, 2, 9, -1])
 OFFSET = st.sampled_from([0, 1, 2, 3, 5, 8, 13, 100, -1])
 EPOCH = st.sampled_from([-1, -1, -1, 0, 1, 5])
@@ -44,6 +44,20 @@ class LogSteps(Machine):
         self.producers: list[tuple[int, int]] = []  # (Kafka's id, epoch)
         self.sequences: dict[tuple[int, int, str, int], int] = {}
 
+    @initialize(stamped=st.booleans())
+    def begin(self, stamped: bool) -> None:
+        """Topics to begin with: most steps are about what is there."""
+        config = m.CreateTopicsRequest.CreatableTopicConfig
+        kind = "LogAppendTime" if stamped else "CreateTime"
+        topic = m.CreateTopicsRequest.CreatableTopic(
+            name=self.name(NAMES[0]),
+            num_partitions=2,
+            replication_factor=1,
+            configs=[config(name="message.timestamp.type", value=kind)],
+        )
+        self.ask(ApiKey.CREATE_TOPICS, 7, m.CreateTopicsRequest(topics=[topic], timeout_ms=10_000))
+        self.wait_for_topic(topic.name, 2)
+
     @rule(data=st.data())
     def init_producer(self, data: st.DataObject) -> None:
         """A new idempotent producer, or a bump of one that is known."""
@@ -73,7 +87,8 @@ class LogSteps(Machine):
             (TIME + step * number, b"k%d" % number, b"v%d" % data.draw(st.integers(0, 9)), ())
             for number in range(count)
         ]
-        answer = self._produce(data, name, partition, bytes(build_batch(records, **options)), options)
+        version = self.version(data, ApiKey.PRODUCE, first=3)
+        answer = self.send(version, name, partition, bytes(build_batch(records, **options)), options)
         if answer is not None and key is not None:
             parts = [part for topic in answer.responses for part in topic.partition_responses]
             if parts and parts[0].error_code == 0 and options["base_sequence"] == self.sequences.get(key, 0):
@@ -86,12 +101,13 @@ class LogSteps(Machine):
     )
     def produce_badly(self, data: st.DataObject, short: str, fault: str) -> None:
         """What no client should send."""
-        self._produce(data, self.name(short), 0, _bad_batch(fault), {}, acks=data.draw(st.sampled_from([-1, 1, -1, 2])))
+        version, acks = self.version(data, ApiKey.PRODUCE, first=3), data.draw(st.sampled_from([-1, 1, -1, 2]))
+        self.send(version, self.name(short), 0, bad_batch(fault), {}, acks)
 
-    def _produce(
-        self, data: st.DataObject, name: str, partition: int, batch: Any, options: dict[str, Any], acks: int = -1
+    def send(
+        self, version: int, name: str, partition: int, batch: bytes, options: dict[str, Any], acks: int = -1
     ) -> Any:
-        version = self.version(data, ApiKey.PRODUCE, first=3)
+        """One batch; `options`: those it was built with."""
         by_id = version >= 13
         part = m.ProduceRequest.PartitionProduceData(index=partition, records=batch)
         topic = m.ProduceRequest.TopicProduceData(
@@ -202,7 +218,7 @@ def with_producer(batch: bytes, producer_id: int) -> bytes:
     return bytes(changed)
 
 
-def _bad_batch(fault: str) -> bytes:
+def bad_batch(fault: str) -> bytes:
     records: list[Any] = [(TIME, b"k", b"value", ()), (TIME + 1, b"k", b"value", ())]
     batch = build_batch(records)
     match fault:

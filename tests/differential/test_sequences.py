@@ -7,7 +7,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.differential.allowed import TABLE
 from tests.differential.config_steps import ConfigSteps
 from tests.differential.group_steps import GroupSteps
-from tests.differential.log_steps import LogSteps
+from tests.differential.log_steps import FAULTS, LogSteps, bad_batch
 from tests.differential.sides import Pair
 from tests.differential.topics import TopicSteps
 
@@ -36,6 +36,17 @@ class Configs(ConfigSteps, TopicSteps):
 @pytest.mark.parametrize("steps", [TopicSteps, Logs, Groups, Configs])
 def test_both_answer_alike(pair: Pair, steps: type[TopicSteps]) -> None:
     run_state_machine_as_test(lambda: steps(pair), settings=SETTINGS)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("version", [3, 8, 13])
+def test_every_bad_batch(pair: Pair, version: int) -> None:
+    """To a topic that is there, and to one that is not."""
+    steps = Logs(pair)
+    steps.begin(stamped=False)
+    for fault in FAULTS:
+        for name in ("red", "green"):
+            steps.send(version, steps.name(name), 0, bad_batch(fault), {})
+    steps.teardown()
 
 
 def test_every_allowed_difference_is_still_one(pair: Pair) -> None:
