@@ -149,6 +149,13 @@ class Log:
         status = self.status
         return status is LogStatus.OPEN or status is LogStatus.FROZEN or status is LogStatus.MOVING
 
+    def may_answer_authoritatively(self) -> bool:
+        """Whether what this broker says of the log is true now: that its session stands, and that no move is asked for.
+
+        The move may be a fact by then, and known elsewhere: the next leader acknowledges while this one still serves.
+        """
+        return self.status is not LogStatus.MOVING and self.validation.may_answer_authoritatively()
+
     @property
     def settling(self) -> bool:
         """Whether it will be known in a moment where appends go: it is about to open, or to move."""
@@ -219,7 +226,7 @@ class Log:
         try:
             self.producers.check_marker(producer_id, producer_epoch, coordinator_epoch, transaction_version)
         except KafkaError:
-            if self.validation.may_answer_authoritatively():
+            if self.may_answer_authoritatively():
                 raise
             raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, "this broker may have been replaced") from None
         self._table.check_marker(self)

@@ -65,8 +65,6 @@ class LogValidation(Protocol):
 
     def when_validated(self, sequence: int, callback: Callable[[], None]) -> None: ...
 
-    def may_answer_authoritatively(self) -> bool: ...
-
 
 class CoordinatorLog(Protocol):
     """What the shell needs of `broker.log.Log`, the log of one partition of an internal topic."""
@@ -87,6 +85,10 @@ class CoordinatorLog(Protocol):
 
     @property
     def verifications(self) -> Verifications: ...
+
+    def may_answer_authoritatively(self) -> bool:
+        """Whether nobody else can lead the log by now."""
+        ...
 
     def append_own(self, batch: bytearray) -> int:
         """Append one batch; its append sequence. KafkaError when this broker does not lead the log, it is full, or its
@@ -271,7 +273,7 @@ class PartitionRuntime(ABC, Generic[ChangeT]):
         self._decided.discard(waiter)
         if waiting is None or waiting.future.done():
             return
-        if error is ErrorCode.NONE and not self.log.validation.may_answer_authoritatively():
+        if error is ErrorCode.NONE and not self.log.may_answer_authoritatively():
             error = ErrorCode.NOT_COORDINATOR
         waiting.future.set_result(answer if error is ErrorCode.NONE else waiting.refusal(error))
 

@@ -26,7 +26,7 @@ def leader_log(services: Services, topic: str | bytes, partition: int, *, author
     log = services.logs.find.get((topic, partition))
     if log is None or not log.serving:
         raise services.logs.refusal(topic, partition)
-    if authoritative and not log.validation.may_answer_authoritatively():
+    if authoritative and not log.may_answer_authoritatively():
         raise not_sure(log)
     return log
 
@@ -42,7 +42,7 @@ def patience_ms(timeout_ms: int) -> int:
 def not_sure(log: Log) -> KafkaError:
     """Another broker may lead the log by now, and this one cannot know."""
     return LeaderHint(
-        ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{log.topic}-{log.partition}: this broker's session does not stand"
+        ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{log.topic}-{log.partition}: another broker may lead it by now"
     )
 
 

@@ -61,7 +61,7 @@ def _log(topic: str, partition: int, context: RequestContext) -> Log:
     log = services.logs.find.get((topic, partition))
     if log is None:
         raise services.logs.refusal(topic, partition)
-    if not log.validation.may_answer_authoritatively():
+    if not log.may_answer_authoritatively():
         raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, "this broker may not answer for the log now")
     configs = services.controller.state.topics[topic].configs
     if list_value(services.topic_defaults.value(configs, "cleanup.policy")) == ["compact"]:

@@ -466,7 +466,7 @@ def _across(log: Log, offset: int, read_to: int, limit: int, max_bytes: int) -> 
 
 
 def _out_of_range(log: Log, offset: int) -> KafkaError:
-    if not log.validation.may_answer_authoritatively():
+    if not log.may_answer_authoritatively():
         return not_sure(log)
     return KafkaError(
         ErrorCode.OFFSET_OUT_OF_RANGE,

@@ -113,7 +113,7 @@ async def _search_all(
             for search in searches:
                 try:
                     await _search(services, search)
-                    if not search.log.serving or not search.log.validation.may_answer_authoritatively():
+                    if not search.log.serving or not search.log.may_answer_authoritatively():
                         raise not_sure(search.log)
                 except KafkaError as error:
                     _refuse(services, search.answer, error)

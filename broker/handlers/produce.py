@@ -327,7 +327,7 @@ class Attempt:
                         duplicate = log.producers.check(header, now_ms)
                 except KafkaError as error:
                     # A producer takes this refusal for final, and there may be a leader by now who knows better.
-                    right = log.validation.may_answer_authoritatively()
+                    right = log.may_answer_authoritatively()
                     results[index] = self._refusal(parts[index], error if right else KafkaError(*NO_RIGHT), log)
                     continue
                 if duplicate is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from broker.log import LogStatus
 from controller import facts as f
 from protocol import messages as m
 from protocol.apis import ApiKey
@@ -136,6 +137,17 @@ async def test_answers_need_the_session(tmp_path: Path) -> None:
         assert (await ask(client, 8, ("t", 0, -1)))[0][0] == ErrorCode.NOT_LEADER_OR_FOLLOWER
         assert (await ends(client, 3, ("t", 0, 0)))[0][0] == ErrorCode.NOT_LEADER_OR_FOLLOWER
         assert log.hw == 0
+
+
+async def test_a_log_whose_move_is_asked_for_does_not_tell_its_end(tmp_path: Path) -> None:
+    """Its next leader may acknowledge already what this one has not heard of."""
+    async with HotBroker(tmp_path) as broker, RawClient(broker.port) as client:
+        (log,) = broker.create_topic("t")
+        log.status = LogStatus.MOVING
+        assert (await ask(client, 8, ("t", 0, -1)))[0][0] == ErrorCode.NOT_LEADER_OR_FOLLOWER
+        assert (await ends(client, 3, ("t", 0, 0)))[0][0] == ErrorCode.NOT_LEADER_OR_FOLLOWER
+        log.status = LogStatus.OPEN
+        assert (await ask(client, 8, ("t", 0, -1)))[0][0] == 0
 
 
 async def test_the_right_is_checked_again_after_a_slow_read(tmp_path: Path) -> None:

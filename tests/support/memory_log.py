@@ -18,7 +18,6 @@ from storage.producers import ProducerStates
 class MemoryValidation:
     def __init__(self) -> None:
         self.validated = 0
-        self.may_answer = True
         self._callbacks: list[tuple[int, Callable[[], None]]] = []
 
     def when_validated(self, sequence: int, callback: Callable[[], None]) -> None:
@@ -26,9 +25,6 @@ class MemoryValidation:
             callback()
         else:
             self._callbacks.append((sequence, callback))
-
-    def may_answer_authoritatively(self) -> bool:
-        return self.may_answer
 
     def validate(self, sequence: int) -> None:
         if sequence <= self.validated:
@@ -58,12 +54,16 @@ class MemoryLog:
         self.validation = MemoryValidation()
         self.validate_soon = validate_soon
         self.refuse: ErrorCode | None = None
+        self.may_answer = True
         self.sequence = 0
         self._ends: list[int] = [0]
 
     @property
     def lso(self) -> int:
         return self.producers.last_stable_offset(self.hw)
+
+    def may_answer_authoritatively(self) -> bool:
+        return self.may_answer
 
     def append_own(self, batch: bytearray) -> int:
         if self.refuse is not None:

@@ -127,7 +127,7 @@ async def test_join_sync_and_heartbeat_wait_for_what_they_reveal(bench: Bench) -
 async def test_without_the_right_to_answer_nobody_is_told_anything(bench: Bench) -> None:
     log = await bench.open()
     assert (await bench.groups.commit(commit(7))).errors == (ErrorCode.NONE,)
-    log.validation.may_answer = False
+    log.may_answer = False
     assert (await bench.groups.fetch("g", None, require_stable=False)).error is ErrorCode.NOT_COORDINATOR
     assert (await bench.groups.commit(commit(8))).errors == (ErrorCode.NOT_COORDINATOR,)
     assert (await bench.groups.heartbeat(Heartbeat(0, "g", 1, "m", None))) is ErrorCode.NOT_COORDINATOR
@@ -138,7 +138,7 @@ async def test_right_lost_while_the_answer_waited(bench: Bench) -> None:
     log = await bench.open(MemoryLog(validate_soon=False))
     committed = bench.groups.commit(commit(7))
     await turns()
-    log.validation.may_answer = False
+    log.may_answer = False
     log.validate()
     assert (await committed).errors == (ErrorCode.NOT_COORDINATOR,)
 
