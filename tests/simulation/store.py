@@ -219,6 +219,12 @@ class _Call:
     def timeout_ns(self) -> int:
         return self._bucket.rng.randint(*_TIMEOUT_NS)
 
+    def take(self, size: int, given_up: type[StoreError]) -> None:
+        """Draw how long it takes; what takes too long is given up by the engine, and goes on without it."""
+        self.latency_ns = self._bucket.latency_ns(self._name, size)
+        if self.latency_ns > _TIMEOUT_NS[0] and self.latency_ns > (timeout_ns := self.timeout_ns()):
+            self.answer(given_up(f"simulated: {self._name} {self._key}: too slow"), timeout_ns)
+
     def soon_or_late_ns(self) -> int:
         """When a failure is noticed: a reset connection at once, a silent one after the engine's time-out."""
         return self.latency_ns if self._bucket.rng.random() < 0.5 else self.timeout_ns()
@@ -255,7 +261,7 @@ class _Call:
 
 class _Read(_Call):
     def begin(self, size: int, *kinds: str) -> None:
-        self.latency_ns = self._bucket.latency_ns(self._name, size)
+        self.take(size, Unavailable)
         if not self.reaches():
             self.struck("no connection")
             self.fail(Unavailable, self.soon_or_late_ns())
@@ -284,7 +290,7 @@ class _Write(_Call):
     data: bytes = b""
 
     def begin(self) -> None:
-        self.latency_ns = self._bucket.latency_ns(self._name, len(self.data))
+        self.take(len(self.data), OutcomeUnknown)
         # The process still has the request in its hands: it may be stopped, killed or give up before it is sent.
         self.later(self.latency_ns // 4, self._send, owner=self._process)
 

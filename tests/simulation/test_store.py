@@ -292,6 +292,22 @@ def test_whoever_gives_up_may_have_written(bench: Bench) -> None:
     assert bench.notes == [None] and 5 < len(bench.bucket.objects) < 60
 
 
+def test_what_takes_too_long_is_given_up_by_the_engine_and_may_be_applied(bench: Bench) -> None:
+    bench.bucket.slowness = 300.0
+
+    async def main(store: ObjectStore) -> set[str]:
+        began = bench.scheduler.now_ns
+        wrote = {await outcome(store.put_if_absent(f"{number}", b"")) for number in range(20)}
+        read = {await outcome(store.get("missing")) for _ in range(20)}
+        assert bench.scheduler.now_ns - began < 40 * 12.1 * S
+        return wrote | read
+
+    process = bench.start(main)
+    bench.run(600 * S)
+    assert process.error is None and bench.notes == [{"ok", "OutcomeUnknown", "NotFound", "Unavailable"}]
+    assert 10 < len(bench.bucket.objects) <= 20
+
+
 def test_outages(bench: Bench) -> None:
     async def main(store: ObjectStore) -> dict[str, Counter[str]]:
         told: dict[str, Counter[str]] = {"get": Counter(), "put": Counter()}
