@@ -29,6 +29,7 @@ from tests.simulation.consumers import Consumer, ConsumerLoad, GroupLoad, GroupM
 from tests.simulation.faults import Faults, kinds_for
 from tests.simulation.history import History
 from tests.simulation.hosts import Host
+from tests.simulation.losses import Losses
 from tests.simulation.machines import LAYOUTS, Machine, SharedVolume, machines_of
 from tests.simulation.movers import Drainer, Mover
 from tests.simulation.network import Network
@@ -155,6 +156,7 @@ class World:
         self._cast: dict[str, SimulatedClient] = {}
         self._numbers = itertools.count(1)
         self.faults = Faults(self)
+        self.losses = Losses(self)
 
     def _build_cluster(self) -> None:
         """The brokers and their machines."""
@@ -359,6 +361,8 @@ class World:
         kinds = kinds_for(len(self.nodes)) if options.faults is None else options.faults
         if kinds:
             self.faults.plan(2 * S, self.faults_s * S, kinds)
+        if options.faults is None:
+            self.losses.plan(2 * S, self.faults_s * S)
         scheduler.call_later_ns(S, self._operate)
         if options.upgrade:
             self.upgrade = Upgrade(self)
@@ -437,9 +441,10 @@ class World:
             if process.name in self.clients and process.error is not None:
                 self.findings.append(f"{process.name} raised {process.error!r}")
         self.findings += [f"bucket: {what}" for what in self.bucket.findings]
-        for disk in dict.fromkeys(machine.disk for machine in self.machines):
+        for disk in dict.fromkeys(disk for machine in self.machines for disk in machine.disks):
             self.findings += [f"disk: {what}" for what in disk.findings]
-        decided = [event.at_ns for event in self.history if event.kind == "operator.accept_loss"]
+        decisions = ("operator.accept_loss", "operator.declare_lost")
+        decided = [event.at_ns for event in self.history if event.kind in decisions]
         quiet_from_ns = max([quiet_from_ns, *decided])  # whatever waited for the operator
         final = Final(
             losses=self._losses(),

@@ -573,6 +573,9 @@ class Faults:
         if written.offset and written.file:
             flip()
 
+    def _destroy(self) -> None:
+        self.world.losses.destroy()
+
     # Clients
 
     def _client_kill(self) -> None:

@@ -34,6 +34,9 @@ class Machine:
         self.nodes: list[Node] = []
         self.shared = shared
         self.disk = shared.disk if shared else SimulatedDisk(scheduler.stream(f"disk {number}"), timeline=scheduler)
+        self.disks = [self.disk]
+        """Those that it ever had."""
+        self._scheduler = scheduler
         self._one_kernel()
 
     @property
@@ -68,6 +71,13 @@ class Machine:
             self.disk.crash()
         else:
             self.disk.crash_of(boot_id)
+
+    def replace_disk(self) -> None:
+        """The machine is another one from now on: nothing is left of what was on its disk."""
+        assert not self.up and self.shared is None
+        stream = self._scheduler.stream(f"disk {self.name} {len(self.disks)}")
+        self.disk = SimulatedDisk(stream, timeline=self._scheduler)
+        self.disks.append(self.disk)
 
     def boot(self) -> None:
         """Power is back; nothing runs yet."""
