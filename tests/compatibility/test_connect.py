@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.compatibility.connect import Worker, connect_tools
+from tests.compatibility.clients import confluent, poll_until
+from tests.compatibility.clients.base import In
+from tests.compatibility.connect import START_S, Worker, connect_tools
 from tests.compatibility.jvm import Running, Tools
 from tests.support.broker_process import BrokerProcess
 
@@ -110,3 +112,34 @@ def test_kills_lose_nothing(tools: Tools, make_broker: Callable[..., BrokerProce
         files.wait(worker, process)
     first_seen = list(dict.fromkeys(files.lines()))
     assert first_seen == files.expected
+
+
+def test_an_exactly_once_source_repeats_nothing(
+    tools: Tools, make_broker: Callable[..., BrokerProcess], tmp_path: Path
+) -> None:
+    """SIGKILL of the worker, then of the broker: offsets and records are of one transaction."""
+    broker = make_broker()
+    files = Files(tmp_path)
+    worker = Worker(tools, tmp_path / "connect", broker.bootstrap, exactly_once_source_support="enabled")
+    config = {**source(files.source, "lines"), "exactly.once.support": "required", "transaction.boundary": "poll"}
+    with confluent.consumer(broker.bootstrap, {"isolation.level": "read_committed"}) as reader:
+        found: list[In] = []
+
+        def wait(count: int) -> None:
+            found.extend(poll_until(reader, lambda seen: len(found) + len(seen) >= count, START_S))
+
+        with worker.running() as process:
+            worker.put(process, "in", config)
+            files.write(1000)
+            reader.assign({("lines", 0): "beginning"})
+            wait(500)
+            process.kill()
+        files.write(1000)
+        with worker.running() as process:
+            worker.wait_until_runs(process, "in")
+            wait(1500)
+            broker.kill()
+            files.write(1000)
+            broker.start()
+            wait(3000)
+    assert [one.value for one in found] == [line.encode() for line in files.expected]

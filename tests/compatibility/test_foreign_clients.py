@@ -42,7 +42,7 @@ PROGRAMS: dict[str, Callable[[], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("scenario", ["roundtrip"])
+@pytest.mark.parametrize("scenario", ["roundtrip", "transactions"])
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_scenario(broker: BrokerProcess, topic: str, program: str, scenario: str) -> None:
     command = [*PROGRAMS[program](), scenario, broker.bootstrap, topic]
