@@ -20,7 +20,7 @@ from controller.merging import MergeRules
 from storage.manifest import ManifestRow, encode_manifest, point_to, read_manifest
 from storage.merging import Inputs, MergedObject, merge
 from storage.object_store import ObjectStore, StoreError
-from storage.seal import CorruptSegment, RangeMissing, RangeRow, manifest_key
+from storage.seal import CorruptSegment, RangeMissing, RangeRow, manifest_key, merged_key
 
 log = logging.getLogger(__name__)
 
@@ -157,8 +157,7 @@ class Merging:
             if rows is None:
                 continue
             try:
-                made = await merge(inputs, self._cluster_id, job.number, rows)
-                await self._writer.put(made.key, made.parts)
+                made = await self._make(inputs, job.number, rows)
             except (RangeMissing, CorruptSegment) as error:
                 if self._rows(part) == rows:  # else retention was faster
                     self._alarm(job, error)
@@ -168,6 +167,17 @@ class Merging:
         if not outputs:
             raise JobGone
         return ReplaceRanges(self._token(16), self._incarnation, job.number, tuple(outputs))
+
+    async def _make(self, inputs: Inputs, job: int, rows: Sequence[RangeRow]) -> MergedObject:
+        """Read the inputs of one part, and store its output as it comes."""
+        output = self._writer.output(merged_key(job, rows[0].range.log_id))
+        try:
+            made = await merge(inputs, self._cluster_id, job, rows, output.write)
+            await output.finish(made.parts)
+        except BaseException:
+            await output.abort()
+            raise
+        return made
 
     async def _write_manifests(self, job: Job) -> WriteManifests:
         written: list[NewManifest] = []

@@ -6,8 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from controller.client import ControllerClient
+from protocol import Buffer
 from protocol.errors import ErrorCode, KafkaError
-from storage.object_store import NotFound, ObjectStore, OutcomeUnknown, PreconditionFailed, StoreError, body_size
+from storage.object_store import (
+    UPLOAD_PART_BYTES,
+    NotFound,
+    ObjectStore,
+    OutcomeUnknown,
+    PreconditionFailed,
+    StoreError,
+    Upload,
+    body_size,
+)
 from storage.seal import CorruptSegment
 
 log = logging.getLogger(__name__)
@@ -66,6 +76,24 @@ class OutputWriter:
         await self._pacer.pace(size)
         self.bytes_read += size
 
+    def output(self, key: str) -> "StreamedOutput":
+        """An object that may be large: to be written part by part."""
+        return StreamedOutput(self, self._store.upload(key), key)
+
+    async def create(self, upload: Upload, key: str, size: int, tail: bytes) -> None:
+        """The object of all parts, which are on their way; as `put`."""
+        try:
+            await upload.create()
+        except (PreconditionFailed, OutcomeUnknown):
+            await self._verify_own(key, size, tail)
+
+    async def send(self, upload: Upload, parts: Sequence[Any]) -> None:
+        """One part of an upload."""
+        size = body_size(parts)
+        await self._pacer.pace(size)
+        await upload.write(parts)
+        self.bytes_written += size
+
     async def put(self, key: str, parts: Sequence[Any]) -> None:
         """Create the object. Its bytes follow from the job, so whatever is there under the key is ours, or damage."""
         size = body_size(parts)
@@ -93,6 +121,47 @@ class OutputWriter:
             raise OutcomeUnknown(f"{key} was refused as existing, but it does not exist") from error
         if held != tail:
             raise CorruptSegment(key, "other bytes lie under the key of a merge job")
+
+
+class StreamedOutput:
+    """One object on its way. A small one is stored with one PUT; of a large one memory holds a part at a time."""
+
+    def __init__(self, writer: OutputWriter, upload: Upload, key: str) -> None:
+        self._writer = writer
+        self._upload = upload
+        self._key = key
+        self._parts: list[Any] = []
+        self._held = 0
+        self._sent = 0
+
+    async def write(self, part: Buffer) -> None:
+        """More of it. StoreError: `abort`."""
+        if self._held >= UPLOAD_PART_BYTES:
+            await self._flush()
+        self._parts.append(part)
+        self._held += body_size(part)
+
+    async def finish(self, rest: Sequence[Any]) -> None:
+        """All of it: `rest` is what comes last, and its last buffer holds a checksum of everything before it."""
+        for part in rest:
+            await self.write(part)
+        if not self._sent:
+            await self._writer.put(self._key, self._parts)
+            return
+        tail = bytes(self._parts[-1])
+        await self._flush()
+        await self._writer.create(self._upload, self._key, self._sent, tail)
+
+    async def abort(self) -> None:
+        """Nothing of it is wanted any more."""
+        if self._sent:
+            await self._upload.abort()
+
+    async def _flush(self) -> None:
+        parts, size = self._parts, self._held
+        self._parts, self._held = [], 0
+        self._sent += size
+        await self._writer.send(self._upload, parts)
 
 
 async def ask(controller: ControllerClient, command: Any) -> Any:

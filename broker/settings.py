@@ -312,7 +312,7 @@ class Settings:
     )
     tidelog_merge_object_bytes: int = setting(
         64 * MIB,
-        "The largest object that a merge or a compaction makes. So much memory each may take, at most.",
+        "The largest object that a merge or a compaction makes. A compaction holds it in memory, a merge 16 MiB of it.",
         at_least=64 * KIB,
         at_most=1 * GIB,
     )

@@ -13,11 +13,11 @@ import mmap
 import os
 import stat
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from xxhash import xxh3_128
@@ -33,6 +33,7 @@ from storage.object_store import (
     StoredObject,
     StoreError,
     Unavailable,
+    Upload,
     body_blocks,
     check_key,
 )
@@ -46,6 +47,9 @@ LIST_PAGE = 1000
 THREADS = 4
 WRITE_BYTES = 1024 * 1024
 """A body is written in pieces of this size, whole ones past the page cache."""
+
+_Run = Callable[[Callable[[threading.Event], Any]], Awaitable[Any]]
+"""Runs a call in a thread for writes."""
 
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -77,6 +81,9 @@ class FileSystemStore:
 
     async def put_if_absent(self, key: str, body: Body) -> str:
         return await self._write(functools.partial(self._files.create, check_key(key), body))
+
+    def upload(self, key: str) -> Upload:
+        return _FileUpload(self._write, self._files, check_key(key))
 
     async def put_if_match(self, key: str, body: Body, etag: str) -> str:
         return await self._write(functools.partial(self._files.replace, check_key(key), body, etag))
@@ -139,26 +146,52 @@ class _Files:
         return f"file:{self._root}"
 
     def create(self, key: str, body: Body, stop: threading.Event) -> str:
+        with self._errors("write", key) as progress, self._temporary() as temporary:
+            temporary.write(body, stop)
+            return self._link(key, temporary, progress)
+
+    def _link(self, key: str, temporary: "_Temporary", progress: "_Errors") -> str:
+        """The object exists under its key, unless one does already."""
         path = self._path(key)
-        with self._errors("write", key) as progress, self._temporary(body, stop) as temporary:
-            self._make_directory(path.parent)
-            try:
-                os.link(temporary.path, path)
-            except FileExistsError:
-                if path.is_dir():
-                    raise
-                raise PreconditionFailed(f"{self!r}: {key} exists") from None
-            except OSError as error:
-                if error.errno in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}:
-                    raise StoreError(f"{self!r}: this file system has no hard links: use another one") from error
+        etag = temporary.finish()
+        self._make_directory(path.parent)
+        try:
+            os.link(temporary.path, path)
+        except FileExistsError:
+            if path.is_dir():
                 raise
-            progress.visible = True
-            _sync_directory(path.parent)
-            return temporary.etag
+            raise PreconditionFailed(f"{self!r}: {key} exists") from None
+        except OSError as error:
+            if error.errno in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}:
+                raise StoreError(f"{self!r}: this file system has no hard links: use another one") from error
+            raise
+        progress.visible = True
+        _sync_directory(path.parent)
+        return etag
+
+    def extend(self, key: str, growing: "list[_Temporary]", part: Body, stop: threading.Event) -> None:
+        """One part more of an upload; `growing` holds its temporary file once there is one."""
+        with self._errors("write", key):
+            if not growing:
+                growing.append(self._temporary().__enter__())
+            growing[0].write(part, stop)
+
+    def finish(self, key: str, growing: "list[_Temporary]", _stop: threading.Event) -> str:
+        """The object of all parts."""
+        with self._errors("write", key) as progress:
+            return self._link(key, growing[0], progress)
+
+    def discard(self, key: str, growing: "list[_Temporary]", _stop: threading.Event) -> None:
+        """The temporary file goes."""
+        with self._errors("write", key):
+            while growing:
+                growing.pop().__exit__()
 
     def replace(self, key: str, body: Body, expected: str | None, stop: threading.Event) -> str:
         path = self._path(key)
-        with self._errors("write", key) as progress, self._temporary(body, stop) as temporary:
+        with self._errors("write", key) as progress, self._temporary() as temporary:
+            temporary.write(body, stop)
+            etag = temporary.finish()
             self._make_directory(path.parent)
             with _Lock(self._root / LOCK_NAME):
                 if expected is not None:
@@ -166,7 +199,7 @@ class _Files:
                 os.rename(temporary.path, path)
             progress.visible = True
             _sync_directory(path.parent)
-            return temporary.etag
+            return etag
 
     def delete(self, key: str, _stop: threading.Event) -> None:
         path = self._path(key)
@@ -237,7 +270,7 @@ class _Files:
     def _path(self, key: str) -> Path:
         return self._root.joinpath(*map(_file_name, key.split("/")))
 
-    def _temporary(self, body: Body, stop: threading.Event) -> "_Temporary":
+    def _temporary(self) -> "_Temporary":
         directory = self._root / TEMPORARY_NAME
         with self._opening:
             if not self._ready:
@@ -246,7 +279,7 @@ class _Files:
                     _remove_if_abandoned(path)
                 _sync_directory(self._root.parent)
                 self._ready = True
-        return _Temporary(directory, self._token, body, stop)
+        return _Temporary(directory, self._token)
 
     def _make_directory(self, path: Path) -> None:
         """Makes `path` and the directories above it, each entry durable."""
@@ -260,6 +293,30 @@ class _Files:
 
     def _errors(self, verb: str, key: str) -> "_Errors":
         return _Errors(self._root, verb, key)
+
+
+class _FileUpload:
+    """A temporary file that grows, part by part."""
+
+    def __init__(self, run: _Run, files: _Files, key: str) -> None:
+        self._run = run
+        self._files = files
+        self._key = key
+        self._growing: list[_Temporary] = []
+
+    async def write(self, part: Body) -> None:
+        await self._run(functools.partial(self._files.extend, self._key, self._growing, part))
+
+    async def create(self) -> str:
+        etag: str = await self._run(functools.partial(self._files.finish, self._key, self._growing))
+        await self.abort()
+        return etag
+
+    async def abort(self) -> None:
+        try:
+            await self._run(functools.partial(self._files.discard, self._key, self._growing))
+        except StoreError:
+            pass  # it costs its space until the store is opened again
 
 
 class _Errors:
@@ -296,41 +353,56 @@ class _Errors:
 
 
 class _Temporary:
-    """A synced file with the body, under a name of its own; gone at exit. `etag` is valid once entered."""
+    """A file under a name of its own, written from its start to its end; gone at exit."""
 
-    def __init__(self, directory: Path, token: Callable[[int], bytes], body: Body, stop: threading.Event) -> None:
+    def __init__(self, directory: Path, token: Callable[[int], bytes]) -> None:
         self._directory = directory
         self._token = token
-        self._body = body
-        self._stop = stop
         self._may_be_direct = True
+        self._digest = xxh3_128()
+        self._position = 0
+        # Direct writes need aligned memory; copied there, the bytes are hashed while the CPU's cache holds them. It is
+        # not closed but let go: the trace of an error may hold a view of it still, and then it cannot be closed.
+        self._room = memoryview(mmap.mmap(-1, WRITE_BYTES))
+        self._filled = 0
+        self._broken = False
         self.path = Path()
-        self.etag = ""
 
     def __enter__(self) -> "_Temporary":
         self._descriptor = self._make()
-        try:
-            self._write()
-        except BaseException:
-            self.__exit__()
-            raise
         return self
 
-    def _write(self) -> None:
-        digest = xxh3_128()
-        position = 0
-        # Direct writes need aligned memory; copied there, the bytes are hashed while the CPU's cache holds them. It is
-        # not closed but let go: the trace of an error may hold a view of it still, and then it cannot be closed.
-        room = memoryview(mmap.mmap(-1, WRITE_BYTES))
-        for filled in _fill(room, self._body):
-            if self._stop.is_set():
-                raise OSError(errno.ECANCELED, "cancelled")
-            piece = room[:filled]
-            digest.update(piece)
-            self._write_piece(piece, position)
-            position += filled
+    def write(self, body: Body, stop: threading.Event) -> None:
+        """More of the body. After an error the file is good for nothing."""
+        if self._broken:
+            raise OSError(errno.EIO, "an earlier part could not be written")
+        self._broken = True
+        for view in body_blocks(body):
+            while view:
+                part, view = view[: WRITE_BYTES - self._filled], view[WRITE_BYTES - self._filled :]
+                self._room[self._filled : self._filled + len(part)] = part
+                self._filled += len(part)
+                if self._filled == WRITE_BYTES:
+                    if stop.is_set():
+                        raise OSError(errno.ECANCELED, "cancelled")
+                    self._write_room()
+        self._broken = False
+
+    def finish(self) -> str:
+        """Everything is synced; the etag."""
+        if self._broken:
+            raise OSError(errno.EIO, "a part could not be written")
+        if self._filled:
+            self._write_room()
         os.fsync(self._descriptor)
-        self.etag = digest.hexdigest()
+        return self._digest.hexdigest()
+
+    def _write_room(self) -> None:
+        piece = self._room[: self._filled]
+        self._digest.update(piece)
+        self._write_piece(piece, self._position)
+        self._position += self._filled
+        self._filled = 0
 
     def _write_piece(self, piece: memoryview, position: int) -> None:
         direct = self._may_be_direct and len(piece) == WRITE_BYTES
@@ -381,21 +453,6 @@ def _file_name(segment: str) -> str:
     """One segment of a key as a file name. A leading dot is ours, everything unusual is percent-encoded."""
     name = quote(segment, safe="=+,@:")
     return "%2E" + name[1:] if name.startswith(".") else name
-
-
-def _fill(room: memoryview, body: Body) -> Iterator[int]:
-    """Fills `room` with the body, again and again from its start; how many bytes it holds each time."""
-    filled = 0
-    for view in body_blocks(body):
-        while view:
-            part, view = view[: len(room) - filled], view[len(room) - filled :]
-            room[filled : filled + len(part)] = part
-            filled += len(part)
-            if filled == len(room):
-                yield filled
-                filled = 0
-    if filled:
-        yield filled
 
 
 def _hash(descriptor: int) -> str:

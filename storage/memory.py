@@ -15,6 +15,7 @@ from storage.object_store import (
     ObjectInfo,
     PreconditionFailed,
     StoredObject,
+    Upload,
     body_blocks,
     check_key,
 )
@@ -41,6 +42,9 @@ class MemoryStore:
         if key in self._objects:
             raise PreconditionFailed(f"memory: {key} exists")
         return self._store(key, body)
+
+    def upload(self, key: str) -> Upload:
+        return _MemoryUpload(self, check_key(key))
 
     async def put_if_match(self, key: str, body: Body, etag: str) -> str:
         check_key(key)
@@ -102,3 +106,20 @@ class MemoryStore:
         etag = hashlib.sha256(data).hexdigest()[:32]
         self._objects[key] = StoredObject(data, etag)
         return etag
+
+
+class _MemoryUpload:
+    def __init__(self, store: MemoryStore, key: str) -> None:
+        self._store = store
+        self._key = key
+        self._parts: list[bytes] = []
+
+    async def write(self, part: Body) -> None:
+        await asyncio.sleep(0)
+        self._parts.append(b"".join(body_blocks(part)))
+
+    async def create(self) -> str:
+        return await self._store.put_if_absent(self._key, self._parts)
+
+    async def abort(self) -> None:
+        self._parts.clear()

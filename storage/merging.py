@@ -32,8 +32,14 @@ Pace = Callable[[int], Awaitable[None]]
 """Called before so many bytes are read or written; returns when they may be."""
 
 
+Write = Callable[[Buffer], Awaitable[None]]
+"""Takes the next bytes of an output."""
+
+
 class MergedObject(NamedTuple):
-    """An encoded output: `parts` in order, the last one index and footer."""
+    """An encoded output of `size` bytes: `parts` in order, the last one index and footer. What was handed to a `Write`
+    before is not among them.
+    """
 
     key: str
     parts: list[Buffer]
@@ -144,19 +150,19 @@ class Inputs:
         return stop
 
 
-async def merge(inputs: Inputs, cluster_id: str, job: int, rows: Sequence[RangeRow]) -> MergedObject:
-    """The output of one part, whose inputs are `rows`: neighbouring ranges of a log.
+async def merge(inputs: Inputs, cluster_id: str, job: int, rows: Sequence[RangeRow], write: Write) -> MergedObject:
+    """The output of one part, whose inputs are `rows`: neighbouring ranges of a log. Its batches go to `write`, block
+    by block; what comes after them is in the result.
 
     Raises RangeMissing (an input is gone: another job or retention was faster), CorruptSegment, what the store raises.
     """
     log_id = rows[0].range.log_id
-    parts: list[Buffer] = []
     blocks: list[int] = []
     aborted: list[int] = []
     base, position = rows[0].range.base, 0
     async for first, timestamp, crc, buffers, size in _blocks(inputs, rows):
         blocks += (first - base, size, timestamp, crc)
-        parts.append(buffers[0] if len(buffers) == 1 else b"".join(buffers))
+        await write(buffers[0] if len(buffers) == 1 else b"".join(buffers))
         position += size
     for row in rows:
         if row.range.length:
@@ -174,7 +180,7 @@ async def merge(inputs: Inputs, cluster_id: str, job: int, rows: Sequence[RangeR
         sum(row.range.batch_count for row in rows),
     )
     snapshot = await inputs.producers(last, await inputs.log(last))
-    return encode_output(cluster_id, job, range_, parts, blocks, aborted, *snapshot)
+    return encode_output(cluster_id, job, range_, [], blocks, aborted, *snapshot)
 
 
 def encode_output(
@@ -187,7 +193,8 @@ def encode_output(
     snapshot: bytes,
     snapshot_offset: int,
 ) -> MergedObject:
-    """The object of one range: `parts` are its batches, `blocks` and `aborted` as the index has them, flat."""
+    """The object of one range: `parts` are its batches (none: they are written already), `blocks` and `aborted` as the
+    index has them, flat."""
     position = range_.length
     producers: list[str | int] = []
     if snapshot:

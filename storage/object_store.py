@@ -25,6 +25,9 @@ Body: TypeAlias = Buffer | Sequence[Buffer]
 BLOCK_BYTES = 512 * 1024
 """Large bodies are hashed, copied and sent in blocks of this size: one join of a segment would hold the interpreter."""
 
+UPLOAD_PART_BYTES = 16 * 1024 * 1024
+"""Parts of an upload are at least so large, but for the last one. S3 asks for 5 MiB and takes 10,000 of them."""
+
 SMALL_PART_BYTES = 8 * 1024
 """Shorter buffers than this are joined to blocks before they are sent."""
 
@@ -74,6 +77,30 @@ class ObjectInfo(NamedTuple):
     etag: str
 
 
+class Upload(Protocol):
+    """An object that comes part by part, so that nobody has to hold all of it; nobody sees any of it before `create`.
+
+    One call at a time. After an error of `write` or `create` the same call may be made again; an engine that cannot go
+    on refuses it again. Whoever does not come to the end of `create` calls `abort`.
+    """
+
+    async def write(self, part: Body) -> None:
+        """The next `UPLOAD_PART_BYTES` or more; the last part may be smaller. At least one."""
+        ...
+
+    async def create(self) -> str:
+        """As `put_if_absent` of all parts. `PreconditionFailed` may mean an earlier call of this upload whose answer
+        was lost: the caller looks whose object it is. Returns the etag.
+        """
+        ...
+
+    async def abort(self) -> None:
+        """Give back what the parts take; raises nothing. What this misses ends with the process, or by the bucket's
+        rule for incomplete uploads.
+        """
+        ...
+
+
 class ObjectStore(Protocol):
     """Keys are `/`-separated, see `check_key`. Every method may raise `StoreError` or one of its kinds."""
 
@@ -86,6 +113,10 @@ class ObjectStore(Protocol):
 
     async def put_if_absent(self, key: str, body: Body) -> str:
         """Create; `PreconditionFailed` if the key exists. Returns the etag."""
+        ...
+
+    def upload(self, key: str) -> Upload:
+        """Begins nothing yet."""
         ...
 
     async def put_if_match(self, key: str, body: Body, etag: str) -> str:

@@ -18,6 +18,7 @@ from storage.object_store import (
     StoredObject,
     StoreError,
     Unavailable,
+    Upload,
     body_blocks,
     body_size,
 )
@@ -176,6 +177,10 @@ class RetryingStore:
 
         return await self._write(lambda: self._store.put_if_absent(key, body), body_size(body), settle)
 
+    def upload(self, key: str) -> Upload:
+        """As the port says; each part is retried by itself."""
+        return _RetryingUpload(self, self._store.upload(key), key)
+
     async def put_if_match(self, key: str, body: Body, etag: str) -> str:
         """As the port says. `OutcomeUnknown` if after an unknown outcome a third content is found: ours may have been
         applied and replaced since."""
@@ -242,6 +247,28 @@ class RetryingStore:
                     raise
                 raise OutcomeUnknown(f"{unknown}; then {error}") from error
 
+    async def write_part(self, upload: Upload, part: Body) -> None:
+        """Parts change nothing that anybody sees: they are repeated like reads, but have time for their bytes."""
+        patience = self._patience(body_size(part))
+        while True:
+            try:
+                return await patience.attempt(upload.write(part), Unavailable)
+            except Unavailable:
+                if not await patience.pause():
+                    raise
+
+    async def create_uploaded(self, upload: Upload, key: str, size: int) -> str:
+        """`PreconditionFailed` also when an object is there after an outcome that is not known."""
+
+        async def settle() -> None:
+            try:
+                await self.head(key)
+            except NotFound:
+                return
+            raise PreconditionFailed(f"{key} exists, perhaps by an earlier attempt")
+
+        return await self._write(upload.create, size, settle)
+
     async def _look(self, key: str, body: Body) -> "_Found | None":
         """Which content `key` holds now, compared with `body`; None if it holds none. Its reads are retried."""
         size = body_size(body)
@@ -263,6 +290,24 @@ class RetryingStore:
         if again.etag != info.etag:
             raise Unavailable(f"{key} was replaced while it was compared")
         return _Found(True, info.etag)
+
+
+class _RetryingUpload:
+    def __init__(self, store: RetryingStore, upload: Upload, key: str) -> None:
+        self._store = store
+        self._upload = upload
+        self._key = key
+        self._size = 0
+
+    async def write(self, part: Body) -> None:
+        await self._store.write_part(self._upload, part)
+        self._size += body_size(part)
+
+    async def create(self) -> str:
+        return await self._store.create_uploaded(self._upload, self._key, self._size)
+
+    async def abort(self) -> None:
+        await self._upload.abort()
 
 
 async def _impatiently(listing: AsyncIterator[ObjectInfo], patience: _Patience) -> AsyncIterator[ObjectInfo]:

@@ -25,6 +25,7 @@ from storage.object_store import (
     StoredObject,
     StoreError,
     Unavailable,
+    Upload,
     body_size,
     check_key,
     gathered_blocks,
@@ -75,6 +76,9 @@ class ObstoreS3Store:
         if body_size(body) > self._single_put_bytes_max:
             return await self._large.put_if_absent(key, body)
         return await self._put(key, body, "create")
+
+    def upload(self, key: str) -> Upload:
+        return self._large.upload(key)
 
     async def put_if_match(self, key: str, body: Body, etag: str) -> str:
         if body_size(body) > self._single_put_bytes_max:

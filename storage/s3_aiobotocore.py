@@ -32,6 +32,7 @@ from storage.object_store import (
     StoredObject,
     StoreError,
     Unavailable,
+    Upload,
     body_blocks,
     body_size,
     check_key,
@@ -73,6 +74,9 @@ class AiobotocoreStore:
 
     async def put_if_absent(self, key: str, body: Body) -> str:
         return await self._put(key, body, {"IfNoneMatch": "*"})
+
+    def upload(self, key: str) -> Upload:
+        return _S3Upload(self, check_key(key))
 
     async def put_if_match(self, key: str, body: Body, etag: str) -> str:
         try:
@@ -167,22 +171,44 @@ class AiobotocoreStore:
 
     async def _put_in_parts(self, key: str, blocks: Sequence[memoryview], condition: dict[str, str]) -> str:
         """Nothing is visible before the last request, which carries the condition; errors before it changed nothing."""
-        target = {"Bucket": self._location.bucket, "Key": self._full(key)}
-        async with self._attempt("write", key, 0) as client:
-            started = await client.create_multipart_upload(**target, ChecksumAlgorithm="SHA256")
-        upload = {**target, "UploadId": started["UploadId"]}
+        upload = await self.begin_parts(key)
         completing = False
         try:
             parts = await self._send_parts(key, upload, _cut(blocks, self._part_bytes))
             completing = True
-            async with self._attempt("write", key, sum(block.nbytes for block in blocks), write=True) as client:
-                done = await client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, **condition)
-            return str(done["ETag"])
+            return await self.complete_parts(key, upload, parts, sum(block.nbytes for block in blocks), condition)
         except BaseException as error:
             # The last request may still be at work when its outcome is unknown.
             if not completing or not isinstance(error, OutcomeUnknown | asyncio.CancelledError):
-                await self._abort(key, upload)
+                await self.abort_parts(key, upload)
             raise
+
+    async def begin_parts(self, key: str) -> dict[str, str]:
+        """What names a new upload in its further requests."""
+        target = {"Bucket": self._location.bucket, "Key": self._full(key)}
+        async with self._attempt("write", key, 0) as client:
+            started = await client.create_multipart_upload(**target, ChecksumAlgorithm="SHA256")
+        return {**target, "UploadId": started["UploadId"]}
+
+    async def send_part(
+        self, key: str, upload: dict[str, str], number: int, blocks: Sequence[memoryview]
+    ) -> dict[str, Any]:
+        """One part, counted from 1; what completing the upload has to say of it."""
+        checksum = await asyncio.to_thread(_sha256, blocks)
+        size = sum(block.nbytes for block in blocks)
+        async with self._attempt("write", key, size) as client:
+            answer = await client.upload_part(
+                **upload, PartNumber=number, Body=_Blocks(blocks), ContentLength=size, ChecksumSHA256=checksum
+            )
+        return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
+
+    async def complete_parts(
+        self, key: str, upload: dict[str, str], parts: Sequence[dict[str, Any]], size: int, condition: dict[str, str]
+    ) -> str:
+        """The object of all parts, `size` bytes; its etag."""
+        async with self._attempt("write", key, size, write=True) as client:
+            done = await client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, **condition)
+        return str(done["ETag"])
 
     async def _send_parts(
         self, key: str, upload: dict[str, str], parts: Iterator[tuple[int, Sequence[memoryview]]]
@@ -191,17 +217,7 @@ class AiobotocoreStore:
 
         async def work() -> None:
             for number, blocks in parts:
-                checksum = await asyncio.to_thread(_sha256, blocks)
-                size = sum(block.nbytes for block in blocks)
-                async with self._attempt("write", key, size) as client:
-                    answer = await client.upload_part(
-                        **upload,
-                        PartNumber=number,
-                        Body=_Blocks(blocks),
-                        ContentLength=size,
-                        ChecksumSHA256=checksum,
-                    )
-                sent.append({"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum})
+                sent.append(await self.send_part(key, upload, number, blocks))
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -211,7 +227,7 @@ class AiobotocoreStore:
             raise errors.exceptions[0] from None
         return sorted(sent, key=lambda part: part["PartNumber"])
 
-    async def _abort(self, key: str, upload: dict[str, str]) -> None:
+    async def abort_parts(self, key: str, upload: dict[str, str]) -> None:
         """Best effort; a rule in the bucket that ends old incomplete uploads covers what this misses."""
         try:
             async with asyncio.timeout(ABORT_TIMEOUT_S), self._attempt("write", key, 0) as client:
@@ -290,6 +306,33 @@ class AiobotocoreStore:
         )
         client.meta.events.register_first("needs-retry.s3", _no_redirect)
         return client
+
+
+class _S3Upload:
+    """A multi-part upload whose last request is conditional."""
+
+    def __init__(self, store: AiobotocoreStore, key: str) -> None:
+        self._store = store
+        self._key = key
+        self._upload: dict[str, str] | None = None
+        self._parts: list[dict[str, Any]] = []
+        self._size = 0
+
+    async def write(self, part: Body) -> None:
+        if self._upload is None:
+            self._upload = await self._store.begin_parts(self._key)
+        blocks = list(body_blocks(await gathered_blocks(part)))
+        self._parts.append(await self._store.send_part(self._key, self._upload, len(self._parts) + 1, blocks))
+        self._size += body_size(part)
+
+    async def create(self) -> str:
+        assert self._upload is not None, "an upload has at least one part"
+        condition = {"IfNoneMatch": "*"}
+        return await self._store.complete_parts(self._key, self._upload, self._parts, self._size, condition)
+
+    async def abort(self) -> None:
+        if self._upload is not None:
+            await self._store.abort_parts(self._key, self._upload)
 
 
 def _no_redirect(request_dict: dict[str, Any], **_: object) -> None:

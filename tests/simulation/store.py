@@ -380,6 +380,22 @@ class SimulatedStore:
         memory, data = self._bucket.memory, b"".join(body_blocks(body))
         return await self._write("put_if_absent", key, body, data, lambda: memory.put_if_absent(key, data))
 
+    def upload(self, key: str) -> SimulatedUpload:
+        return SimulatedUpload(self, key)
+
+    async def write_part(self, key: str, body: Body, parts: list[bytes]) -> None:
+        """A part that lands changes nothing that anybody sees; one whose fate is not known is sent again."""
+        data = b"".join(body_blocks(body))
+
+        async def nothing() -> str:
+            return ""
+
+        try:
+            await self._write("write_part", key, body, data, nothing)
+        except OutcomeUnknown as error:
+            raise Unavailable(str(error)) from None
+        parts.append(data)
+
     async def put_if_match(self, key: str, body: Body, etag: str) -> str:
         memory, data = self._bucket.memory, b"".join(body_blocks(body))
         return await self._write("put_if_match", key, body, data, lambda: memory.put_if_match(key, data, etag))
@@ -434,6 +450,24 @@ class SimulatedStore:
         self._bucket.on_write(key, data, self._process)
         etag: str = await call.future
         return etag
+
+
+class SimulatedUpload:
+    """An object that comes in parts: they wait at the bucket until it is created."""
+
+    def __init__(self, store: SimulatedStore, key: str) -> None:
+        self._store = store
+        self._key = key
+        self._parts: list[bytes] = []
+
+    async def write(self, part: Body) -> None:
+        await self._store.write_part(self._key, part, self._parts)
+
+    async def create(self) -> str:
+        return await self._store.put_if_absent(self._key, self._parts)
+
+    async def abort(self) -> None:
+        self._parts = []
 
 
 class LoopTimeline:

@@ -4,12 +4,14 @@ The golden files of segments in `test_segment` have one of each.
 """
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protocol import Buffer
 from protocol.records import parse_header
 from storage.manifest import ManifestRow, Manifests, decode_manifest, encode_manifest, point_to, range_row
 from storage.merging import Inputs, MergedObject, merge
@@ -43,6 +45,17 @@ async def stored(store: ScriptedStore, *seals: list[SealedLog]) -> list[Segment]
 async def put(store: ScriptedStore, made: MergedObject) -> RangeRow:
     await store.put_if_absent(made.key, made.parts)
     return RangeRow(made.key, made.size, made.range)
+
+
+async def whole(source: Inputs, cluster_id: str, job: int, rows: Sequence[RangeRow]) -> MergedObject:
+    """A merge whose output is held in memory."""
+    blocks: list[Buffer] = []
+
+    async def write(block: Buffer) -> None:
+        blocks.append(block)
+
+    made = await merge(source, cluster_id, job, rows, write)
+    return made._replace(parts=[*blocks, *made.parts])
 
 
 def inputs(store: ScriptedStore, rows: list[RangeRow]) -> Inputs:
@@ -90,9 +103,9 @@ async def test_a_merge_changes_no_byte(seals: list[list[tuple[int, int]]], again
     segments = await stored(store, *sealed)
     rows = [row for segment in segments for row in rows_of(segment, 7)]
     again = min(again, len(rows))
-    first = await merge(inputs(store, rows[:again]), CLUSTER, 1, rows[:again])
+    first = await whole(inputs(store, rows[:again]), CLUSTER, 1, rows[:again])
     rows = [await put(store, first), *rows[again:]]
-    made_again = await merge(inputs(store, rows), CLUSTER, 2, rows)
+    made_again = await whole(inputs(store, rows), CLUSTER, 2, rows)
     output = await put(store, made_again)
     assert await bytes_of(store, [output]) == content
     found = output.range
@@ -114,7 +127,7 @@ async def test_neighbouring_logs_share_their_reads() -> None:
     parts = [[row for segment in segments for row in rows_of(segment, log)] for log in logs]
     source = inputs(store, [row for rows in parts for row in rows])
     for rows in parts:
-        made = await merge(source, CLUSTER, 1, rows)
+        made = await whole(source, CLUSTER, 1, rows)
         assert made.range.length == sum(row.range.length for row in rows)
     assert store.calls["get_range"] <= 4 * 2
 
@@ -127,15 +140,15 @@ async def test_what_is_damaged_or_gone_is_told() -> None:
     data[80] ^= 1
     store.damage(segments[1].key, bytes(data))
     with pytest.raises(CorruptSegment, match="checksum of the block at offset 10"):
-        await merge(inputs(store, rows), CLUSTER, 1, rows)
+        await whole(inputs(store, rows), CLUSTER, 1, rows)
     wrong = [rows[0], rows[0]._replace(range=rows[0].range._replace(base=1))]
     with pytest.raises(CorruptSegment, match="the metadata says"):
-        await merge(inputs(store, wrong), CLUSTER, 1, wrong)
+        await whole(inputs(store, wrong), CLUSTER, 1, wrong)
     with pytest.raises(CorruptSegment, match="belongs to cluster"):
-        await merge(Inputs(store, "another", rows, no_pace), "another", 1, rows)
+        await whole(Inputs(store, "another", rows, no_pace), "another", 1, rows)
     await store.delete(segments[0].key)
     with pytest.raises(RangeMissing):
-        await merge(inputs(store, rows), CLUSTER, 1, rows)
+        await whole(inputs(store, rows), CLUSTER, 1, rows)
 
 
 async def test_a_state_row_keeps_nothing_but_the_state() -> None:
@@ -143,11 +156,11 @@ async def test_a_state_row_keeps_nothing_but_the_state() -> None:
     (segment,) = await stored(store, [seal(7, batches(0, [5]), producers=snapshot(5, 4)), seal(8, batches(0, [5]))])
     (row,) = rows_of(segment, 7)
     row = row._replace(range=row.range._replace(base=5, length=0, max_timestamp=-1, batch_count=0))
-    made = await merge(inputs(store, [row]), CLUSTER, 1, [row])
+    made = await whole(inputs(store, [row]), CLUSTER, 1, [row])
     output = await put(store, made)
     assert (output.range.base, output.range.end, output.range.length, output.range.batch_count) == (5, 5, 0, 0)
     assert await read_producers(store, output.key, output.size, 7) == (snapshot(5, 4), 5)
-    again = await merge(inputs(store, [output]), CLUSTER, 2, [output])
+    again = await whole(inputs(store, [output]), CLUSTER, 2, [output])
     assert again.range == output.range
 
 

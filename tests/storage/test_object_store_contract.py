@@ -18,6 +18,7 @@ from storage.memory import MemoryStore
 from storage.object_store import (
     BLOCK_BYTES,
     KEY_BYTES_MAX,
+    UPLOAD_PART_BYTES,
     NotFound,
     ObjectStore,
     OutcomeUnknown,
@@ -432,6 +433,44 @@ async def test_bytes_written_in_parts_are_all_there(store: ObjectStore) -> None:
     body = [secrets.token_bytes(SINGLE_PUT_BYTES_MAX), secrets.token_bytes(100_001)]
     await store.put("large", body)
     assert (await store.get("large")).data == b"".join(body)
+
+
+async def test_an_object_that_comes_in_parts(store: ObjectStore, engine: Engine) -> None:
+    """Nobody sees any of it before it is created, whole, unless the key exists."""
+    parts = [[secrets.token_bytes(UPLOAD_PART_BYTES - 1_000), b"x" * 1_000], [secrets.token_bytes(100_001)]]
+    upload = store.upload("parts")
+    for part in parts:
+        await upload.write(part)
+        assert await listed(store) == []
+    try:
+        etag = await upload.create()
+    except PreconditionFailed:  # of an earlier attempt whose answer was lost
+        assert engine.name == "retrying"
+        etag = (await store.head("parts")).etag
+    body = b"".join(buffer for part in parts for buffer in part)
+    assert await store.get("parts") == (body, etag)
+    late = store.upload("parts")
+    await late.write(b"small, and late")
+    with pytest.raises(PreconditionFailed):
+        await late.create()
+    await late.abort()
+    given_up = store.upload("never")
+    await given_up.abort()
+    await given_up.write(parts[0])
+    await given_up.abort()
+    assert await listed(store) == ["parts"] and (await store.head("parts")).etag == etag
+
+
+async def test_of_racing_uploads_one_wins(store: ObjectStore, engine: Engine) -> None:
+    uploads = [store.upload("raced") for _ in range(4)]
+    for number, upload in enumerate(uploads):
+        await upload.write(b"%d" % number)
+    ends = await asyncio.gather(*(upload.create() for upload in uploads), return_exceptions=True)
+    won = [b"%d" % number for number, end in enumerate(ends) if isinstance(end, str)]
+    held = (await store.get("raced")).data
+    assert won == [held] or (engine.name == "retrying" and won == [] and held in {b"0", b"1", b"2", b"3"})
+    for upload in uploads:
+        await upload.abort()
 
 
 async def test_the_probe_accepts_it_and_leaves_nothing(store: ObjectStore) -> None:

@@ -390,3 +390,36 @@ async def test_a_failed_write_keeps_nothing_alive(mishap: Mishap) -> None:
             assert alive() is None, "a cycle through a traceback holds the body until the collector comes"
     finally:
         gc.enable()
+
+
+async def test_parts_of_an_upload_are_repeated_each_by_itself() -> None:
+    faulty = FaultyStore(MemoryStore(), in_order(NONE, UNAVAILABLE, LOST, UNHEARD, NONE, UNAVAILABLE, LOST))
+    upload = over(faulty).upload("key")
+    await upload.write(b"one")
+    await upload.write([b"t", b"wo"])
+    await upload.create()
+    assert (await faulty.get("key")).data == b"onetwo"
+    assert faulty.calls == ["write_part"] * 5 + ["create"] * 2 + ["head", "create", "get"]
+
+
+async def test_whoever_creates_an_upload_learns_that_something_is_there() -> None:
+    """It may be what an attempt made whose answer was lost: the caller looks."""
+    faulty = FaultyStore(MemoryStore(), in_order(NONE, UNHEARD))
+    upload = over(faulty).upload("key")
+    await upload.write(b"one")
+    with pytest.raises(PreconditionFailed, match="perhaps by an earlier attempt"):
+        await upload.create()
+    assert (await faulty.get("key")).data == b"one"
+    await upload.abort()
+
+
+async def test_an_upload_is_not_tried_for_ever() -> None:
+    faulty = FaultyStore(MemoryStore(), lambda _: LOST)
+    upload = over(faulty, attempts_max=3).upload("key")
+    with pytest.raises(Unavailable):
+        await upload.write(b"one")
+    faulty.plan = in_order()
+    await upload.write(b"one")
+    faulty.plan = lambda name: LOST if name == "create" else NONE
+    with pytest.raises(OutcomeUnknown):
+        await upload.create()

@@ -4,7 +4,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import Enum, auto
 from typing import TypeVar
 
-from storage.object_store import Body, ObjectInfo, ObjectStore, OutcomeUnknown, StoredObject, Unavailable
+from storage.object_store import (
+    Body,
+    ObjectInfo,
+    ObjectStore,
+    OutcomeUnknown,
+    StoredObject,
+    Unavailable,
+    Upload,
+    body_blocks,
+)
 
 T = TypeVar("T")
 
@@ -29,6 +38,33 @@ def in_order(*mishaps: Mishap) -> Plan:
     return lambda _name: next(left, Mishap.NONE)
 
 
+class FaultyUpload:
+    """What `plan` says of `write_part` and `create`. A part counts once it was answered, as parts with numbers do."""
+
+    def __init__(self, faulty: "FaultyStore", store: ObjectStore, key: str) -> None:
+        self._faulty = faulty
+        self._store = store
+        self._key = key
+        self._parts: list[bytes] = []
+
+    async def write(self, part: Body) -> None:
+        async def nothing() -> None:
+            pass
+
+        data = b"".join(body_blocks(part))
+        try:
+            await self._faulty.write("write_part", nothing)
+        except OutcomeUnknown as error:
+            raise Unavailable(str(error)) from None
+        self._parts.append(data)
+
+    async def create(self) -> str:
+        return await self._faulty.write("create", lambda: self._store.put_if_absent(self._key, self._parts))
+
+    async def abort(self) -> None:
+        self._faulty.calls.append("abort")
+
+
 class FaultyStore:
     """Calls what `plan` says for every call; assign another plan at any time."""
 
@@ -40,16 +76,19 @@ class FaultyStore:
         self.applied = 0
 
     async def put(self, key: str, body: Body) -> str:
-        return await self._write("put", lambda: self._store.put(key, body))
+        return await self.write("put", lambda: self._store.put(key, body))
 
     async def put_if_absent(self, key: str, body: Body) -> str:
-        return await self._write("put_if_absent", lambda: self._store.put_if_absent(key, body))
+        return await self.write("put_if_absent", lambda: self._store.put_if_absent(key, body))
+
+    def upload(self, key: str) -> Upload:
+        return FaultyUpload(self, self._store, key)
 
     async def put_if_match(self, key: str, body: Body, etag: str) -> str:
-        return await self._write("put_if_match", lambda: self._store.put_if_match(key, body, etag))
+        return await self.write("put_if_match", lambda: self._store.put_if_match(key, body, etag))
 
     async def delete(self, key: str) -> None:
-        await self._write("delete", lambda: self._store.delete(key))
+        await self.write("delete", lambda: self._store.delete(key))
 
     async def get(self, key: str) -> StoredObject:
         return await self._read("get", self._store.get(key))
@@ -83,7 +122,7 @@ class FaultyStore:
             raise result
         return result
 
-    async def _write(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+    async def write(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
         self.calls.append(name)
         mishap = self.plan(name)
         if mishap is Mishap.UNAVAILABLE:

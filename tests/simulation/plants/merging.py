@@ -21,7 +21,7 @@ from controller.merge_upkeep import MergeUpkeep
 from controller.merging import plan_jobs
 from controller.state import ClusterState
 from storage.manifest import encode_manifest, point_to
-from storage.merging import Inputs, MergedObject, merge
+from storage.merging import Inputs, MergedObject, Write, merge
 from storage.reader import ReadResult
 from storage.seal import MANIFESTS, MERGED, RangeMissing, RangeRow
 from storage.segment import LogIndex
@@ -85,8 +85,8 @@ def replacement_does_not_check_its_inputs() -> Patches:
 def replacement_does_not_check_its_cover() -> Patches:
     """A merge that loses its last input is taken for the whole."""
 
-    async def lossy(inputs: Inputs, cluster_id: str, job: int, rows: Sequence[RangeRow]) -> MergedObject:
-        return await merge(inputs, cluster_id, job, rows[:-1] if len(rows) > 1 else rows)
+    async def lossy(inputs: Inputs, cluster_id: str, job: int, rows: Sequence[RangeRow], write: Write) -> MergedObject:
+        return await merge(inputs, cluster_id, job, rows[:-1] if len(rows) > 1 else rows, write)
 
     yield broker.merging, "merge", lossy
     yield controller.decide.merging, "_covers", lambda state, part, output: True
