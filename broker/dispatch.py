@@ -19,6 +19,7 @@ from broker.handlers import (
     api_versions,
     cluster,
     configs,
+    consumer_groups,
     control,
     credentials,
     delete_records,
@@ -148,6 +149,12 @@ HANDLERS: dict[ApiKey, Entry] = {
     ),
     ApiKey.DESCRIBE_TRANSACTIONS: Entry(transactions.describe_transactions, 0, 0, _TRANSACTIONS_TEST),
     ApiKey.LIST_TRANSACTIONS: Entry(transactions.list_transactions, 0, 2, _TRANSACTIONS_TEST),
+    ApiKey.CONSUMER_GROUP_HEARTBEAT: Entry(
+        consumer_groups.consumer_group_heartbeat, 0, 1, "tests/broker/test_consumer_groups.py"
+    ),
+    ApiKey.CONSUMER_GROUP_DESCRIBE: Entry(
+        consumer_groups.consumer_group_describe, 0, 1, "tests/broker/test_consumer_groups.py"
+    ),
     ApiKey.DESCRIBE_TOPIC_PARTITIONS: Entry(
         metadata.describe_topic_partitions, 0, 0, "tests/broker/test_handlers_admin.py"
     ),

@@ -43,7 +43,7 @@ _STORED_KEYS = {
     ConfigType.BOOLEAN: """follower.fetch.last.tiered.offset.enable log.preallocate
         transaction.partition.verification.enable unclean.leader.election.enable""",
     ConfigType.INT: """background.threads compression.gzip.level compression.lz4.level compression.zstd.level
-        group.consumer.assignment.interval.ms group.coordinator.cached.buffer.max.bytes
+        group.coordinator.cached.buffer.max.bytes
         group.share.assignment.interval.ms group.streams.assignment.interval.ms log.cleaner.io.buffer.size
         log.cleaner.threads log.index.interval.bytes log.index.size.max.bytes
         max.connection.creation.rate num.io.threads num.network.threads num.recovery.threads.per.data.dir

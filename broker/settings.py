@@ -192,7 +192,41 @@ class Settings:
     group_initial_rebalance_delay_ms: int = setting(3000, "How long a new group waits for more members.", at_least=0)
     group_min_session_timeout_ms: int = setting(6000, "Shortest session a member may ask for.", at_least=1)
     group_max_session_timeout_ms: int = setting(1_800_000, "Longest session a member may ask for.", at_least=1)
-    group_max_size: int = setting(INT_MAX, "Members of one group.", at_least=1)
+    group_max_size: int = setting(INT_MAX, "Members of one group of the classic protocol.", at_least=1)
+    group_consumer_session_timeout_ms: int = setting(
+        45_000, "Session of members of consumer groups (KIP-848); the config of a group overrides it.", at_least=1
+    )
+    group_consumer_min_session_timeout_ms: int = setting(45_000, "Shortest session a group may have.", at_least=1)
+    group_consumer_max_session_timeout_ms: int = setting(60_000, "Longest session a group may have.", at_least=1)
+    group_consumer_heartbeat_interval_ms: int = setting(
+        5_000, "How often members of consumer groups send heartbeats; the config of a group overrides it.", at_least=1
+    )
+    group_consumer_min_heartbeat_interval_ms: int = setting(5_000, "Shortest interval a group may have.", at_least=1)
+    group_consumer_max_heartbeat_interval_ms: int = setting(15_000, "Longest interval a group may have.", at_least=1)
+    group_consumer_assignment_interval_ms: int = setting(
+        1_000,
+        "Time between two assignments of a consumer group, so that many who join make one; the config of a group "
+        "overrides it.",
+        at_least=0,
+        dynamic=True,
+    )
+    group_consumer_min_assignment_interval_ms: int = setting(0, "Shortest such time a group may have.", at_least=0)
+    group_consumer_max_assignment_interval_ms: int = setting(15_000, "Longest such time a group may have.", at_least=0)
+    group_consumer_max_size: int = setting(INT_MAX, "Members of one consumer group.", at_least=1)
+    group_consumer_assignors: str = setting(
+        "uniform,range", "Assignors that members may ask for, the default one first: `uniform`, `range`."
+    )
+    group_consumer_migration_policy: str = setting(
+        "bidirectional",
+        "Whether a group with members may change from the classic protocol to consumer groups (`upgrade`), back "
+        "(`downgrade`), both or neither.",
+        one_of=("bidirectional", "upgrade", "downgrade", "disabled"),
+    )
+    group_consumer_regex_refresh_interval_ms: int = setting(
+        600_000,
+        "How often regular expressions of subscriptions are resolved again without a new topic.",
+        at_least=10_000,
+    )
     offsets_topic_num_partitions: int = setting(50, "Partitions of `__consumer_offsets`.", at_least=1)
     offsets_topic_replication_factor: int = setting(1, "Stored and shown, as for other topics.", at_least=1)
     offsets_retention_minutes: int = setting(10_080, "How long offsets of an empty group are kept.", at_least=1)
@@ -407,6 +441,11 @@ class Settings:
         """Whether this broker has a WAL on a disk."""
         return self.tidelog_wal_dir is not None or "volume" in (self.tidelog_wal, self.tidelog_internal_wal)
 
+    @property
+    def consumer_assignors(self) -> tuple[str, ...]:
+        """Assignors of consumer groups; the first one is the default."""
+        return tuple(name for part in self.group_consumer_assignors.split(",") if (name := part.strip()))
+
     def batch_bytes_max(self, kind: str) -> int:
         """The largest batch that a WAL of this kind can hold."""
         if kind == "objects":
@@ -558,6 +597,7 @@ def check(settings: Settings) -> None:
         raise SettingError(f"log.cleanup.policy={settings.log_cleanup_policy}: write delete, compact or both")
     if settings.group_min_session_timeout_ms > settings.group_max_session_timeout_ms:
         raise SettingError("group.min.session.timeout.ms is above group.max.session.timeout.ms")
+    _check_consumer_groups(settings)
     if settings.tidelog_wal_bytes_max < 3 * settings.tidelog_wal_file_bytes:
         raise SettingError("tidelog.wal.bytes.max must hold at least three files of tidelog.wal.file.bytes")
     if settings.message_max_bytes > settings.batch_bytes_max("volume"):
@@ -581,3 +621,19 @@ def check(settings: Settings) -> None:
             raise SettingError(f"tidelog.metadata {error}") from None
     if settings.tidelog_http_listener and not settings.tidelog_http_listener.rpartition(":")[2].isdecimal():
         raise SettingError(f"tidelog.http.listener={settings.tidelog_http_listener}: write host:port")
+
+
+def _check_consumer_groups(settings: Settings) -> None:
+    """Bounds of what groups may have, and of the defaults."""
+    for what in ("session.timeout", "heartbeat.interval", "assignment.interval"):
+        key, low, high = (f"group.consumer.{bound}{what}.ms" for bound in ("", "min.", "max."))
+        value, least, most = (getattr(settings, name.replace(".", "_")) for name in (key, low, high))
+        if not least <= value <= most:
+            raise SettingError(f"{key}={value} is not between {low} ({least}) and {high} ({most})")
+    if settings.group_consumer_heartbeat_interval_ms >= settings.group_consumer_session_timeout_ms:
+        raise SettingError("group.consumer.heartbeat.interval.ms must be less than group.consumer.session.timeout.ms")
+    assignors = settings.consumer_assignors
+    if not assignors or not set(assignors) <= {"uniform", "range"} or len(set(assignors)) < len(assignors):
+        raise SettingError(
+            f"group.consumer.assignors={settings.group_consumer_assignors}: write uniform, range or both"
+        )

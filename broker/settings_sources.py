@@ -30,7 +30,7 @@ WITHOUT_EFFECT_PREFIXES = (
     "replication.quota.",
     "alter.config.",
     "alter.log.dirs.",
-    "group.consumer.",
+    "group.consumer.assignor.offload.",
     "group.coordinator.",
     "group.share.",
     "group.streams.",

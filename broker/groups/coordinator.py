@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from broker.coordination.runtime import CoordinatorLog, Refusal
 from broker.coordination.topic import InternalTopic
+from broker.groups.configs import GROUP_RESOURCE, times_in_force
+from broker.groups.consumer_model import (
+    ConsumerConfig,
+    ConsumerGroupView,
+    ConsumerHeartbeat,
+    ConsumerHeartbeatAnswer,
+    GroupTimes,
+    MigrationPolicy,
+)
 from broker.groups.model import (
     Commit,
     CommitAnswer,
@@ -38,6 +46,7 @@ from broker.groups.model import (
     TxnCommit,
 )
 from broker.groups.runtime import ShardRuntime
+from broker.groups.topics import ClusterTopics
 from broker.transactions.verification import TransactionVerifier, verify
 from controller.facts import Fact, StateReloaded, TopicDeleted
 from protocol.errors import ErrorCode, KafkaError
@@ -57,7 +66,7 @@ OFFSETS_TOPIC_CONFIGS = (
     ("segment.bytes", str(100 * 1024 * 1024)),
 )
 
-_Command = TypeVar("_Command", Join, Sync, Heartbeat, Leave, Commit, DeleteOffsets)
+_Command = TypeVar("_Command", Join, Sync, Heartbeat, Leave, Commit, DeleteOffsets, ConsumerHeartbeat)
 
 
 class GroupCounts(NamedTuple):
@@ -99,6 +108,7 @@ class GroupCoordinators:
             token=token,
             tasks=tasks,
         )
+        self.topics = ClusterTopics(lambda: controller.state)
         self._expiry: asyncio.TimerHandle | None = None
 
     # -- leadership
@@ -123,6 +133,8 @@ class GroupCoordinators:
             batch_bytes_max=self.settings.message_max_bytes,
             advance_start=self.advance_start,
             topic_exists=self._topic_exists,
+            topics=self.topics,
+            times_of=self._times_of,
         )
         if self._expiry is None:
             self._look_later()
@@ -162,9 +174,13 @@ class GroupCoordinators:
             self.shards[marked.partition].marked(producer_id, committed)
 
     def _facts(self, facts: Sequence[Fact]) -> None:
+        self.topics.on_facts(facts)
         if any(isinstance(fact, TopicDeleted | StateReloaded) for fact in facts):
             for shard in self.shards.values():
                 shard.forget_deleted_topics()
+
+    def _times_of(self, group_id: str) -> GroupTimes:
+        return times_in_force(self.controller.state.configs.get((GROUP_RESOURCE, group_id), {}), self.settings)
 
     def _topic_exists(self, name: str, topic_id: bytes) -> bool:
         state = self.controller.state
@@ -214,7 +230,7 @@ class GroupCoordinators:
             return _now(ErrorCode.INVALID_GROUP_ID)
         return self._submit(
             heartbeat,
-            lambda shard, command: shard.shard.heartbeat(command),
+            lambda shard, command: shard.shard.heartbeat(command, self.clock.now_ms()),
             lambda error: ErrorCode.NONE if error is ErrorCode.COORDINATOR_LOAD_IN_PROGRESS else error,
         )
 
@@ -226,6 +242,25 @@ class GroupCoordinators:
             lambda shard, command: shard.shard.leave(command, self.clock.now_ms()),
             lambda error: LeaveAnswer(error),
         )
+
+    def consumer_heartbeat(self, asked: ConsumerHeartbeat) -> asyncio.Future[ConsumerHeartbeatAnswer]:
+        """Answers when what it says is durable; it never waits for other members."""
+        return self._submit(
+            asked,
+            lambda shard, command: shard.shard.consumer_heartbeat(command, self.clock.now_ms()),
+            lambda error: ConsumerHeartbeatAnswer(error),
+        )
+
+    def describe_consumer(self, group_id: str) -> asyncio.Future[ConsumerGroupView]:
+        """Plain data of one consumer group."""
+
+        def refusal(error: ErrorCode) -> ConsumerGroupView:
+            return ConsumerGroupView(error, group_id)
+
+        shard = self._shard(group_id)
+        if shard is None:
+            return _now(refusal(ErrorCode.NOT_COORDINATOR))
+        return shard.look((group_id,), lambda: shard.shard.describe_consumer(group_id), refusal)
 
     def describe(self, group_id: str) -> asyncio.Future[GroupView]:
         """Plain data of one group; an unknown one is Dead."""
@@ -329,10 +364,16 @@ class GroupCoordinators:
         return await shard.txn_commit(command, verification, refusal)
 
     def fetch(
-        self, group_id: str, partitions: Sequence[tuple[str, bytes, int]] | None, *, require_stable: bool
+        self,
+        group_id: str,
+        partitions: Sequence[tuple[str, bytes, int]] | None,
+        *,
+        require_stable: bool,
+        member_id: str | None = None,
+        member_epoch: int = -1,
     ) -> asyncio.Future[FetchAnswer]:
-        """Committed offsets of (topic, topic id or zero, partition), or all. Errors are those that consumers of all
-        ages know to retry."""
+        """Committed offsets of (topic, topic id or zero, partition), or all, in the name of a member of a consumer
+        group or of nobody. Errors are those that consumers of all ages know to retry."""
 
         def refusal(error: ErrorCode) -> FetchAnswer:
             unavailable = error is ErrorCode.COORDINATOR_NOT_AVAILABLE
@@ -341,7 +382,13 @@ class GroupCoordinators:
         shard = self._shard(group_id)
         if shard is None:
             return _now(refusal(ErrorCode.NOT_COORDINATOR))
-        look = partial(shard.shard.fetch, group_id, partitions, require_stable=require_stable)
+
+        def look() -> FetchAnswer:
+            error = shard.shard.check_fetch(group_id, member_id, member_epoch)
+            if error is not ErrorCode.NONE:
+                return FetchAnswer(error)
+            return shard.shard.fetch(group_id, partitions, require_stable=require_stable)
+
         return shard.look((group_id,), look, refusal)
 
     def delete_offsets(self, command: DeleteOffsets) -> asyncio.Future[DeleteOffsetsAnswer]:
@@ -385,6 +432,15 @@ def group_config(settings: Settings) -> GroupConfig:
         max_size=settings.group_max_size,
         offset_metadata_max_bytes=settings.offset_metadata_max_bytes,
         offsets_retention_ms=settings.offsets_retention_minutes * 60_000,
+        consumer=ConsumerConfig(
+            session_timeout_ms=settings.group_consumer_session_timeout_ms,
+            heartbeat_interval_ms=settings.group_consumer_heartbeat_interval_ms,
+            assignment_interval_ms=settings.group_consumer_assignment_interval_ms,
+            max_size=settings.group_consumer_max_size,
+            assignors=settings.consumer_assignors,
+            migration_policy=MigrationPolicy(settings.group_consumer_migration_policy),
+            regex_refresh_interval_ms=settings.group_consumer_regex_refresh_interval_ms,
+        ),
     )
 
 

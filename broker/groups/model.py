@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from broker.groups.consumer_model import ComputeAssignment, ConsumerChange, ConsumerConfig, Note, ResolveRegexes
 from protocol.errors import ErrorCode
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class GroupConfig(NamedTuple):
     offsets_retention_ms: int = 7 * 24 * 3600 * 1000
     new_member_join_timeout_ms: int = 5 * 60 * 1000
     """How long a first join may wait: its member cannot send heartbeats yet. A constant in Kafka too."""
+    consumer: ConsumerConfig = ConsumerConfig()
 
 
 # --- what is stored: one change is one record of __consumer_offsets
@@ -112,7 +114,7 @@ class GroupRemoved(NamedTuple):
     group_id: str
 
 
-Change: TypeAlias = OffsetCommitted | OffsetRemoved | PendingOffset | GroupSaved | GroupRemoved
+Change: TypeAlias = OffsetCommitted | OffsetRemoved | PendingOffset | GroupSaved | GroupRemoved | ConsumerChange
 
 
 # --- what is asked; `waiter` is the number under which the caller keeps the request
@@ -301,7 +303,9 @@ class ListAnswer(NamedTuple):
 # --- what is to be done
 
 TimerKey: TypeAlias = tuple[str, str, str]
-"""(kind, group id, member id or ""); kinds: "session", "join", "sync"."""
+"""(kind, group id, member id or ""). Kinds of a classic group: "session", "join", "sync"; of a consumer group, all of
+them with a member: "session", "rebalance" (to give up partitions), "rejoin" and "resync" (members of the classic
+protocol)."""
 
 
 class Reply(NamedTuple):
@@ -310,23 +314,28 @@ class Reply(NamedTuple):
 
 
 class SetTimer(NamedTuple):
-    """Fire once, `delay_ms` from now; replaces the timer of the same key."""
+    """Fire once, `delay_ms` from now; replaces the timer of the same key, unless it is to be kept."""
 
     key: TimerKey
     delay_ms: int
+    keep: bool = False
 
 
 class CancelTimer(NamedTuple):
     key: TimerKey
 
 
-Effect: TypeAlias = Reply | SetTimer | CancelTimer
+Effect: TypeAlias = Reply | SetTimer | CancelTimer | ComputeAssignment | ResolveRegexes
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What a core decided. `group`: the group's state once the changes are persisted; None: as it was."""
+    """What a core decided. `group`: a classic group's state once the changes are persisted; None: as it was. `notes`:
+    what is known from then on, and not persisted. `whole`: the changes do no good one without the other, so that they
+    must fit one batch."""
 
     changes: list[Change] = field(default_factory=list)
     group: ClassicGroup | None = None
     effects: list[Effect] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    whole: bool = False

@@ -22,6 +22,7 @@ from protocol.errors import ErrorCode
 
 if TYPE_CHECKING:
     from broker.groups.classic import ClassicGroup
+    from broker.groups.consumer import ConsumerGroup
 
 
 class Offsets:
@@ -82,7 +83,7 @@ class Offsets:
         """The changes that remove everything the group committed."""
         return [OffsetRemoved(group_id, topic, partition) for topic, partition in self.places(group_id)]
 
-    def expired(self, group: ClassicGroup, now_ms: int, retention_ms: int) -> list[OffsetRemoved]:
+    def expired(self, group: ClassicGroup | ConsumerGroup, now_ms: int, retention_ms: int) -> list[OffsetRemoved]:
         """Offsets of `group` whose time is over (KIP-211): those of an empty group since it became empty, those of a
         consumer group with members and of a group without members ever since their commit, but none of a topic that
         the group still reads. A commit with an expiry of its own keeps to that."""
@@ -128,7 +129,7 @@ def check(asked: OffsetToCommit, metadata_max: int) -> ErrorCode:
     return ErrorCode.NONE
 
 
-def _retained_since(group: ClassicGroup) -> Callable[[Offset], int] | None:
+def _retained_since(group: ClassicGroup | ConsumerGroup) -> Callable[[Offset], int] | None:
     """From when on the retention of the group's offsets counts; None: they do not expire now."""
     if group.protocol_type is None:
         return lambda offset: offset.commit_timestamp_ms

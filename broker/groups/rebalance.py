@@ -396,6 +396,14 @@ class Transition:
             self._answer_sync(self.group.members[member_id], SyncAnswer(ErrorCode.UNKNOWN_MEMBER_ID))
         self.group.remove(member_id)
 
+    def converted(self, *, rebalance: bool) -> None:
+        """The group was one of consumers until now: persist it as it is, with fresh sessions."""
+        self._save()
+        for member in self.group.members.values():
+            self._set_session_timer(member.member_id, member.session_timeout_ms)
+        if rebalance:
+            self._prepare_rebalance()
+
     def loaded(self) -> None:
         """The group was read from its log: fresh sessions, and a rebalance if the limit shrank meanwhile."""
         for member in self.group.members.values():

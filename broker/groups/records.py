@@ -1,6 +1,7 @@
 """Changes of groups and offsets <-> keys and values of `__consumer_offsets`, exactly as Kafka 4.3 writes them.
 
-A key begins with its record type (int16: 0 and 1 offset, 2 group), a value with its schema version (int16). Kafka 4.3
+A key begins with its record type (int16: 0 and 1 offset, 2 classic group; for consumer groups see
+`broker.groups.consumer_records`), a value with its schema version (int16). Kafka 4.3
 writes GroupMetadataValue v3, OffsetCommitValue v1 when the commit brought an expiry of its own, else v4 with the
 topic id.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 from struct import Struct
 from struct import error as StructError
 
+from broker.groups.consumer_records import CONSUMER_KINDS, decode_consumer, encode_consumer
 from broker.groups.model import (
     NO_TIMESTAMP,
     Change,
@@ -48,6 +50,8 @@ def encode(change: Change) -> tuple[bytes, bytes | None]:
             return _group_key(change.group_id), _group_value(change)
         case GroupRemoved(group_id):
             return _group_key(group_id), None
+        case _:
+            return encode_consumer(change)
 
 
 def decode(key: bytes | None, value: bytes | None) -> Change | None:
@@ -64,6 +68,8 @@ def decode(key: bytes | None, value: bytes | None) -> Change | None:
         if kind == _GROUP_KEY:
             group_id = m.GroupMetadataKey.decode(key, 0, 2).group
             return GroupRemoved(group_id) if value is None else _parse_group(group_id, value)
+        if kind in CONSUMER_KINDS:
+            return decode_consumer(kind, key, value)
     except StructError as error:
         raise ProtocolError(f"record of __consumer_offsets with key {key!r}: {error}") from error
     return None

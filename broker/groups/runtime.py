@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from broker.coordination import runtime as shared
 from broker.coordination.runtime import (
@@ -18,6 +18,8 @@ from broker.coordination.runtime import (
     Refusal,
     coordinator_error,
 )
+from broker.groups.assignors import Input, assign
+from broker.groups.consumer_model import ComputeAssignment, Partitions, ResolveRegexes, TimesOf
 from broker.groups.model import (
     CancelTimer,
     Change,
@@ -33,8 +35,10 @@ from broker.groups.model import (
     TxnCommit,
 )
 from broker.groups.records import decode, encode
+from broker.groups.regexes import resolve
 from broker.groups.shard import Shard, StateKey
 from broker.groups.timers import Timers
+from broker.groups.topics import Topics
 from protocol.errors import ErrorCode, KafkaError
 
 if TYPE_CHECKING:
@@ -43,6 +47,23 @@ if TYPE_CHECKING:
     from storage.clock import Clock
 
 log = logging.getLogger(__name__)
+
+
+TARGETS_PER_SLICE = 100
+"""Members whose targets are written between two turns of the event loop: a few milliseconds."""
+
+_Result = TypeVar("_Result")
+
+
+async def in_slices(steps: Generator[None, None, _Result]) -> _Result:
+    """Run a generator to its end, with a turn of the event loop at each stop."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: _Result = end.value
+            return result
+        await asyncio.sleep(0)
 
 
 class ShardRuntime(PartitionRuntime[Change]):
@@ -58,12 +79,17 @@ class ShardRuntime(PartitionRuntime[Change]):
         batch_bytes_max: int,
         advance_start: Callable[[CoordinatorLog, int], Awaitable[None]],
         topic_exists: Callable[[str, bytes], bool],
+        topics: Topics,
+        times_of: TimesOf,
     ) -> None:
-        """`topic_exists(name, topic id or zero)`: by the facts applied here, which are no older than our leadership."""
-        super().__init__(group_log, clock, tasks, batch_bytes_max=batch_bytes_max, advance_start=advance_start)
+        """`topic_exists(name, topic id or zero)`: by the facts applied here, which are no older than our leadership; as
+        are `topics`. `times_of(group id)`: what the configs of the group say."""
+        self.topics = topics
+        self.times_of = times_of
         self.config = config
+        super().__init__(group_log, clock, tasks, batch_bytes_max=batch_bytes_max, advance_start=advance_start)
         self.topic_exists = topic_exists
-        self.shard = Shard(config)
+        self.shard = self.new_state()
         self._timers = Timers(self._loop, self._timer_fired)
         self._commits: list[Commit] = []
 
@@ -74,14 +100,14 @@ class ShardRuntime(PartitionRuntime[Change]):
     # -- what the log holds
 
     def new_state(self) -> Shard:
-        return Shard(self.config)
+        return Shard(self.config, self.topics, self.times_of)
 
     def replay(self, state: Shard, change: Change) -> None:
         state.replay(change)
 
     def adopt(self, state: Shard) -> int:
         self.shard = state
-        return state.offsets.count + sum(group.saved is not None for group in state.groups.values())
+        return state.records_in_force
 
     async def loaded(self) -> None:
         now_ms = self.clock.now_ms()
@@ -188,22 +214,26 @@ class ShardRuntime(PartitionRuntime[Change]):
     def _execute(self, outcome: Outcome, group_ids: Sequence[str]) -> None:
         """KafkaError: refused, and nothing happened; or, if the changes did not fit one batch, only the first ones."""
         batches = self.batches(outcome.changes)
-        if len(batches) > 1 and outcome.group is not None:
+        if len(batches) > 1 and (outcome.group is not None or outcome.whole):
             raise KafkaError(ErrorCode.RECORD_LIST_TOO_LARGE, "a group's state is larger than a batch may be")
         for batch in batches[:-1]:
             self.append(batch)
             self.shard.apply(Outcome(batch.changes))
         if batches:
             self.append(batches[-1])
-        self.shard.apply(Outcome(batches[-1].changes if batches else [], outcome.group))
+        self.shard.apply(Outcome(batches[-1].changes if batches else [], outcome.group, notes=outcome.notes))
         for effect in outcome.effects:
             match effect:
                 case Reply(waiter, answer):
                     self.answer(waiter, answer, self.sequence_of(group_ids))
-                case SetTimer(key, delay_ms):
-                    self._timers.set(key, delay_ms)
+                case SetTimer(key, delay_ms, keep):
+                    self._timers.set(key, delay_ms, keep=keep)
                 case CancelTimer(key):
                     self._timers.cancel(key)
+                case ComputeAssignment(group_id, epoch):
+                    self.own(self._assign(group_id, epoch), f"assign partitions of group {group_id}")
+                case ResolveRegexes(group_id, regexes):
+                    self.own(self._resolve(group_id, regexes), f"resolve expressions of group {group_id}")
 
     def _flush_commits(self) -> None:
         """Offset commits do not depend on one another: all are decided on the same state, and persisted together."""
@@ -242,6 +272,44 @@ class ShardRuntime(PartitionRuntime[Change]):
         assert not outcome.changes, "nobody of a loaded group waits, so no generation can end"
         self.shard.apply(outcome)
         return [effect for effect in outcome.effects if isinstance(effect, SetTimer)]
+
+    # -- what is computed beside the requests
+
+    async def _assign(self, group_id: str, epoch: int) -> None:
+        """Compute a group's assignment in slices, and put it into effect in parts; the epoch goes last."""
+        given = self.shard.assignor_input(group_id, epoch)
+        if given is None:
+            return
+        targets = await in_slices(assign(given))
+        names = list(targets)
+        try:
+            for start in range(0, len(names), TARGETS_PER_SLICE):
+                part = {name: targets[name] for name in names[start : start + TARGETS_PER_SLICE]}
+                self._put_assignment(group_id, epoch, given, part, last=False)
+                await asyncio.sleep(0)
+            self._put_assignment(group_id, epoch, given, {}, last=True)
+        except KafkaError as error:
+            log.info("%s cannot keep the assignment of group %s now: %s", self, group_id, error)
+            self.shard.assignment_failed(group_id)
+
+    def _put_assignment(
+        self, group_id: str, epoch: int, given: Input, part: Mapping[str, Partitions], *, last: bool
+    ) -> None:
+        self._flush_commits()
+        now_ms = self.clock.now_ms()
+        self._execute(self.shard.assigned(group_id, epoch, given, part, now_ms, last=last), (group_id,))
+
+    async def _resolve(self, group_id: str, regexes: Sequence[str]) -> None:
+        """Match the names of all topics in slices. Topics that come meanwhile have a later version."""
+        version = self.topics.version
+        resolved = await in_slices(resolve(regexes, self.topics.names()))
+        self._flush_commits()
+        try:
+            outcome = self.shard.regexes_resolved(group_id, resolved, version, self.clock.now_ms())
+            self._execute(outcome, (group_id,))
+        except KafkaError as error:
+            log.info("%s cannot keep the expressions of group %s now: %s", self, group_id, error)
+            self.shard.apply(self.shard.regexes_resolved(group_id, None, version, self.clock.now_ms()))
 
     # -- what happens by itself
 

@@ -7,13 +7,41 @@ persisted, in order, gives the state that a crash leaves: groups empty or stable
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from broker.groups import classic, offsets
+from broker.groups.assignors import Input
 from broker.groups.classic import ClassicGroup
+from broker.groups.consumer import ConsumerGroup, Kept
+from broker.groups.consumer_model import (
+    AssignmentRun,
+    ConsumerChange,
+    ConsumerConfig,
+    ConsumerGroupView,
+    ConsumerHeartbeat,
+    ConsumerHeartbeatAnswer,
+    CurrentRemoved,
+    EpochRemoved,
+    GroupTimes,
+    MemberRemoved,
+    MemberState,
+    MetadataSeen,
+    Note,
+    Partitions,
+    RegexRemoved,
+    RegexRun,
+    TargetEpochRemoved,
+    TargetRemoved,
+    TimesOf,
+    TopicsOfOldVersion,
+)
+from broker.groups.conversion import downgraded, may_downgrade, may_downgrade_replacing, upgrade
+from broker.groups.heartbeats import MEMBER_TIMERS, ConsumerStep
+from broker.groups.mixed import MixedStep
 from broker.groups.model import (
     ZERO_UUID,
+    CancelTimer,
     Change,
     Commit,
     CommitAnswer,
@@ -21,6 +49,7 @@ from broker.groups.model import (
     DeleteGroupsAnswer,
     DeleteOffsets,
     DeleteOffsetsAnswer,
+    Effect,
     FetchAnswer,
     GroupConfig,
     GroupRemoved,
@@ -45,32 +74,65 @@ from broker.groups.model import (
     TxnCommit,
 )
 from broker.groups.rebalance import Transition
-from protocol.errors import ErrorCode
+from broker.groups.topics import NoTopics, Topics
+from protocol.errors import ErrorCode, KafkaError
 
 CLASSIC = "classic"
+CONSUMER = "consumer"
 
-StateKey: TypeAlias = tuple[str, str | None, int]
-"""(group id, topic, partition) of an offset; topic None: the group itself."""
+Group: TypeAlias = ClassicGroup | ConsumerGroup
+
+StateKey: TypeAlias = tuple[str, str | None, int] | tuple[str, Kept, str]
+"""(group id, topic, partition) of an offset; topic None: a classic group itself. (group id, kind, name): one record of
+a consumer group."""
 
 _NO_MEMBERS = (GroupState.EMPTY, GroupState.DEAD)
+_SAYS_NOTHING = (
+    CurrentRemoved,
+    MemberRemoved,
+    RegexRemoved,
+    TargetEpochRemoved,
+    TargetRemoved,
+    TopicsOfOldVersion,
+)
+"""Records that are nothing to a group that does not exist."""
 
 
 class Shard:
     """State and decisions. Nothing but `apply` and `replay` changes it."""
 
-    def __init__(self, config: GroupConfig) -> None:
+    def __init__(self, config: GroupConfig, topics: Topics | None = None, times_of: TimesOf | None = None) -> None:
+        """`times_of(group id)`: what the group's own configs say, else the settings."""
         self.config = config
-        self.groups: dict[str, ClassicGroup] = {}
+        self.topics: Topics = topics if topics is not None else NoTopics()
+        self.times_of: TimesOf = times_of if times_of is not None else self._default_times
+        self.groups: dict[str, Group] = {}
         self.offsets = offsets.Offsets()
 
-    # -- decide: memberships
+    def _default_times(self, group_id: str) -> GroupTimes:
+        consumer = self.config.consumer
+        return GroupTimes(consumer.session_timeout_ms, consumer.heartbeat_interval_ms, consumer.assignment_interval_ms)
+
+    # -- decide: memberships of classic groups
 
     def join(self, join: Join, now_ms: int) -> Outcome:
         if not self.config.min_session_timeout_ms <= join.session_timeout_ms <= self.config.max_session_timeout_ms:
             return _reply(join.waiter, JoinAnswer(ErrorCode.INVALID_SESSION_TIMEOUT, join.member_id))
         group = self.groups.get(join.group_id)
-        if group is None and join.member_id:
+        if isinstance(group, ConsumerGroup) and group.members:
+            try:
+                return self._join_consumer_group(group, join, now_ms)
+            except KafkaError as refused:
+                return _reply(join.waiter, JoinAnswer(refused.code, join.member_id))
+        if isinstance(group, ConsumerGroup) and not join.member_id:
+            # An empty group is of the protocol that is used next.
+            step = Transition(ClassicGroup(join.group_id, state_timestamp_ms=now_ms), self.config, now_ms, created=True)
+            step.changes += group.removal()
+            step.join(join)
+            return step.outcome()
+        if (group is None or isinstance(group, ConsumerGroup)) and join.member_id:
             return _reply(join.waiter, JoinAnswer(ErrorCode.UNKNOWN_MEMBER_ID, join.member_id))
+        assert not isinstance(group, ConsumerGroup), "all its cases are above"
         step = Transition(
             group or ClassicGroup(join.group_id, state_timestamp_ms=now_ms), self.config, now_ms, created=group is None
         )
@@ -81,14 +143,28 @@ class Shard:
         group = self.groups.get(sync.group_id)
         if group is None:
             return _reply(sync.waiter, SyncAnswer(ErrorCode.UNKNOWN_MEMBER_ID))
+        if isinstance(group, ConsumerGroup):
+            mixed = self._mixed(group, now_ms)
+            try:
+                mixed.sync(sync)
+            except KafkaError as refused:
+                return _reply(sync.waiter, SyncAnswer(refused.code))
+            return mixed.outcome()
         step = Transition(group, self.config, now_ms)
         step.sync(sync)
         return step.outcome()
 
-    def heartbeat(self, heartbeat: Heartbeat) -> Outcome:
+    def heartbeat(self, heartbeat: Heartbeat, now_ms: int) -> Outcome:
         group = self.groups.get(heartbeat.group_id)
         if group is None:
             return _reply(heartbeat.waiter, ErrorCode.UNKNOWN_MEMBER_ID)
+        if isinstance(group, ConsumerGroup):
+            mixed = self._mixed(group, now_ms)
+            try:
+                mixed.classic_heartbeat(heartbeat)
+            except KafkaError as refused:
+                return _reply(heartbeat.waiter, refused.code)
+            return mixed.outcome()
         return classic.heartbeat(group, heartbeat)
 
     def leave(self, leave: Leave, now_ms: int) -> Outcome:
@@ -96,9 +172,126 @@ class Shard:
         if group is None:
             unknown = tuple((leaver, ErrorCode.UNKNOWN_MEMBER_ID) for leaver in leave.members)
             return _reply(leave.waiter, LeaveAnswer(ErrorCode.NONE, unknown))
+        if isinstance(group, ConsumerGroup):
+            mixed = self._mixed(group, now_ms)
+            return self._without(mixed, mixed.leavers(leave))
         step = Transition(group, self.config, now_ms)
         step.leave(leave)
         return step.outcome()
+
+    # -- decide: memberships of consumer groups
+
+    def consumer_heartbeat(self, asked: ConsumerHeartbeat, now_ms: int) -> Outcome:
+        try:
+            group = self.groups.get(asked.group_id)
+            if asked.member_epoch < 0:
+                if not isinstance(group, ConsumerGroup):
+                    raise _no_consumer_group(asked.group_id, group)
+                step = ConsumerStep(group, *self._surroundings(asked.group_id, now_ms))
+                leaving = step.leave(asked)
+                return self._without(step, leaving)
+            step = self._step_of_joined(group, asked, now_ms)
+            step.heartbeat(asked)
+            return step.outcome()
+        except KafkaError as refused:
+            return _reply(asked.waiter, ConsumerHeartbeatAnswer(refused.code, refused.message or None))
+
+    def _step_of_joined(self, group: Group | None, asked: ConsumerHeartbeat, now_ms: int) -> ConsumerStep:
+        """A step of the group, which a joining member may create or bring to its protocol."""
+        surroundings = self._surroundings(asked.group_id, now_ms)
+        if isinstance(group, ConsumerGroup):
+            return ConsumerStep(group, *surroundings)
+        if asked.member_epoch != 0:
+            raise _no_consumer_group(asked.group_id, group)
+        if group is None or group.state is GroupState.EMPTY:
+            removed: list[Change] = (
+                [GroupRemoved(asked.group_id)] if group is not None and group.saved is not None else []
+            )
+            return ConsumerStep(ConsumerGroup(asked.group_id), *surroundings, removed)
+        new, changes, effects = upgrade(group, self.config.consumer, self.topics)
+        step = ConsumerStep(new, *surroundings, changes, effects)
+        step.loaded()
+        return step
+
+    def _surroundings(self, group_id: str, now_ms: int) -> tuple[ConsumerConfig, GroupTimes, Topics, int]:
+        return self.config.consumer, self.times_of(group_id), self.topics, now_ms
+
+    def _mixed(self, group: ConsumerGroup, now_ms: int) -> MixedStep:
+        return MixedStep(group, *self._surroundings(group.group_id, now_ms))
+
+    def _join_consumer_group(self, group: ConsumerGroup, join: Join, now_ms: int) -> Outcome:
+        step = self._mixed(group, now_ms)
+        known = group.static_member(join.instance_id)
+        member = step.join(join)
+        if member is None:
+            return step.outcome()
+        config = self.config
+        if known is None or not may_downgrade_replacing(group, known.member_id, config.consumer, config.max_size):
+            step.join_done(join, member)
+            return step.outcome()
+        if not step.subscription_changed:
+            target = group.target_of(member.member_id, member.instance_id)
+            member = step.reconcile(member, group.assignment_epoch, target, step.owned, subscription_changed=False)
+        step.reply_joined(join, member)
+        new = downgraded(group, [], member, group.epoch, self.topics, now_ms)
+        return self._downgrade(group, new, step.effects, now_ms, rebalance=step.subscription_changed)
+
+    def _without(self, step: ConsumerStep, leaving: list[str]) -> Outcome:
+        """The group without these members; a classic one, if that is what is left."""
+        group, config = step.group, self.config
+        if leaving and may_downgrade(group, leaving, config.consumer, config.max_size):
+            new = downgraded(group, leaving, None, group.epoch, self.topics, step.now_ms)
+            return self._downgrade(group, new, step.effects, step.now_ms, rebalance=True)
+        step.remove(leaving)
+        return step.outcome()
+
+    def _downgrade(
+        self, group: ConsumerGroup, new: ClassicGroup, effects: Sequence[Effect], now_ms: int, *, rebalance: bool
+    ) -> Outcome:
+        transition = Transition(new, self.config, now_ms)
+        transition.converted(rebalance=rebalance)
+        outcome = transition.outcome()
+        timers = [
+            CancelTimer((kind, group.group_id, member_id)) for member_id in group.members for kind in MEMBER_TIMERS
+        ]
+        return Outcome(
+            [*group.removal(), *outcome.changes], outcome.group, [*timers, *effects, *outcome.effects], whole=True
+        )
+
+    def regexes_resolved(
+        self, group_id: str, resolved: Mapping[str, tuple[str, ...]] | None, version: int, now_ms: int
+    ) -> Outcome:
+        """What the group's expressions match at this version of the topics; None: that failed."""
+        group = self.groups.get(group_id)
+        if not isinstance(group, ConsumerGroup) or not group.resolving:
+            return Outcome()
+        step = ConsumerStep(group, *self._surroundings(group_id, now_ms))
+        step.regexes_resolved(resolved, version)
+        return step.outcome()
+
+    def assignor_input(self, group_id: str, epoch: int) -> Input | None:
+        """What the assignment under way is made from; None: it is not wanted any more."""
+        group = self.groups.get(group_id)
+        if not isinstance(group, ConsumerGroup) or group.assigning != epoch:
+            return None
+        return ConsumerStep(group, *self._surroundings(group_id, 0)).assignor_input(None)
+
+    def assigned(
+        self, group_id: str, epoch: int, given: Input, targets: Mapping[str, Partitions], now_ms: int, *, last: bool
+    ) -> Outcome:
+        """A part of the assignment of this epoch, or none and `last`: then the epoch is the group's target's."""
+        group = self.groups.get(group_id)
+        if not isinstance(group, ConsumerGroup) or group.assigning != epoch:
+            return Outcome()
+        step = ConsumerStep(group, *self._surroundings(group_id, now_ms))
+        step.assigned(given, targets)
+        if last:
+            step.assignment_done(epoch)
+        return step.outcome()
+
+    def assignment_failed(self, group_id: str) -> None:
+        """The log refused; a later heartbeat begins again."""
+        self._note(AssignmentRun(group_id, 0))
 
     def timer(self, key: TimerKey, now_ms: int) -> Outcome:
         """A timer that an outcome set has fired."""
@@ -106,6 +299,8 @@ class Shard:
         group = self.groups.get(group_id)
         if group is None:
             return Outcome()
+        if isinstance(group, ConsumerGroup):
+            return self._consumer_timer(group, kind, member_id, now_ms)
         step = Transition(group, self.config, now_ms)
         match kind:
             case "session":
@@ -114,13 +309,29 @@ class Shard:
                 step.join_timeout()
             case "sync":
                 step.sync_timeout()
+            case "rebalance" | "rejoin" | "resync":
+                # Of the consumer group that it was.
+                return Outcome()
             case _:
                 raise AssertionError(f"timer {key}")
         return step.outcome()
 
+    def _consumer_timer(self, group: ConsumerGroup, kind: str, member_id: str, now_ms: int) -> Outcome:
+        member = group.members.get(member_id)
+        if member is None or kind in ("join", "sync"):
+            return Outcome()
+        if kind == "rebalance" and member.state != MemberState.UNREVOKED_PARTITIONS:
+            return Outcome()
+        return self._without(ConsumerStep(group, *self._surroundings(group.group_id, now_ms)), [member_id])
+
     def loaded(self, group_id: str, now_ms: int) -> Outcome:
         """What a group needs after the log was read: session timers."""
-        step = Transition(self.groups[group_id], self.config, now_ms)
+        group = self.groups[group_id]
+        if isinstance(group, ConsumerGroup):
+            consumer = ConsumerStep(group, *self._surroundings(group_id, now_ms))
+            consumer.loaded()
+            return consumer.outcome()
+        step = Transition(group, self.config, now_ms)
         step.loaded()
         return step.outcome()
 
@@ -134,6 +345,8 @@ class Shard:
         elif group is None:
             # A simple consumer: it only stores offsets.
             error = ErrorCode.NONE
+        elif isinstance(group, ConsumerGroup):
+            error = group.check_commit(commit, has_member_epochs=commit.unknown_group is ErrorCode.GROUP_ID_NOT_FOUND)
         else:
             error = group.check_commit(commit.member_id, commit.instance_id, commit.generation)
         if error is not ErrorCode.NONE:
@@ -145,7 +358,7 @@ class Shard:
             for asked, error in zip(commit.offsets, errors)
             if error is ErrorCode.NONE
         ]
-        if group is not None and commit.member_id in group.members:
+        if isinstance(group, ClassicGroup) and commit.member_id in group.members:
             outcome.effects.append(classic.keep_alive(group, commit.member_id))
         outcome.effects.append(Reply(commit.waiter, CommitAnswer(errors)))
         return outcome
@@ -159,6 +372,8 @@ class Shard:
             error = ErrorCode.ILLEGAL_GENERATION if commit.generation >= 0 else ErrorCode.NONE
         elif says_nothing:
             error = ErrorCode.NONE
+        elif isinstance(group, ConsumerGroup):
+            error = group.check_commit(commit, has_member_epochs=True)
         else:
             error = group.check_commit(commit.member_id, commit.instance_id, commit.generation)
         if error is ErrorCode.REBALANCE_IN_PROGRESS:
@@ -185,7 +400,7 @@ class Shard:
         group = self.groups.get(command.group_id)
         if group is None:
             return _reply(command.waiter, DeleteOffsetsAnswer(ErrorCode.GROUP_ID_NOT_FOUND))
-        if group.state not in _NO_MEMBERS and not group.is_consumer:
+        if isinstance(group, ClassicGroup) and group.state not in _NO_MEMBERS and not group.is_consumer:
             return _reply(command.waiter, DeleteOffsetsAnswer(ErrorCode.NON_EMPTY_GROUP))
         outcome = Outcome()
         errors = []
@@ -206,11 +421,11 @@ class Shard:
             group = self.groups.get(group_id)
             if group is None:
                 errors.append(ErrorCode.GROUP_ID_NOT_FOUND)
-            elif group.state is not GroupState.EMPTY:
+            elif not _is_empty(group):
                 errors.append(ErrorCode.NON_EMPTY_GROUP)
             else:
                 errors.append(ErrorCode.NONE)
-                outcome.changes += [*self.offsets.remove_group(group_id), GroupRemoved(group_id)]
+                outcome.changes += [*self.offsets.remove_group(group_id), *_removal(group)]
         outcome.effects.append(Reply(command.waiter, DeleteGroupsAnswer(tuple(errors))))
         return outcome
 
@@ -221,12 +436,8 @@ class Shard:
             return Outcome()
         expired = self.offsets.expired(group, now_ms, self.config.offsets_retention_ms)
         changes: list[Change] = list(expired)
-        if (
-            self.offsets.count_of(group_id) == len(expired)
-            and group.state is GroupState.EMPTY
-            and not group.pending_joins
-        ):
-            changes.append(GroupRemoved(group_id))
+        if self.offsets.count_of(group_id) == len(expired) and _is_empty(group) and not _is_expected(group):
+            changes += _removal(group)
         return Outcome(changes)
 
     def forget_topics(self, group_id: str, exists: Callable[[str, bytes], bool]) -> Outcome:
@@ -243,50 +454,95 @@ class Shard:
 
     def apply(self, outcome: Outcome) -> None:
         for change in outcome.changes:
-            match change:
-                case GroupSaved():
-                    assert outcome.group is not None, "a saved group comes with its state"
-                    outcome.group.saved = change
-                case GroupRemoved(group_id):
-                    self.groups.pop(group_id, None)
-                case _:
-                    self._apply_offset(change)
+            if isinstance(change, GroupSaved):
+                assert outcome.group is not None, "a saved group comes with its state"
+                outcome.group.saved = change
+            else:
+                self.replay(change)
         if outcome.group is not None:
             self.groups[outcome.group.group_id] = outcome.group
+        for note in outcome.notes:
+            self._note(note)
 
     def replay(self, change: Change) -> None:
         match change:
+            case OffsetCommitted() | OffsetRemoved() | PendingOffset():
+                self._apply_offset(change)
             case GroupSaved():
                 self.groups[change.group_id] = ClassicGroup.restored(change)
             case GroupRemoved(group_id):
                 self.groups.pop(group_id, None)
+            case EpochRemoved(group_id):
+                if isinstance(self.groups.get(group_id), ConsumerGroup):
+                    del self.groups[group_id]
             case _:
-                self._apply_offset(change)
+                self._apply_consumer(change)
+
+    def _apply_consumer(self, change: ConsumerChange) -> None:
+        """The first record that says something of a group makes it one of consumers: also in place of a classic one,
+        which has no records of its own then, only offsets."""
+        group = self.groups.get(change.group_id)
+        if not isinstance(group, ConsumerGroup):
+            if isinstance(change, _SAYS_NOTHING):
+                return
+            group = self.groups[change.group_id] = ConsumerGroup(change.group_id)
+        group.apply(change)
+
+    def _note(self, note: Note) -> None:
+        group = self.groups.get(note.group_id)
+        if not isinstance(group, ConsumerGroup):
+            return
+        match note:
+            case MetadataSeen(_, version):
+                group.seen_version = version
+            case AssignmentRun(_, epoch):
+                group.assigning = epoch
+            case RegexRun(_, running):
+                group.resolving = running
 
     def _apply_offset(self, change: OffsetCommitted | OffsetRemoved | PendingOffset) -> None:
         if not isinstance(change, OffsetRemoved) and change.group_id not in self.groups:
             self.groups[change.group_id] = ClassicGroup(change.group_id)
         self.offsets.apply(change)
 
+    @property
+    def records_in_force(self) -> int:
+        """How many records the state is."""
+        return self.offsets.count + sum(
+            sum(1 for _ in group.kept()) if isinstance(group, ConsumerGroup) else group.saved is not None
+            for group in self.groups.values()
+        )
+
     def keys(self, group_id: str) -> list[StateKey]:
         """Everything persisted of a group, to be asked for with `live`, also in parts."""
         group = self.groups.get(group_id)
-        own: list[StateKey] = [] if group is None or group.saved is None else [(group_id, None, 0)]
+        own: list[StateKey] = []
+        if isinstance(group, ConsumerGroup):
+            own += [(group_id, kind, name) for kind, name in group.kept()]
+        elif group is not None and group.saved is not None:
+            own.append((group_id, None, 0))
         return own + [(group_id, topic, partition) for topic, partition in self.offsets.places(group_id)]
 
     def live(self, keys: Iterable[StateKey]) -> list[Change]:
         """What is persisted now under these keys, as changes; replaying those of all keys gives the same state."""
         changes: list[Change] = []
-        for group_id, topic, partition in keys:
-            if topic is None:
-                group = self.groups.get(group_id)
-                if group is not None and group.saved is not None:
+        for key in keys:
+            group = self.groups.get(key[0])
+            if isinstance(key[1], Kept):
+                assert isinstance(key[2], str), "a name goes with a kind"
+                kept = group.in_force(key[1], key[2]) if isinstance(group, ConsumerGroup) else None
+                if kept is not None:
+                    changes.append(kept)
+                continue
+            assert isinstance(key[2], int), "a partition goes with a topic"
+            if key[1] is None:
+                if isinstance(group, ClassicGroup) and group.saved is not None:
                     changes.append(group.saved)
             else:
-                offset = self.offsets.get(group_id, topic, partition)
+                offset = self.offsets.get(key[0], key[1], key[2])
                 if offset is not None:
-                    changes.append(OffsetCommitted(group_id, topic, partition, offset))
-                changes += self.offsets.pending.live((group_id, topic, partition))
+                    changes.append(OffsetCommitted(key[0], key[1], key[2], offset))
+                changes += self.offsets.pending.live((key[0], key[1], key[2]))
         return changes
 
     # -- look
@@ -314,17 +570,52 @@ class Shard:
     def describe(self, group_id: str) -> GroupView:
         """GROUP_ID_NOT_FOUND and state Dead for an unknown group."""
         group = self.groups.get(group_id)
-        if group is None:
+        if not isinstance(group, ClassicGroup):
             return GroupView(ErrorCode.GROUP_ID_NOT_FOUND, group_id, GroupState.DEAD.value)
         return group.describe()
 
+    def describe_consumer(self, group_id: str) -> ConsumerGroupView:
+        """GROUP_ID_NOT_FOUND for an unknown group, and for a classic one."""
+        group = self.groups.get(group_id)
+        if not isinstance(group, ConsumerGroup):
+            missing = _no_consumer_group(group_id, group)
+            return ConsumerGroupView(missing.code, group_id, missing.message)
+        return group.describe(self.config.consumer.assignors[0])
+
+    def check_fetch(self, group_id: str, member_id: str | None, epoch: int) -> ErrorCode:
+        """May offsets be read in the name of this member? Members of classic groups and nobody always may."""
+        group = self.groups.get(group_id)
+        return group.check_fetch(member_id, epoch) if isinstance(group, ConsumerGroup) else ErrorCode.NONE
+
     def list_groups(self, states: frozenset[str], types: frozenset[str]) -> list[ListedGroup]:
         """Groups in these states and of these types, all in lower case; an empty set: any."""
-        return [
-            ListedGroup(group.group_id, group.protocol_type or "", group.state.value, CLASSIC)
+        listed = (
+            ListedGroup(group.group_id, CONSUMER, group.state.value, CONSUMER)
+            if isinstance(group, ConsumerGroup)
+            else ListedGroup(group.group_id, group.protocol_type or "", group.state.value, CLASSIC)
             for group in self.groups.values()
-            if (not states or group.state.value.lower() in states) and (not types or CLASSIC in types)
+        )
+        return [
+            one for one in listed if (not states or one.state.lower() in states) and (not types or one.type in types)
         ]
+
+
+def _is_empty(group: Group) -> bool:
+    return not group.members if isinstance(group, ConsumerGroup) else group.state is GroupState.EMPTY
+
+
+def _is_expected(group: Group) -> bool:
+    """Has somebody been told an id to join with?"""
+    return isinstance(group, ClassicGroup) and bool(group.pending_joins)
+
+
+def _removal(group: Group) -> Sequence[Change]:
+    return group.removal() if isinstance(group, ConsumerGroup) else [GroupRemoved(group.group_id)]
+
+
+def _no_consumer_group(group_id: str, group: Group | None) -> KafkaError:
+    problem = f"Consumer group {group_id} not found." if group is None else f"Group {group_id} is not a consumer group."
+    return KafkaError(ErrorCode.GROUP_ID_NOT_FOUND, problem)
 
 
 def _reply(waiter: int, answer: object) -> Outcome:

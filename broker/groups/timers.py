@@ -37,7 +37,10 @@ class Timers:
     def __len__(self) -> int:
         return len(self._deadlines)
 
-    def set(self, key: TimerKey, delay_ms: int) -> None:
+    def set(self, key: TimerKey, delay_ms: int, *, keep: bool = False) -> None:
+        """`keep`: an earlier deadline of this key stays."""
+        if keep and key in self._deadlines:
+            return
         deadline = self._loop.time() + delay_ms / 1000
         self._deadlines[key] = deadline
         queued = self._queued.get(key)

@@ -7,8 +7,9 @@ leader may skip its assignment. SyncGroup v5: protocol type and name must be the
 many members, also by instance id alone. DescribeGroups v3: authorised operations. v6: GROUP_ID_NOT_FOUND instead of a
 dead group. ListGroups v4: filter by state, v5: by type.
 
-An answer comes when what it reveals is durable. JoinGroup and SyncGroup wait for other members, as in Kafka. Not
-implemented: consumer, share and streams groups; their APIs are not advertised.
+An answer comes when what it reveals is durable. JoinGroup and SyncGroup wait for other members, as in Kafka. Members
+of the classic protocol may also be in consumer groups (`broker.handlers.consumer_groups`); DescribeGroups knows only
+classic groups, the others here know both. Not implemented: share and streams groups; their APIs are not advertised.
 """
 
 from __future__ import annotations

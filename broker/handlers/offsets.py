@@ -1,12 +1,13 @@
 """OffsetCommit v2 to v10, OffsetFetch v1 to v10, OffsetDelete v0: committed offsets of groups and of lone consumers.
 
 OffsetCommit v2 to v4 may bring a retention of their own. v6: leader epoch. v7: static members. v9: GROUP_ID_NOT_FOUND
-for a generation of an unknown group. v10: topics by id. A partition that does not exist is refused by itself, as in
-Kafka. OffsetFetch v2: all topics (null), and an error for the whole answer. v7: require stable. v8: many groups. v10:
-topics by id. An offset that was committed for a deleted topic of the same name is not seen.
+for a generation of an unknown group, and members of consumer groups with their epochs: STALE_MEMBER_EPOCH, but what a
+member has held since an older epoch of its own may be committed with that one (KIP-1251). v10: topics by id. A
+partition that does not exist is refused by itself, as in Kafka. OffsetFetch v2: all topics (null), and an error for the
+whole answer. v7: require stable. v8: many groups. v9: in the name of a member, whose epoch is checked. v10: topics by
+id. An offset that was committed for a deleted topic of the same name is not seen.
 
-Answers come when what they reveal is durable: OffsetFetch waits for commits before it. Not implemented: member epochs
-of consumer groups (v9 on), which have no API here yet; they are read and not used.
+Answers come when what they reveal is durable: OffsetFetch waits for commits before it.
 """
 
 from __future__ import annotations
@@ -145,7 +146,13 @@ def _fetch(
                 by_name = state.topics.get(name)
                 topic_id = ZERO_UUID if by_name is None else by_name.topic_id
             partitions += [(name, topic_id, partition) for partition in topic.partition_indexes]
-    return context.services.groups.fetch(group.group_id, partitions, require_stable=require_stable)
+    return context.services.groups.fetch(
+        group.group_id,
+        partitions,
+        require_stable=require_stable,
+        member_id=group.member_id,
+        member_epoch=group.member_epoch,
+    )
 
 
 def _fetched(

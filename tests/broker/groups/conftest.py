@@ -60,10 +60,13 @@ class FakeState:
         self.brokers = {1: FakeBroker()}
         self.created = 0
         self.format_level = 3
-        self.features: dict[str, int] = {}
+        self.position = 1
+        self.configs: dict[tuple[int, str], dict[str, str]] = {}
+        self.features: dict[str, int] = {"group.version": 1}
 
     def add(self, name: str, partitions: int) -> FakeTopic:
         self.created = number = self.created + 1
+        self.position += 1
         topic = FakeTopic(name, bytes([number]) * 16, partitions, 1000 * number)
         self.topics[name] = self.topic_by_id[topic.topic_id] = topic
         self.logs.update({log_id: FakeLeadership() for log_id in topic.log_ids})
