@@ -24,6 +24,7 @@ from protocol.errors import ProtocolError
 
 if TYPE_CHECKING:
     from broker.metrics import Counters
+    from broker.quotas import MeteredRequest
     from protocol import Buffer
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ HOLD_PENDING = 4  # too many answers are owed
 HOLD_BUDGET = 8  # the next frame does not fit the memory for requests
 HOLD_WRITE = 16  # the client does not read its answers
 HOLD_CLOSING = 32  # no further request is taken
+HOLD_THROTTLED = 64  # the client used more than its quota
 
 _LENGTH = Struct(">i")
 _START = Struct(">ihh")  # length, api key, api version
@@ -193,6 +195,8 @@ class Connection(asyncio.BufferedProtocol):
         self._deferred: list[Callable[[], None]] = []
         self._unsent = 0
         self._unsent_seen = 0
+        self.metered: MeteredRequest | None = None
+        """The request being handled, if quotas are set."""
 
     # Transport events
 
@@ -413,6 +417,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def answer(self, payload: bytes | list[Buffer], latency: list[int]) -> None:
         """An answer that waits for nothing."""
+        if self.metered is not None:
+            payload = self.metered.answered(payload)
         pending = self.pending
         if pending and pending[0].waits:
             self._ready_bytes += sum(map(len, payload)) if type(payload) is list else len(payload)
@@ -423,7 +429,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def owe(self, waits: int, latency: list[int], payload: bytes | list[Buffer] = b"") -> Reply:
         """An answer that waits for `waits` events (`Validation.when_reply`) or for its `fill`."""
-        reply = Reply(self, payload, waits, self.started_us, latency)
+        if self.metered is None:
+            reply = Reply(self, payload, waits, self.started_us, latency)
+        else:
+            reply = self.metered.owed(waits, latency, payload)
         pending = self.pending
         pending.append(reply)
         if len(pending) >= self.hub.pending_max:

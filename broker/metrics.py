@@ -46,6 +46,7 @@ class Counters:
         "server_errors",
         "settle_waits",
         "slow_readers_closed",
+        "throttled",
         "transaction_markers",
         "verification_failures",
         "verification_latency",
@@ -67,6 +68,8 @@ class Counters:
         self.full_waits = self.full_timeouts = self.settle_waits = 0
         self.connections_opened = self.connections_closed = 0
         self.connections_refused = self.connections_idle_closed = self.slow_readers_closed = 0
+        self.throttled = 0
+        """How often a connection was muted because its client used more than its quota."""
         self.protocol_errors = self.server_errors = 0
         self.transaction_markers = self.verification_failures = 0
         self.verification_latency = new_histogram()

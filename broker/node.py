@@ -36,6 +36,7 @@ from broker.named_recovery import NamedRecoveries
 from broker.operators import Drains, FormatLevels, Operators
 from broker.outputs import Pacer
 from broker.peers import Peers
+from broker.quotas import ClientQuotas
 from broker.recovery import WalRecovery
 from broker.registration import Registration
 from broker.sealing import Sealing
@@ -348,6 +349,7 @@ class Broker:
             self.merging.on_facts,
             self.compacting.on_facts,
             self.services.metadata_cache.on_facts,
+            self.services.quotas.on_facts,
             self.named.on_facts,
             self.heartbeats.on_facts,
         ):
@@ -447,6 +449,7 @@ class Broker:
             coordinators=coordinators,
             transactions=CoordinatorCalls(neighbours, coordinators, tasks),
             wheel=Wheel(),
+            quotas=ClientQuotas(settings, self.clock, self.clock.ticks_us, self.counters, lambda: controller.state),
             cold_fetches=asyncio.Semaphore(COLD_PARALLEL),
             counters=self.counters,
             metrics=self.metrics,

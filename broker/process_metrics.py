@@ -85,6 +85,7 @@ def _requests(broker: Broker) -> None:
         ("connections_refused", "Connections beyond the limits."),
         ("connections_idle_closed", "Connections closed for being idle."),
         ("slow_readers_closed", "Connections closed because the client does not read."),
+        ("throttled", "Connections muted because their clients used more than their quotas."),
         ("protocol_errors", "Connections closed for malformed requests."),
         ("server_errors", "Requests that failed inside the broker."),
         ("transaction_markers", "Markers appended that end transactions."),

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from broker.connection import Connection, Hub
+from broker.connection import HOLD_THROTTLED, Connection, Hub
 from broker.dispatch import Dispatcher
 from broker.settings import Listener
 from protocol.apis import CONTROL_KEY
@@ -37,6 +37,9 @@ class ServerHub(Hub):
             pending_max=settings.queued_max_requests,
         )
         self._settings = settings
+        self._serving = False
+        self._quotas = services.quotas
+        self._quotas.follow(self._choose_dispatch)
         self._per_ip: dict[str, int] = {}
         idle_ms = settings.connections_max_idle_ms
         self.tick_ms = TICK_MS if idle_ms < 0 else max(TICK_MS_MIN, min(TICK_MS, idle_ms // 4))
@@ -46,7 +49,13 @@ class ServerHub(Hub):
 
     def serve_clients(self, serve: bool) -> None:
         """Whether requests of clients are answered; those of other brokers always are."""
-        self.dispatch = self._dispatcher.dispatch if serve else self._peers_only
+        self._serving = serve
+        self._choose_dispatch()
+
+    def _choose_dispatch(self) -> None:
+        """Requests are measured only while quotas are set."""
+        inner = self._dispatcher.dispatch if self._serving else self._peers_only
+        self.dispatch = self._quotas.dispatch(inner) if self._serving and self._quotas.active else inner
 
     def _peers_only(self, connection: Connection, buf: bytearray, start: int, end: int, owned: bool) -> None:
         """Before clients are served and when they are no more: they may as well have found nobody listening."""
@@ -66,6 +75,11 @@ class ServerHub(Hub):
         self.connections[connection] = None
         self.counters.connections_opened += 1
         self._per_ip[address] = here + 1
+        delay_ms = self._quotas.connection_delay_ms(address)
+        if delay_ms:
+            self.counters.connections_refused += 1
+            connection.hold(HOLD_THROTTLED)
+            asyncio.get_running_loop().call_later(delay_ms / 1000, connection.abort)
         if self._idle_ticks:
             self._look_at(connection, self.tick + self._idle_ticks)
         return True
@@ -78,6 +92,7 @@ class ServerHub(Hub):
         """The connection is gone."""
         if self.connections.pop(connection, self) is self:
             return
+        self._quotas.forget(connection)
         self._wheel.get(self._due.pop(connection, -1), {}).pop(connection, None)
         self.counters.connections_closed += 1
         left = self._per_ip[connection.client_address] - 1

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from broker.log_table import LogTable
     from broker.metadata_cache import MetadataCache
     from broker.metrics import Counters, Metrics
+    from broker.quotas import ClientQuotas
     from broker.sealing import Sealing
     from broker.settings import Settings
     from broker.transactions.coordinator import TransactionCoordinators
@@ -51,6 +52,7 @@ class Services:
     metadata_cache: MetadataCache
     fetch_sessions: FetchSessions
     producer_ids: ProducerIds
+    quotas: ClientQuotas
     coordinators: TransactionCoordinators
     """Of transactions."""
     transactions: TransactionVerifier

@@ -263,6 +263,15 @@ class Settings:
         100, "How long that is tried before the producer hears of it.", at_least=0
     )
 
+    quota_window_num: int = setting(
+        11, "Quotas of clients: windows that a rate is measured over, the present one included.", at_least=2
+    )
+    quota_window_size_seconds: int = setting(1, "How long one of them is.", at_least=1)
+    controller_quota_window_num: int = setting(
+        11, "Quotas of mutations (`controller_mutation_rate`): so many windows' worth may be used at once.", at_least=1
+    )
+    controller_quota_window_size_seconds: int = setting(1, "How long one of them is.", at_least=1)
+
     # Security
     authorizer_class_name: str = setting(
         "",

@@ -24,7 +24,6 @@ WITHOUT_EFFECT_PREFIXES = (
     "log.index.",
     "metadata.",
     "metric",
-    "quota.",
     "remote.log.",
     "replica.",
     "replication.quota.",

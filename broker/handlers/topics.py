@@ -1,7 +1,9 @@
 """CreateTopics v2 to v7, DeleteTopics v1 to v6, CreatePartitions v0 to v3.
 
 The controller decides; one result per topic asked for, in the order asked. A name that stands twice in one request is
-INVALID_REQUEST, as in Kafka. Answers come once the facts are durable and applied here, so that what was created can be
+INVALID_REQUEST, as in Kafka. With a quota of controller mutations (KIP-599) topics beyond it are refused with
+THROTTLING_QUOTA_EXCEEDED, in CreateTopics from v6 on, DeleteTopics v5, CreatePartitions v3; older versions are only
+throttled. Answers come once the facts are durable and applied here, so that what was created can be
 used at once, or after the request's time-out (5 s at least, 20 s at most): then REQUEST_TIMED_OUT. Manual assignments
 count as numbers of partitions and replicas: leaders are placed by the controller.
 """
@@ -46,6 +48,10 @@ async def create_topics(request: m.CreateTopicsRequest, context: RequestContext)
     repeated = twice(topic.name for topic in request.topics)
     asked = [topic for topic in request.topics if topic.name not in repeated]
     results = [TopicResult(name, ErrorCode.INVALID_REQUEST, TWICE) for name in sorted(repeated)]
+    counts = {topic.name: len(topic.assignments) or max(topic.num_partitions, 1) for topic in asked}
+    exceeded, throttle_ms = _count(context, counts, strict_from=6, counted=not request.validate_only)
+    results += exceeded
+    refused = {result.name for result in exceeded}
     topics = tuple(
         NewTopic(
             topic.name,
@@ -55,6 +61,7 @@ async def create_topics(request: m.CreateTopicsRequest, context: RequestContext)
             tuple((assignment.partition_index, tuple(assignment.broker_ids)) for assignment in topic.assignments),
         )
         for topic in asked
+        if topic.name not in refused
     )
     if topics:
         try:
@@ -66,7 +73,28 @@ async def create_topics(request: m.CreateTopicsRequest, context: RequestContext)
         except KafkaError as error:
             results += _refused((topic.name for topic in topics), error)
     configs = {topic.name: {c.name: c.value for c in topic.configs if c.value is not None} for topic in asked}
-    return m.CreateTopicsResponse(topics=[_created(context, result, configs) for result in results])
+    return m.CreateTopicsResponse(
+        throttle_time_ms=throttle_ms, topics=[_created(context, result, configs) for result in results]
+    )
+
+
+def _count(
+    context: RequestContext, counts: dict[str, int], *, strict_from: int, counted: bool = True
+) -> tuple[list[TopicResult], int]:
+    """Topics beyond the quota of mutations, and for how long the client is throttled. `counts`: partitions by topic."""
+    mutations = context.services.quotas.mutations(context.principal, context.client_id) if counted else None
+    if mutations is None:
+        return [], 0
+    exceeded = []
+    for name, partitions in counts.items():
+        try:
+            mutations.take(partitions, strict=context.api_version >= strict_from)
+        except KafkaError as error:
+            exceeded.append(TopicResult(name, error.code, error.message))
+    throttle_ms = mutations.throttle_ms()
+    if throttle_ms:
+        context.services.quotas.mute(context.connection, throttle_ms)
+    return exceeded, throttle_ms
 
 
 def _created(
@@ -99,18 +127,22 @@ async def delete_topics(request: m.DeleteTopicsRequest, context: RequestContext)
         TopicRef(name) for name in request.topic_names
     ]
     results: list[TopicResult] = []
+    throttle_ms = 0
     if not services.settings.delete_topic_enable:
         code = ErrorCode.INVALID_REQUEST if context.api_version < 3 else ErrorCode.TOPIC_DELETION_DISABLED
         results = [TopicResult(ref.name, code, "Topic deletion is disabled.", ref.topic_id) for ref in refs]
     elif refs:
         asked, results = _check_refs(refs)
+        asked, exceeded, throttle_ms = _deletable(context, asked)
+        results += exceeded
+        command = DeleteTopics(services.token(16), asked)
         try:
-            results += (
-                await services.controller.ask(DeleteTopics(services.token(16), asked), patience_ms(request.timeout_ms))
-            ).results
+            if asked:
+                results += (await services.controller.ask(command, patience_ms(request.timeout_ms))).results
         except KafkaError as error:
             results += [TopicResult(ref.name, error.code, error.message, ref.topic_id) for ref in asked]
     return m.DeleteTopicsResponse(
+        throttle_time_ms=throttle_ms,
         responses=[
             m.DeleteTopicsResponse.DeletableTopicResult(
                 name=result.name,
@@ -119,7 +151,7 @@ async def delete_topics(request: m.DeleteTopicsRequest, context: RequestContext)
                 error_message=result.error_message,
             )
             for result in results
-        ]
+        ],
     )
 
 
@@ -141,11 +173,36 @@ def _check_refs(refs: Iterable[TopicRef]) -> tuple[tuple[TopicRef, ...], list[To
     return tuple(ref for ref, count in counts.items() if count == 1), results
 
 
+def _deletable(
+    context: RequestContext, refs: tuple[TopicRef, ...]
+) -> tuple[tuple[TopicRef, ...], list[TopicResult], int]:
+    """What may be deleted, what is beyond the quota of mutations, and for how long the client is throttled."""
+    state = context.services.controller.state
+    found = {}
+    for ref in refs:
+        topic = state.topics.get(ref.name) if ref.name is not None else state.topic_by_id.get(ref.topic_id)
+        if topic is not None:
+            found[topic.name] = ref, len(topic.log_ids)
+    exceeded, throttle_ms = _count(context, {name: count for name, (_, count) in found.items()}, strict_from=5)
+    refused = [found[result.name or ""][0] for result in exceeded]
+    results = [result._replace(name=ref.name, topic_id=ref.topic_id) for result, ref in zip(exceeded, refused)]
+    return tuple(ref for ref in refs if ref not in refused), results, throttle_ms
+
+
 async def create_partitions(request: m.CreatePartitionsRequest, context: RequestContext) -> m.CreatePartitionsResponse:
     """Grow topics."""
     services = context.services
     repeated = twice(topic.name for topic in request.topics)
     results = [TopicResult(name, ErrorCode.INVALID_REQUEST, TWICE) for name in sorted(repeated)]
+    known = services.controller.state.topics
+    counts = {
+        topic.name: max(topic.count - len(known[topic.name].log_ids), 0)
+        for topic in request.topics
+        if topic.name in known and topic.name not in repeated
+    }
+    exceeded, throttle_ms = _count(context, counts, strict_from=3, counted=not request.validate_only)
+    results += exceeded
+    refused = {*repeated, *(result.name for result in exceeded)}
     topics = tuple(
         MorePartitions(
             topic.name,
@@ -153,7 +210,7 @@ async def create_partitions(request: m.CreatePartitionsRequest, context: Request
             None if topic.assignments is None else tuple(tuple(new.broker_ids) for new in topic.assignments),
         )
         for topic in request.topics
-        if topic.name not in repeated
+        if topic.name not in refused
     )
     if topics:
         try:
@@ -166,10 +223,11 @@ async def create_partitions(request: m.CreatePartitionsRequest, context: Request
         except KafkaError as error:
             results += _refused((topic.name for topic in topics), error)
     return m.CreatePartitionsResponse(
+        throttle_time_ms=throttle_ms,
         results=[
             m.CreatePartitionsResponse.CreatePartitionsTopicResult(
                 name=result.name or "", error_code=result.error_code, error_message=result.error_message
             )
             for result in results
-        ]
+        ],
     )

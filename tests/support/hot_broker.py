@@ -20,6 +20,7 @@ from broker.handlers.init_producer_id import ProducerIds
 from broker.log import Log
 from broker.log_table import LogTable
 from broker.metrics import Counters, Metrics
+from broker.quotas import ClientQuotas
 from broker.server import Server
 from broker.services import Services
 from broker.settings import Listener, Settings
@@ -158,6 +159,7 @@ class HotBroker:
                 controller, lambda n: next(numbers).to_bytes(n, "big"), incarnation=INCARNATION
             ),
             "wheel": Wheel(),
+            "quotas": ClientQuotas(settings, clock, SystemClock().ticks_us, counters, lambda: self.controller.state),
             "cold_fetches": asyncio.Semaphore(COLD_PARALLEL),
             "counters": counters,
             "metrics": Metrics(),

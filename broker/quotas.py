@@ -1,0 +1,368 @@
+"""Client quotas are kept: who takes more than his share is told to wait, and is not heard meanwhile (KIP-219).
+
+While quotas of users or client ids are set, requests pass `ClientQuotas.dispatch` on their way to their handlers;
+without any, nothing here is called. It measures what arrives (`producer_byte_rate`: the bytes of Produce requests) and
+how long the event loop is kept (`request_percentage`: of one thread, as there is one); answers of Fetch are measured
+when they are made (`consumer_byte_rate`). The answer of who is above says `throttle_time_ms`, and its connection is
+muted for so long. Each broker measures on its own.
+
+As in Kafka the answer itself is not held back. Unlike in Kafka the answer of a throttled Fetch keeps its records, and
+the pause comes after it; a fetch is cut to what the quota allows in all windows together. What a request does after its
+first wait is not counted as time. Controller mutations (KIP-599) are counted in the handlers of topics, by the
+partitions that a request names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from struct import Struct
+from typing import TYPE_CHECKING, Protocol
+
+from broker.connection import HOLD_THROTTLED, Reply
+from broker.quota_meters import IP, Found, Rate, TokenBucket, find
+from controller import facts as f
+from protocol import messages
+from protocol.apis import APIS, CONTROL_KEY, ApiKey
+from protocol.errors import ErrorCode, KafkaError, ProtocolError
+from protocol.framing import parse_response_header, response_frame
+
+if TYPE_CHECKING:
+    from broker.connection import Connection, Dispatch
+    from broker.metrics import Counters
+    from broker.settings import Settings
+    from controller.access import Entity
+    from protocol import Buffer
+    from storage.clock import Clock
+
+PRODUCE_RATE, FETCH_RATE = "producer_byte_rate", "consumer_byte_rate"
+REQUEST_TIME, MUTATIONS = "request_percentage", "controller_mutation_rate"
+CONNECTIONS = "connection_creation_rate"
+METERS_MAX = 10_000
+"""Beyond so many meters those are dropped that were not used for the time of all windows."""
+CUT_AFTER_MS = 24 * 3600 * 1000
+"""No throttle is longer: clients keep it in 32 bits."""
+
+_HEADER = Struct(">hhih")
+_INT32 = Struct(">i")
+_FETCH_MAX_BYTES = {version: 8 if version >= 15 else 12 for version in range(19)}
+"""Where in a Fetch request, behind its header, `max_bytes` is: behind wait, minimum and, once, the replica."""
+
+
+class State(Protocol):
+    """What of the cluster's state is needed."""
+
+    @property
+    def quotas(self) -> dict[Entity, dict[str, float]]:
+        """By entity."""
+        ...
+
+
+class MeteredReply(Reply):
+    """An answer whose making waits for something: it is measured, and told to wait, when it is known."""
+
+    __slots__ = ("request",)
+    request: MeteredRequest
+
+    def fill(self, payload: bytes | list[Buffer]) -> None:
+        """See `Reply.fill`."""
+        super().fill(self.request.answered(payload))
+
+
+class MeteredRequest:
+    """One request of a client while quotas are set."""
+
+    __slots__ = ("api_key", "client_id", "connection", "quotas", "throttle_ms", "user", "version")
+
+    def __init__(
+        self, quotas: ClientQuotas, connection: Connection, api_key: int, version: int, client_id: str
+    ) -> None:
+        self.quotas = quotas
+        self.connection = connection
+        self.api_key = api_key
+        self.version = version
+        self.client_id = client_id
+        self.user = connection.principal.partition(":")[2]
+        self.throttle_ms = 0
+
+    def owed(self, waits: int, latency: list[int], payload: bytes | list[Buffer]) -> Reply:
+        """The reply that the connection owes."""
+        if payload:
+            return Reply(self.connection, self.answered(payload), waits, self.connection.started_us, latency)
+        reply = MeteredReply(self.connection, payload, waits, self.connection.started_us, latency)
+        reply.request = self
+        return reply
+
+    def answered(self, payload: bytes | list[Buffer]) -> bytes | list[Buffer]:
+        """The answer as it goes out."""
+        if self.api_key == ApiKey.FETCH:
+            size = sum(map(len, payload)) if type(payload) is list else len(payload)
+            self.wait(self.quotas.took(FETCH_RATE, self.user, self.client_id, size))
+        if not self.throttle_ms:
+            return payload
+        return with_throttle(self.api_key, self.version, payload, self.throttle_ms)
+
+    def wait(self, throttle_ms: int) -> None:
+        """Mute the connection for so long from now on, and say so in the answer."""
+        if throttle_ms > self.throttle_ms:
+            self.throttle_ms = min(throttle_ms, CUT_AFTER_MS)
+            self.quotas.mute(self.connection, self.throttle_ms)
+
+
+def with_throttle(api_key: int, version: int, payload: bytes | list[Buffer], throttle_ms: int) -> bytes | list[Buffer]:
+    """The frame with another `throttle_time_ms`; as it is where the version has none."""
+    if api_key == ApiKey.FETCH:
+        pieces: list[Buffer] = payload if isinstance(payload, list) else [payload]
+        head = bytearray(pieces[0])
+        _INT32.pack_into(head, parse_response_header(head, api_key, version, 4)[1], throttle_ms)
+        return [bytes(head), *pieces[1:]]
+    frame = payload if isinstance(payload, bytes) else b"".join(payload)
+    correlation_id, pos = parse_response_header(frame, api_key, version, 4)
+    response = getattr(messages, APIS[ApiKey(api_key)].name + "Response").decode(frame, version, pos)
+    if not hasattr(response, "throttle_time_ms"):
+        return payload
+    response.throttle_time_ms = throttle_ms
+    try:
+        return response_frame(api_key, version, correlation_id, response.encode(version))
+    except ProtocolError:
+        return payload
+
+
+class ClientQuotas:
+    """The quotas of the cluster's state, and what clients of this broker used of them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        ticks_us: Callable[[], int],
+        counters: Counters,
+        state: Callable[[], State],
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._ticks_us = ticks_us
+        self._counters = counters
+        self._state = state
+        self.active = False
+        """Whether requests are to be measured."""
+        self._quotas: Mapping[Entity, Mapping[str, float]] = {}
+        self._found: dict[tuple[str, str, str], Found | None] = {}
+        self._rates: dict[Hashable, Rate] = {}
+        self._buckets: dict[Hashable, TokenBucket] = {}
+        self._by_address: dict[Hashable, Rate] = {}
+        self._used_ms: dict[Hashable, int] = {}
+        self._muted: dict[Connection, asyncio.TimerHandle] = {}
+        self._on_change: Callable[[], None] = lambda: None
+
+    def follow(self, on_change: Callable[[], None]) -> None:
+        """Call it when `active` may have changed."""
+        self._on_change = on_change
+        self._reload()
+
+    def on_facts(self, facts: Sequence[f.Fact]) -> None:
+        """The listener given to `ControllerClient.subscribe`."""
+        if any(isinstance(fact, f.QuotasChanged | f.StateReloaded) for fact in facts):
+            self._reload()
+
+    def _reload(self) -> None:
+        self._quotas = self._state().quotas
+        self._found.clear()
+        keys = {key for values in self._quotas.values() for key in values}
+        self.active = bool(keys - {CONNECTIONS})
+        if not self._quotas:
+            self._rates.clear()
+            self._buckets.clear()
+            self._by_address.clear()
+            self._used_ms.clear()
+        self._on_change()
+
+    def _find(self, key: str, user: str, client_id: str) -> Found | None:
+        asked = key, user, client_id
+        try:
+            return self._found[asked]
+        except KeyError:
+            if len(self._found) >= METERS_MAX:
+                self._found.clear()
+            found = self._found[asked] = find(self._quotas, key, user, client_id)
+            return found
+
+    def _sweep(self, now_ms: int) -> None:
+        """Meters of clients that are gone."""
+        settings = self._settings
+        num, seconds = settings.quota_window_num, settings.quota_window_size_seconds
+        other = settings.controller_quota_window_num * settings.controller_quota_window_size_seconds
+        old = now_ms - max(num * seconds, other) * 1000
+        for meter in [meter for meter, used_ms in self._used_ms.items() if used_ms < old]:
+            del self._used_ms[meter]
+            self._rates.pop(meter, None)
+            self._buckets.pop(meter, None)
+            self._by_address.pop(meter, None)
+
+    def _note(self, meter: Hashable, now_ms: int) -> None:
+        if len(self._used_ms) >= METERS_MAX and meter not in self._used_ms:
+            self._sweep(now_ms)
+        self._used_ms[meter] = now_ms
+
+    def _rate(self, key: str, found: Found, now_ms: int) -> Rate:
+        meter = (key, *found.sharers)
+        self._note(meter, now_ms)
+        rate = self._rates.get(meter)
+        if rate is None:
+            settings = self._settings
+            rate = Rate(settings.quota_window_num, settings.quota_window_size_seconds * 1000, now_ms)
+            self._rates[meter] = rate
+        return rate
+
+    def took(self, key: str, user: str, client_id: str, amount: float) -> int:
+        """So much was taken just now; for how many ms the client is to be throttled."""
+        found = self._find(key, user, client_id)
+        if found is None:
+            return 0
+        now_ms = self._clock.boottime_ms()
+        rate = self._rate(key, found, now_ms)
+        rate.record(amount, now_ms)
+        return rate.throttle_ms(found.bound, now_ms)
+
+    # Requests
+
+    def dispatch(self, inner: Dispatch) -> Dispatch:
+        """`inner` with requests measured."""
+
+        def metered(connection: Connection, buf: bytearray, start: int, end: int, owned: bool) -> None:
+            api_key, version, _, length = _HEADER.unpack_from(buf, start)
+            if api_key == CONTROL_KEY:
+                inner(connection, buf, start, end, owned)
+                return
+            body = start + 10 + max(length, 0)
+            client_id = bytes(buf[start + 10 : body]).decode("utf-8", "replace")
+            request = MeteredRequest(self, connection, api_key, version, client_id)
+            if api_key == ApiKey.PRODUCE:
+                request.wait(self.took(PRODUCE_RATE, request.user, client_id, end - start + 4))
+            elif api_key == ApiKey.FETCH:
+                self._cut_fetch(request, buf, body, end)
+            request.wait(self._busy(request))
+            began = self._ticks_us()
+            connection.metered = request
+            try:
+                inner(connection, buf, start, end, owned)
+            finally:
+                connection.metered = None
+                self.took(REQUEST_TIME, request.user, client_id, (self._ticks_us() - began) / 10_000)
+
+        return metered
+
+    def _busy(self, request: MeteredRequest) -> int:
+        """By what was used up to now, at most one window (KIP-124): this request counts for the next one."""
+        found = self._find(REQUEST_TIME, request.user, request.client_id)
+        if found is None:
+            return 0
+        now_ms = self._clock.boottime_ms()
+        throttle_ms = self._rate(REQUEST_TIME, found, now_ms).throttle_ms(found.bound, now_ms)
+        return min(throttle_ms, self._settings.quota_window_size_seconds * 1000)
+
+    def _cut_fetch(self, request: MeteredRequest, buf: bytearray, body: int, end: int) -> None:
+        """A fetch gets at most what its quota allows in all windows but one."""
+        found = self._find(FETCH_RATE, request.user, request.client_id)
+        at = _FETCH_MAX_BYTES.get(request.version)
+        if found is None or at is None:
+            return
+        if request.version >= 12:  # tagged fields of the header; with any, the fetch is not cut
+            if body >= end or buf[body]:
+                return
+            body += 1
+        if body + at + 4 > end:
+            return
+        settings = self._settings
+        most = int(found.bound * (settings.quota_window_num - 1) * settings.quota_window_size_seconds)
+        if _INT32.unpack_from(buf, body + at)[0] > most:
+            _INT32.pack_into(buf, body + at, max(most, 1))
+
+    # Muting
+
+    def mute(self, connection: Connection, throttle_ms: int) -> None:
+        """Hear nothing of the connection for so long; a mute that lasts longer stays."""
+        loop = asyncio.get_running_loop()
+        when = loop.time() + throttle_ms / 1000
+        present = self._muted.get(connection)
+        if present is not None:
+            if present.when() >= when:
+                return
+            present.cancel()
+        self._counters.throttled += 1
+        connection.hold(HOLD_THROTTLED)
+        self._muted[connection] = loop.call_at(when, self._unmute, connection)
+
+    def _unmute(self, connection: Connection) -> None:
+        del self._muted[connection]
+        connection.active_tick = connection.hub.tick
+        connection.release(HOLD_THROTTLED)
+
+    def forget(self, connection: Connection) -> None:
+        """The connection is gone."""
+        handle = self._muted.pop(connection, None)
+        if handle is not None:
+            handle.cancel()
+
+    # Mutations, connections
+
+    def mutations(self, principal: str, client_id: str | None) -> Mutations | None:
+        """What counts the partitions that a request makes or deletes; None: there is no such quota."""
+        if not self.active:
+            return None
+        found = self._find(MUTATIONS, principal.partition(":")[2], client_id or "")
+        if found is None:
+            return None
+        now_ms = self._clock.boottime_ms()
+        self._note(found.sharers, now_ms)
+        bucket = self._buckets.get(found.sharers)
+        if bucket is None:
+            settings = self._settings
+            seconds = settings.controller_quota_window_num * settings.controller_quota_window_size_seconds
+            bucket = self._buckets[found.sharers] = TokenBucket(seconds, found.bound, now_ms)
+        return Mutations(bucket, found.bound, self._clock)
+
+    def connection_delay_ms(self, address: str) -> int:
+        """How long a new connection of the address has to wait for nothing before it is closed; 0: it is welcome."""
+        if not self._quotas:
+            return 0
+        for name in (address, None):
+            bound = self._quotas.get(((IP, name),), {}).get(CONNECTIONS)
+            if bound is not None:
+                break
+        else:
+            return 0
+        now_ms = self._clock.boottime_ms()
+        self._note(address, now_ms)
+        rate = self._by_address.get(address)
+        settings = self._settings
+        if rate is None:
+            window_ms = settings.quota_window_size_seconds * 1000
+            rate = self._by_address[address] = Rate(settings.quota_window_num, window_ms, now_ms)
+        if bound <= 0:
+            return settings.quota_window_size_seconds * 1000
+        rate.record(1, now_ms)
+        delay_ms = rate.throttle_ms(bound, now_ms)
+        if delay_ms:
+            rate.record(-1, now_ms)  # it did not come in
+        return delay_ms
+
+
+class Mutations:
+    """Controller mutations of one request."""
+
+    def __init__(self, bucket: TokenBucket, bound: float, clock: Clock) -> None:
+        self._bucket = bucket
+        self._bound = bound
+        self._clock = clock
+
+    def take(self, partitions: int, *, strict: bool) -> None:
+        """Count them. THROTTLING_QUOTA_EXCEEDED if the quota is used up; older clients are only throttled then."""
+        now_ms = self._clock.boottime_ms()
+        if strict and self._bucket.throttle_ms(self._bound, now_ms):
+            raise KafkaError(ErrorCode.THROTTLING_QUOTA_EXCEEDED, "The throttling quota has been exceeded.")
+        self._bucket.take(partitions, self._bound, now_ms)
+
+    def throttle_ms(self) -> int:
+        """For how long the client is to be throttled."""
+        return self._bucket.throttle_ms(self._bound, self._clock.boottime_ms())
