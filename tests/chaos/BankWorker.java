@@ -47,6 +47,7 @@ public class BankWorker {
         while (true) {
             ConsumerRecords<String, String> records = consumer.poll(Duration.ofMillis(500));
             if (records.isEmpty()) {
+                System.out.println("idle");
                 continue;
             }
             String attempt = name + "-" + ++count;

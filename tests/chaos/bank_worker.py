@@ -1,7 +1,7 @@
 """One worker of the bank, a process to be killed: `python -m tests.chaos.bank_worker BOOTSTRAP TRANSACTIONAL_ID SEED`.
 
 Prints `begin ATTEMPT [orders]` before anything is written, `committed ATTEMPT` or `aborted ATTEMPT` when the library
-says so; of other attempts nobody knows. Ends with 1 when its producer was fenced or failed for good.
+says so; of other attempts nobody knows. `idle` says that it lives. Ends with 1 when its producer was fenced or failed for good.
 """
 
 import json
@@ -51,6 +51,8 @@ class Worker:
             messages = [one for one in self.consumer.consume(BATCH, 0.5) if one.error() is None]
             if messages:
                 self._transfer(messages)
+            else:
+                print("idle", flush=True)
 
     def _transfer(self, messages: list[Message]) -> None:
         self.count += 1
