@@ -1,7 +1,8 @@
 """One worker of the bank, a process to be killed: `python -m tests.chaos.bank_worker BOOTSTRAP TRANSACTIONAL_ID SEED`.
 
 Prints `begin ATTEMPT [orders]` before anything is written, `committed ATTEMPT` or `aborted ATTEMPT` when the library
-says so; of other attempts nobody knows. `idle` says that it lives. Ends with 1 when its producer was fenced or failed for good.
+says so; of other attempts nobody knows. `idle` says that it lives. Ends with 1 when its producer was fenced or failed
+for good.
 """
 
 import json

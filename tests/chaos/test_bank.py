@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 ACCOUNTS = 20
 PARTITIONS = 3
 FAULTS = 20
+HANGS_AFTER_S = 20
 ROOT = Path(__file__).parents[2]
 
 
@@ -47,6 +48,8 @@ class Workers:
         self.stopping = threading.Event()
         self.threads = [threading.Thread(target=self._keep, args=(n,)) for n in range(len(commands))]
         self.running: dict[int, subprocess.Popen[str]] = {}
+        self.heard = dict.fromkeys(range(len(commands)), monotonic())
+        self.hung = 0
         for thread in self.threads:
             thread.start()
 
@@ -62,10 +65,12 @@ class Workers:
                 env=environment,
             )
             self.running[number] = process
+            self.heard[number] = monotonic()
             assert process.stdout is not None
             with process.stdout:
                 for line in process.stdout:
                     self.books.note(line)
+                    self.heard[number] = monotonic()
                     if line.startswith("failed"):
                         self.chatter.append(line.strip())
             process.wait()
@@ -77,6 +82,15 @@ class Workers:
         process = self.running.get(number)
         if process is not None and process.poll() is None:
             process.kill()
+
+    def look(self) -> None:
+        """Kill who hangs: librdkafka can wait for ever for a request to a broker that left the metadata meanwhile, and
+        keeps its partitions all the time."""
+        for number, heard in self.heard.items():
+            if monotonic() > heard + HANGS_AFTER_S:
+                self.hung += 1
+                self.heard[number] = monotonic()
+                self.kill(number)
 
     def stop(self) -> None:
         self.stopping.set()
@@ -145,10 +159,17 @@ def read_ledger(bootstrap: str, books: Books) -> None:
     consumer.close()
 
 
-def until(what: str, holds: Callable[[], bool], seconds: float, told: Callable[[], object] = lambda: "") -> float:
+def until(
+    what: str,
+    holds: Callable[[], bool],
+    seconds: float,
+    look: Callable[[], None] = lambda: None,
+    told: Callable[[], object] = lambda: "",
+) -> float:
     """Seconds that it took."""
     began = monotonic()
     while not holds():
+        look()
         assert monotonic() < began + seconds, f"not within {seconds} s: {what} {told()}"
         sleep(0.2)
     return monotonic() - began
@@ -269,9 +290,10 @@ def test_money_transfers(tmp_path: Path, generation: int, wal: str) -> None:
                 f"transfers go on after {dict(faults)}",
                 lambda had=had: len(books.committed) > had or all_done(bootstrap),
                 90,
+                workers.look,
                 lambda: workers.chatter[-5:],
             )
-        took_s = until("every order is carried out", lambda: all_done(bootstrap), 120)
+        took_s = until("every order is carried out", lambda: all_done(bootstrap), 120, workers.look)
         workers.stop()
         until("no transaction hangs", lambda: not hanging(bootstrap), 40)
         reader.stop()
@@ -287,6 +309,7 @@ def test_money_transfers(tmp_path: Path, generation: int, wal: str) -> None:
                 "committed": len(books.committed),
                 "aborted": len(books.aborted),
                 "unknown": len(books.begun) - len(books.committed | books.aborted),
+                "hung": workers.hung,
                 "restarts": sum(workers.restarts.values()),
                 "caught up in s": round(took_s, 1),
             }
