@@ -8,7 +8,6 @@ import pytest
 import broker.metadata_cache
 from broker.metadata_cache import UNCHANGING, MetadataCache, partition_of
 from controller import facts as f
-from controller.commands import LogStart
 from protocol.errors import ErrorCode
 from protocol.fast.metadata import encode_metadata_topic
 from storage.seal import Range, SegmentObject
@@ -33,7 +32,7 @@ def history() -> list[Sequence[f.Fact]]:
         (f.TopicCreated("__b", b"b" * 16, True, (2,), ()), f.LeaderNamed(2, NODE, OLD, 0, OLD_WAL)),
         (f.ConfigsChanged(2, "a", (("retention.ms", "1"),)),),
         (f.SealCommitted(OLD, 1, (item,)),),
-        (f.LogStartAdvanced((LogStart(0, 3),)),),
+        (f.LogStartAdvanced((f.LogStart(0, 3),)),),
         (f.ProducerIdsAllocated(0, 1000),),
         (f.PartitionsAdded(b"a" * 16, (3,)), f.LeaderNamed(3, NODE, OLD, 0, OLD_WAL)),
         (f.LeaseExtended((f.WalGroup(OLD_WAL, 4),)),),
@@ -45,7 +44,7 @@ def history() -> list[Sequence[f.Fact]]:
         (f.WalScanned(OLD_WAL, 1, (), 4),),
         (f.LeaderNamed(0, NODE, NEW, 1, NEW_WAL),),
         (f.WalRetired(OLD_WAL), f.LeaderNamed(1, NODE, NEW, 1, NEW_WAL)),
-        (f.LogStartAdvanced((LogStart(0, 5),)), f.TopicDeleted(b"b" * 16)),
+        (f.LogStartAdvanced((f.LogStart(0, 5),)), f.TopicDeleted(b"b" * 16)),
         (f.ObjectsDeleted(("segments/1/x/1-0",)),),
         (f.NamesFreed(("__b",)),),
         (f.TopicCreated("__b", b"c" * 16, True, (4,), ()),),

@@ -110,6 +110,13 @@ TABLE = [
         lambda request, kafka, tidelog: kafka == 2 and tidelog in (3, 100),
     ),
     Allowed(
+        "DescribeTransactions|DescribeProducers",
+        r".*\.(transaction_start_time_ms|last_timestamp)",
+        "Each broker's own clock.",
+        lambda request, kafka, tidelog: min(kafka, tidelog) > 0 and abs(kafka - tidelog) < 60_000,
+        sometimes=True,
+    ),
+    Allowed(
         "ListOffsets",
         r"topics\.partitions\.timestamp",
         "Each broker's own clock, where it stamps records.",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from protocol.apis import APIS, ApiKey
 from protocol.codec import Data
-from protocol.records import HEADER_SIZE, iterate_batches
+from protocol.records import BatchHeader, iterate_batches
 from tests.differential.allowed import allowed
 from tests.differential.values import KINDS, Values
 
@@ -33,8 +33,8 @@ IDENTITY = (
 )
 """Fields that tell elements of a list apart, where its order means nothing."""
 
-LEADER_EPOCH = slice(12, 16)  # of a batch: who led when it was appended, not covered by its CRC
-CRC, TIMESTAMPS = slice(17, 21), slice(27, 43)  # which the broker wrote, where it stamps records with its own time
+LEADER_EPOCH, CRC, TIMESTAMPS, PRODUCER_ID = slice(12, 16), slice(17, 21), slice(27, 43), slice(43, 51)
+COORDINATOR_EPOCH = slice(73, 77)  # in a marker, which is one record: key and value are of fixed size
 
 
 class Difference(NamedTuple):
@@ -76,13 +76,17 @@ def _compare_field(path: str, name: str, kafka: Any, ours: Any, values: Values) 
         if not values.alike(name, kafka, ours):
             yield Difference(path, kafka, ours)
     elif name == "records":
-        yield from _compare_records(path, kafka, ours)
+        yield from _compare_records(path, kafka, ours, values)
     else:
         yield from _compare(path, kafka, ours, values)
 
 
 def _compare_lists(path: str, kafka: list[Any], ours: list[Any], values: Values) -> Iterator[Difference]:
     key = _identity(kafka or ours)
+    if all(isinstance(item, int) for item in (*kafka, *ours)):  # partitions, brokers: sets, as it were
+        if sorted(kafka) != sorted(ours):
+            yield Difference(path, kafka, ours)
+        return
     if not key:
         if len(kafka) != len(ours):
             yield Difference(f"{path}.length", len(kafka), len(ours))
@@ -128,28 +132,30 @@ def _identity(items: list[Any]) -> tuple[str, ...]:
     return ()
 
 
-def _compare_records(path: str, kafka: Any, ours: Any) -> Iterator[Difference]:
-    """Batch by batch. One that is cut off at the end of an answer (Kafka's, when it meets a bound) does not count."""
-    left, right = _batches(kafka), _batches(ours)
-    if left is None or right is None:
-        if left != right:
-            yield Difference(path, left, right)
+def _compare_records(path: str, kafka: Any, ours: Any, values: Values) -> Iterator[Difference]:
+    if kafka is None or ours is None:
+        if kafka is not ours:
+            yield Difference(path, kafka, ours)
         return
+    left, right = list(iterate_batches(kafka)), list(iterate_batches(ours))
     if len(left) != len(right):
         yield Difference(f"{path}.batches", len(left), len(right))
-    for number, (one, other) in enumerate(zip(left, right)):
-        if one != other:
-            yield Difference(f"{path}[{number}]", one[:HEADER_SIZE].hex(), other[:HEADER_SIZE].hex())
+    for number, ((start, one), (begin, other)) in enumerate(zip(left, right)):
+        where = f"{path}[{number}]"
+        if not values.alike("producer_id", one.producer_id, other.producer_id):
+            yield Difference(f"{where}.producer_id", one.producer_id, other.producer_id)
+        batch, same = _plain(one, kafka[start : start + one.size]), _plain(other, ours[begin : begin + other.size])
+        if batch != same:
+            yield Difference(where, batch.hex(), same.hex())
 
 
-def _batches(data: Any) -> list[bytes] | None:
-    if data is None:
-        return None
-    found = []
-    for position, header in iterate_batches(data):
-        batch = bytearray(data[position : position + header.size])
-        batch[LEADER_EPOCH] = bytes(4)
-        if header.log_append_time:
-            batch[CRC], batch[TIMESTAMPS] = bytes(4), bytes(16)
-        found.append(bytes(batch))
-    return found
+def _plain(header: BatchHeader, data: Any) -> bytes:
+    """A batch without what a broker chooses: its leader's epoch, its producer's id, and times that it gave itself."""
+    batch = bytearray(data)
+    for field in (LEADER_EPOCH, CRC, PRODUCER_ID):
+        batch[field] = bytes(field.stop - field.start)
+    if header.log_append_time or header.is_control:
+        batch[TIMESTAMPS] = bytes(16)
+    if header.is_control:
+        batch[COORDINATOR_EPOCH] = bytes(4)
+    return bytes(batch)

@@ -14,9 +14,9 @@ SETTINGS: dict[str, object] = {
     "group.initial.rebalance.delay.ms": 0,
     "log.retention.ms": -1,  # records carry old timestamps
     "offsets.topic.num.partitions": 1,
+    "transaction.state.log.num.partitions": 1,
 }
 ONLY_KAFKAS: dict[str, object] = {
-    "transaction.state.log.num.partitions": 1,
     "log.cleaner.enable": "false",
 }
 

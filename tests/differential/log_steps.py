@@ -105,7 +105,14 @@ class LogSteps(Machine):
         self.send(version, self.name(short), 0, bad_batch(fault), {}, acks)
 
     def send(
-        self, version: int, name: str, partition: int, batch: bytes, options: dict[str, Any], acks: int = -1
+        self,
+        version: int,
+        name: str,
+        partition: int,
+        batch: bytes,
+        options: dict[str, Any],
+        acks: int = -1,
+        transactional_id: str | None = None,
     ) -> Any:
         """One batch; `options`: those it was built with."""
         by_id = version >= 13
@@ -115,7 +122,7 @@ class LogSteps(Machine):
             topic_id=self.topic_ids.get(name, UNKNOWN_ID) if by_id else bytes(16),
             partition_data=[part],
         )
-        request = m.ProduceRequest(transactional_id=None, acks=acks, timeout_ms=5000, topic_data=[topic])
+        request = m.ProduceRequest(transactional_id=transactional_id, acks=acks, timeout_ms=5000, topic_data=[topic])
         producer_id = options.get("producer_id", -1)
         if producer_id < 0:
             return self.ask(ApiKey.PRODUCE, version, request)

@@ -99,10 +99,18 @@ class Pair:
 
     def _wait_until_warm(self, key: str) -> None:
         """Until both have a coordinator, whose topic is made when somebody first asks, and a block of producer ids."""
-        request = m.FindCoordinatorRequest(key=key, key_type=0)
         deadline = time.perf_counter() + 30
-        while any(answer.error_code for answer in self.each(ApiKey.FIND_COORDINATOR, 3, request)):
-            assert time.perf_counter() < deadline, "no coordinator"
+        for kind in (0, 1):
+            request = m.FindCoordinatorRequest(key=key, key_type=kind)
+            while any(answer.error_code for answer in self.each(ApiKey.FIND_COORDINATOR, 3, request)):
+                assert time.perf_counter() < deadline, "no coordinator"
+                time.sleep(0.05)
+        transactions = m.DescribeTransactionsRequest(transactional_ids=[key])
+        while any(
+            answer.transaction_states[0].error_code == LOADING
+            for answer in self.each(ApiKey.DESCRIBE_TRANSACTIONS, 0, transactions)
+        ):
+            assert time.perf_counter() < deadline, "the coordinator of transactions does not load"
             time.sleep(0.05)
         describe = m.DescribeGroupsRequest(groups=[key])
         while any(answer.groups[0].error_code == LOADING for answer in self.each(ApiKey.DESCRIBE_GROUPS, 5, describe)):

@@ -10,6 +10,7 @@ from tests.differential.group_steps import GroupSteps
 from tests.differential.log_steps import FAULTS, LogSteps, bad_batch
 from tests.differential.sides import Pair
 from tests.differential.topics import TopicSteps
+from tests.differential.txn_steps import TxnSteps
 
 pytestmark = [pytest.mark.compatibility, pytest.mark.timeout(900)]
 
@@ -33,7 +34,11 @@ class Configs(ConfigSteps, TopicSteps):
     """Configs and the topics they are of."""
 
 
-@pytest.mark.parametrize("steps", [TopicSteps, Logs, Groups, Configs])
+class Transactions(TxnSteps):
+    """Transactions, what they write to, and what readers see of it."""
+
+
+@pytest.mark.parametrize("steps", [TopicSteps, Logs, Groups, Configs, Transactions])
 def test_both_answer_alike(pair: Pair, steps: type[TopicSteps]) -> None:
     run_state_machine_as_test(lambda: steps(pair), settings=SETTINGS)  # type: ignore[no-untyped-call]
 

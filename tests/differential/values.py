@@ -10,6 +10,8 @@ from protocol.codec import Data
 KINDS = {
     "topic_id": "topic id",
     "producer_id": "producer id",
+    "producer_id_filters": "producer id",
+    "v3_and_below_producer_id": "producer id",
     "member_id": "member id",
     "leader": "member id",
     "session_id": "fetch session",
@@ -52,7 +54,12 @@ class Values:
             if name == "records" and records is not None and value is not None:
                 fields[name] = records(value)
                 continue
-            fields[name] = self.ours(value, records) if kind is None else self._ours.get((kind, value), value)
+            if kind is None:
+                fields[name] = self.ours(value, records)
+            elif isinstance(value, list):
+                fields[name] = [self._ours.get((kind, item), item) for item in value]
+            else:
+                fields[name] = self._ours.get((kind, value), value)
         return type(message)(**fields)
 
     def counterpart(self, field: str, kafka: Any) -> Any:
