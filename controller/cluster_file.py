@@ -89,7 +89,11 @@ async def _create(
 ) -> ClusterFile:
     for prefix in (ENTRIES, SNAPSHOTS):
         async for info in store.list(prefix):
-            raise ClusterFileError(f"{KEY} is missing, but {info.key} exists: restore it from a copy of the bucket")
+            try:
+                return await read_cluster(store)  # another process began the cluster meanwhile, and writes this first
+            except NotFound:
+                text = f"{KEY} is missing, but {info.key} exists: restore it from a copy of the bucket"
+                raise ClusterFileError(text) from None
     cluster_id = expected_id or _new_id(token)
     value: dict[str, str | int] = {"cluster_id": cluster_id, "format": 1}
     if elsewhere is not None:

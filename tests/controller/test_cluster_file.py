@@ -2,10 +2,10 @@ import asyncio
 
 import pytest
 
-from controller.cluster_file import KEY, POSTGRESQL, ClusterFileError, open_cluster, read_cluster
+from controller.cluster_file import KEY, POSTGRESQL, ClusterFile, ClusterFileError, open_cluster, read_cluster
 from controller.object_log import entry_key
 from storage.memory import MemoryStore
-from storage.object_store import NotFound, Unavailable
+from storage.object_store import NotFound, StoredObject, Unavailable
 from tests.controller import golden
 from tests.controller.builders import tokens
 from tests.support.faulty_store import FaultyStore, Mishap, in_order
@@ -17,6 +17,24 @@ async def test_created_once_by_whoever_is_first() -> None:
     assert len(set(found)) == 1
     assert len(found[0].cluster_id) == 22 and found[0].format == 1
     assert await open_cluster(store, tokens("later"), found[0].cluster_id) == found[0]
+
+
+async def test_who_looks_while_another_begins_the_cluster_joins_it() -> None:
+    class Slow(MemoryStore):
+        async def get(self, key: str) -> StoredObject:
+            try:
+                return await super().get(key)
+            except NotFound:
+                if not begun:
+                    begun.append(await open_cluster(other, tokens("other")))
+                    await other.put_if_absent(entry_key(1), b"")
+                raise
+
+    begun: list[ClusterFile] = []
+    store = Slow()
+    other = MemoryStore()
+    other._objects = store._objects
+    assert await open_cluster(store, tokens("slow")) == begun[0]
 
 
 async def test_kafka_avoids_a_leading_dash() -> None:
