@@ -1,8 +1,8 @@
 """The `tidelog` command: `start` runs a broker; the other commands are for people and scripts.
 
-`cluster start` runs several. `broker`, `topic`, `group`, `produce` and `consume` speak the public protocol through a
-Kafka client library, so they work against any Kafka. `inspect` reads bytes and never modifies them; `wal` and `cluster
-format` are for the operator, who decides about lost data and about upgrades.
+`cluster start` runs several. `broker`, `topic`, `config`, `group`, `produce`, `consume` and `cluster describe` speak
+the public protocol through a Kafka client library, so they work against any Kafka. `inspect` reads bytes and never
+modifies them; `wal` and `cluster format` are for the operator, who decides about lost data and about upgrades.
 """
 
 import argparse
@@ -15,9 +15,13 @@ from broker.cli.output import CommandError
 
 COMMANDS = {
     "start": ("broker.cli.start", "run a broker in the foreground"),
-    "cluster": ("broker.cli.cluster", "start several brokers on this machine; show and raise the format level"),
+    "cluster": (
+        "broker.cli.cluster",
+        "describe a cluster; start several brokers on this machine; show and raise the format level",
+    ),
     "broker": ("broker.cli.brokers", "list the brokers of a cluster"),
     "topic": ("broker.cli.topics", "list, create, describe, alter and delete topics"),
+    "config": ("broker.cli.config", "show and change configs of topics, brokers and groups, and client quotas"),
     "group": ("broker.cli.groups", "list, describe and delete consumer groups, reset their offsets"),
     "produce": ("broker.cli.produce", "send a record a line from standard input or a file"),
     "consume": ("broker.cli.consume", "print the records of a topic"),

@@ -1,4 +1,4 @@
-"""`tidelog cluster start|accept-server`, and `format [--raise]`: the format level, and raising it after an upgrade.
+"""`tidelog cluster describe|start|accept-server`, and `format [--raise]`: the format level, raised after an upgrade.
 
 `format` goes to the HTTP port of a running broker. Once raised, brokers of an older version are refused: there is no
 way back to it.
@@ -8,7 +8,7 @@ import argparse
 import json
 from typing import Any
 
-from broker.cli import accept_server, cluster_start
+from broker.cli import accept_server, cluster_describe, cluster_start
 from broker.cli.output import add_format, show
 from broker.cli.wal import DEFAULT_HTTP, call
 
@@ -16,6 +16,7 @@ from broker.cli.wal import DEFAULT_HTTP, call
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options and verbs of the command."""
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    cluster_describe.add_verb(verbs)
     cluster_start.add_verb(verbs)
     accept_server.add_verb(verbs)
     level = verbs.add_parser("format", help="the format level, and what every broker understands")

@@ -29,7 +29,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--max-records", type=positive, default=None, help="stop after so many")
     parser.add_argument("-e", "--exit-at-end", action="store_true", help="stop at the end the topic has now")
     parser.add_argument(
-        "--format", choices=("value", "keyed", "json", "none"), default="value", help="none: only count"
+        "--format",
+        choices=("value", "keyed", "headers", "json", "none"),
+        default="value",
+        help="keyed, headers: with tabs between; none: only count",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=run)
@@ -49,12 +52,16 @@ def render(record: Any, style: str) -> bytes:
     """One output line of one record."""
     if style == "value":
         return (record.value or b"") + b"\n"
+    if style == "headers":
+        headers = b",".join(key.encode() + b"=" + (value or b"") for key, value in record.headers)
+        return headers + b"\t" + (record.key or b"") + b"\t" + (record.value or b"") + b"\n"
     if style == "keyed":
         return (record.key or b"") + b"\t" + (record.value or b"") + b"\n"
     fields = {
         "partition": record.partition,
         "offset": record.offset,
         "timestamp": record.timestamp,
+        "headers": [[key, text(value)] for key, value in record.headers],
         "key": text(record.key),
         "value": text(record.value),
     }

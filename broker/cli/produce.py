@@ -21,6 +21,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-k", "--key-separator", help="text between key and value of a line; default: lines have no key"
     )
+    parser.add_argument(
+        "-H", "--header", metavar="KEY=VALUE", action="append", default=[], help="a header of every record"
+    )
     parser.add_argument("-p", "--partition", type=int, default=None)
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=run)
@@ -37,9 +40,17 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"cannot read {options.file}: {error.strerror}") from None
 
 
+def _header(text: str) -> tuple[str, bytes]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise CommandError(f"--header {text}: write key=value")
+    return key, value.encode()
+
+
 def send(options: argparse.Namespace, source: BinaryIO) -> int:
     """Send what `source` holds."""
     separator = options.key_separator.encode() if options.key_separator else None
+    headers = [_header(text) for text in options.header]
     progress = Progress("acknowledged", options.quiet)
     failures: Counter[str] = Counter()
 
@@ -56,7 +67,7 @@ def send(options: argparse.Namespace, source: BinaryIO) -> int:
                     key, found, value = value.partition(separator)
                     if not found:
                         raise CommandError(f"a line has no {options.key_separator!r}: {line[:60]!r}")
-                sent = producer.send(options.topic, key=key, value=value, partition=options.partition)
+                sent = producer.send(options.topic, key=key, value=value, partition=options.partition, headers=headers)
                 size = len(value) + len(key or b"")
                 sent.add_callback(lambda _metadata, size=size: progress.add(size))
                 sent.add_errback(failed)

@@ -85,7 +85,9 @@ def tidelog(run: Run, served: BrokerProcess) -> Run:
 
     def call(command: str, *words: str) -> tuple[int, str, str]:
         first, rest = (command,), words
-        if command in ("topic", "group"):
+        if command == "config":
+            first, rest = (command, *words[:2]), words[2:]
+        if command in ("topic", "group", "cluster"):
             first, rest = (command, words[0]), words[1:]
         return run(*first, "-b", served.bootstrap, *rest)
 
@@ -238,9 +240,84 @@ def test_keys_and_values_there_and_back(tidelog: Run, tmp_path: Path) -> None:
     code, out, err = tidelog("consume", "pairs", "-e", "-q", "--format", "json")
     rows = [json.loads(line) for line in out.splitlines()]
     assert err == "" and {(row["key"], row["value"]) for row in rows} == {("a", "1"), ("b", "2"), ("c", ""), ("", "4")}
-    assert all(set(row) == {"partition", "offset", "timestamp", "key", "value"} for row in rows)
+    assert all(set(row) == {"partition", "offset", "timestamp", "headers", "key", "value"} for row in rows)
     code, out, err = tidelog("consume", "pairs", "-e", "--format", "none")
     assert (code, out) == (0, "") and err.startswith("consumed 4 records")
+
+
+def test_headers_there_and_back(tidelog: Run, tmp_path: Path) -> None:
+    tidelog("topic", "create", "headed")
+    sent = ("produce", "headed", "-q", "-f", lines(tmp_path, "v"), "-H", "trace=a=b", "-H", "empty=")
+    assert tidelog(*sent)[0] == 0
+    code, out, _ = tidelog("consume", "headed", "-e", "-q", "--format", "json")
+    assert (code, json.loads(out)["headers"]) == (0, [["trace", "a=b"], ["empty", ""]])
+    assert tidelog("consume", "headed", "-e", "-q", "--format", "headers")[1] == "trace=a=b,empty=\t\tv\n"
+    code, _, err = tidelog("produce", "headed", "-q", "-f", lines(tmp_path, "v"), "-H", "trace")
+    assert (code, "--header trace: write key=value" in err) == (1, True)
+
+
+def test_configs(tidelog: Run) -> None:
+    tidelog("topic", "create", "configured")
+    assert tidelog("config", "alter", "topic", "configured", "-s", "retention.ms=5000") == (0, "", "")
+    shown = "CONFIG        VALUE  FROM\nretention.ms  5000   topic\n"
+    code, out, _ = tidelog("config", "describe", "topic", "configured")
+    assert (code, out) == (0, shown)
+    everything = json.loads(tidelog("config", "describe", "topic", "configured", "--all", "--format", "json")[1])
+    assert {row["config"]: row["value"] for row in everything}["cleanup.policy"] == "delete"
+    assert tidelog("config", "alter", "topic", "configured", "--remove", "retention.ms")[0] == 0
+    assert tidelog("config", "describe", "topic", "configured")[1] == "CONFIG  VALUE  FROM\n"
+    assert tidelog("config", "alter", "broker", "default", "-s", "max.connections=5000")[0] == 0
+    assert "max.connections" in tidelog("config", "describe", "broker", "default")[1]
+    assert re.search(r"max.connections +5000 +all brokers", tidelog("config", "describe", "broker", "1")[1])
+    assert tidelog("config", "alter", "broker", "default", "--remove", "max.connections")[0] == 0
+    assert tidelog("config", "alter", "group", "g", "-s", "consumer.session.timeout.ms=50000", "--check")[0] == 0
+    assert tidelog("config", "describe", "group", "g")[1] == "CONFIG  VALUE  FROM\n"
+    for words, message in (
+        (("alter", "topic", "configured", "-s", "retention.ms=soon"), "Not a number of type LONG"),
+        (("alter", "topic", "configured", "-s", "retention.ms"), "write key=value"),
+        (("alter", "topic", "configured"), "nothing to do"),
+        (("alter", "broker", "1", "-s", "node.id=7"), "Cannot update these configs dynamically: [node.id]"),
+        (("describe", "broker", "one"), "write a node id, or default"),
+    ):
+        code, out, err = tidelog("config", *words)
+        assert (code, out, message in err) == (1, "", True), err
+
+
+def test_quotas(tidelog: Run) -> None:
+    who = ("--user", "<default>", "--client-id", "reports")
+    assert tidelog(
+        "config", "alter", "quota", *who, "-s", "producer_byte_rate=1000", "-s", "request_percentage=2.5"
+    ) == (
+        0,
+        "",
+        "",
+    )
+    code, out, _ = tidelog("config", "describe", "quota", "--client-id", "reports")
+    assert (code, out) == (
+        0,
+        "USER       CLIENT ID  QUOTA               VALUE\n"
+        "<default>  reports    producer_byte_rate  1000\n"
+        "<default>  reports    request_percentage  2.5\n",
+    )
+    removed = ("--remove", "producer_byte_rate", "--remove", "request_percentage")
+    assert tidelog("config", "alter", "quota", *who, *removed)[0] == 0
+    assert tidelog("config", "describe", "quota")[1] == "QUOTA  VALUE\n"
+    for words, message in (
+        (("-s", "producer_byte_rate=1"), "whose quota?"),
+        (("--user", "a", "-s", "producer_byte_rate=fast"), "write a number"),
+        (("--user", "a", "-s", "producer_byte_rate=0"), "must be greater than 0"),
+    ):
+        code, out, err = tidelog("config", "alter", "quota", *words)
+        assert (code, out, message in err) == (1, "", True), err
+
+
+def test_a_cluster_is_described(tidelog: Run) -> None:
+    code, out, _ = tidelog("cluster", "describe")
+    assert code == 0
+    assert re.match(r"cluster     \S{22}\ncontroller  broker 1\nNODE ID  ADDRESS +RACK  STATE\n", out)
+    assert re.search(r"transaction.version +2  0 to 2", out)
+    found = json.loads(tidelog("cluster", "describe", "--format", "json")[1])
+    assert [broker["node_id"] for broker in found["brokers"]] == [1]
 
 
 def test_partitions_and_offsets(tidelog: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,12 +382,14 @@ def test_records_as_they_are_printed() -> None:
 
     class Record:
         key, value, partition, offset, timestamp = None, b"\xff\n", 1, 2, 3
+        headers = (("h", b"x"), ("h", b"\xff"))
 
     assert render(Record, "value") == b"\xff\n\n"
     assert json.loads(render(Record, "json")) == {
         "partition": 1,
         "offset": 2,
         "timestamp": 3,
+        "headers": [["h", "x"], ["h", "base64:/w=="]],
         "key": None,
         "value": "base64:/wo=",
     }
