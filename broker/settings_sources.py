@@ -34,7 +34,6 @@ WITHOUT_EFFECT_PREFIXES = (
     "group.share.",
     "group.streams.",
     "share.coordinator.",
-    "transaction.",
 )
 _WITHOUT_EFFECT_KEYS = """
 auto.leader.rebalance.enable
@@ -57,6 +56,8 @@ offsets.topic.segment.bytes
 producer.purgatory.purge.interval.requests request.timeout.ms server.max.startup.time.ms
 socket.connection.setup.timeout.max.ms socket.connection.setup.timeout.ms socket.receive.buffer.bytes
 socket.send.buffer.bytes telemetry.max.bytes unclean.leader.election.enable
+transaction.partition.verification.enable transaction.state.log.load.buffer.size
+transaction.state.log.min.isr transaction.state.log.segment.bytes transaction.two.phase.commit.enable
 unclean.leader.election.interval.ms unstable.api.versions.enable unstable.feature.versions.enable
 """
 WITHOUT_EFFECT = frozenset(_WITHOUT_EFFECT_KEYS.split())

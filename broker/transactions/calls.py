@@ -32,8 +32,8 @@ WRITE_MARKERS_VERSION = 2
 ADD_PARTITIONS_MS = 5_000
 WRITE_MARKERS_MS = 5_000
 """How long an answer is waited for; then it is asked again, of whoever leads then."""
-TRANSACTIONS_MAX = 500
-"""Of one request."""
+PARTITIONS_MAX = 1000
+"""Of one request, unless one transaction alone has more."""
 
 
 class Neighbours:
@@ -166,10 +166,12 @@ class CoordinatorCalls:
         while self._queues[node]:
             batch: dict[str, _Question] = {}
             later: list[_Question] = []
+            room = PARTITIONS_MAX
             for question in self._queues[node]:
                 # An answer is found by its transactional id.
-                if len(batch) < TRANSACTIONS_MAX and question.transactional_id not in batch:
+                if question.transactional_id not in batch and (len(question.partitions) <= room or not batch):
                     batch[question.transactional_id] = question
+                    room -= len(question.partitions)
                 else:
                     later.append(question)
             self._queues[node] = later

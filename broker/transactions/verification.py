@@ -54,7 +54,7 @@ class TransactionVerifier(Protocol):
 
         Returns the partitions that are not, with the coordinator's own error: INVALID_PRODUCER_ID_MAPPING,
         PRODUCER_FENCED, CONCURRENT_TRANSACTIONS, TRANSACTION_ABORTABLE, .. COORDINATOR_NOT_AVAILABLE: nobody leads its
-        partition. NETWORK_EXCEPTION: it did not answer within `request.timeout.ms`. Raises nothing.
+        partition. NETWORK_EXCEPTION: it did not answer in time. Raises nothing.
         """
         ...
 

@@ -85,3 +85,28 @@ def test_a_copy_through_kills_of_the_broker(clients: Tools, tmp_path: Path) -> N
                 broker.start()
             assert copy.wait(120) == 0, copy.err[-20:]
         assert copied(broker, "t") == list(range(COUNT))
+
+
+def test_the_stock_tool(clients: Tools, broker: BrokerProcess, topic: str) -> None:
+    """It lists, describes and, by itself, ends a transaction that hangs."""
+    name = f"{topic}-tx"
+
+    def tool(*arguments: object) -> list[str]:
+        return clients.run("TransactionsCommand", "--bootstrap-server", broker.bootstrap, *arguments).lines
+
+    with clients.running("main.Transactions", "hang", broker.bootstrap, topic) as hanging:
+        hanging.wait_for(lambda lines: "open" in lines)
+        hanging.kill()
+    assert any(line.split()[0] == name and "Ongoing" in line for line in tool("list"))
+    described = tool("describe", "--transactional-id", name)
+    assert any("Ongoing" in line and f"{topic}-0" in line for line in described)
+    producers = tool("describe-producers", "--topic", topic, "--partition", 0)
+    assert len(producers) == 2 and producers[1].split()[-1] == "0", "one that is open from offset 0"
+    with confluent.consumer(broker.bootstrap, {"isolation.level": "read_committed"}) as reader:
+        reader.assign({(topic, 0): "beginning"})
+        assert reader.poll(0.5) == []
+        assert tool("abort", "--topic", topic, "--partition", 0, "--start-offset", 0) == []
+        with confluent.producer(broker.bootstrap) as producer:
+            producer.send(topic, [Out(b"after", partition=0)])
+        (one,) = poll_until(reader, lambda records: len(records) >= 1)
+        assert one.value == b"after"
