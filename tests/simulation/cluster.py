@@ -23,8 +23,9 @@ from controller.facts import Fact, SessionEnded
 from controller.object_log import ENTRIES
 from controller.runtime import ControllerSettings
 from storage import probe
+from tests.simulation import tables
 from tests.simulation.checker import Final, Loss, check
-from tests.simulation.client import ClientSettings, Part, SimulatedClient
+from tests.simulation.client import ClientSettings, Part, Recorder, SimulatedClient
 from tests.simulation.consumers import Consumer, ConsumerLoad, GroupLoad, GroupMember
 from tests.simulation.faults import Faults, kinds_for
 from tests.simulation.history import History
@@ -100,6 +101,8 @@ class Options:
     log_level: int = logging.WARNING
     moves: float = 0.5
     """How likely it is in a world of several brokers that an operator moves leadership about, and drains brokers."""
+    tables: float = 0.3
+    """How likely it is that there is a compacted topic too."""
     upgrade: bool = False
     """The version before began the cluster, and an operator upgrades it."""
 
@@ -130,6 +133,7 @@ class World:
         self.rng = self.scheduler.stream("world")
         self.network = Network(self.scheduler)
         self.bucket = Bucket(self.scheduler, self.scheduler.stream("bucket"), record=self.history.record)
+        self._table_history = tables.Renamed(self.history)
         self.findings: list[str] = []
         self._entries: dict[int, tuple[bytes, str]] = {}
         """By position: the hash of the metadata entry there, and who applied it first."""
@@ -221,6 +225,11 @@ class World:
         if self.wal == "objects":
             values["tidelog.wal"] = "objects"
             del values["tidelog.wal.dir"]
+        rng = self.scheduler.stream("tables")
+        self.table: dict[str, str] | None = None
+        if rng.random() < self.options.tables:
+            self.table, cleaner = tables.draw(rng)
+            values |= cleaner
         return {key: str(value) for key, value in (values | self._draw_merging()).items()}
 
     def _draw_merging(self) -> dict[str, Any]:
@@ -276,12 +285,17 @@ class World:
     # Clients
 
     def add_client(
-        self, make: Callable[..., SimulatedClient], name: str, *args: Any, **options: Any
+        self,
+        make: Callable[..., SimulatedClient],
+        name: str,
+        *args: Any,
+        history: Recorder | None = None,
+        **options: Any,
     ) -> SimulatedClient:
         """Start a client in a process of its own."""
         bootstrap = [(node.host.name, PORT) for node in self.nodes]
         rng = self.scheduler.stream(f"client {name}")
-        client = make(name, bootstrap, self.history, rng, self._numbers, *args, **options)
+        client = make(name, bootstrap, history or self.history, rng, self._numbers, *args, **options)
         process = Process(rng.choice(self.client_hosts), name)
         self.processes.append(process)
         self.clients[name] = process
@@ -326,12 +340,25 @@ class World:
             nodes = [node.node_id for node in self.nodes]
             self.add_client(Mover, "mover", [*PARTS, *OFFSETS_PARTS], nodes)
             Drainer(self).later()
+        if self.table is not None:
+            self._add_table_clients(self.table)
         for number in range(2):
             polls = ConsumerLoad(max_wait_ms=300, pause_ms=(50, 300))
             group_load = GroupLoad(session_timeout_ms=rng.choice([2_000, 6_000]))
             self.add_client(
                 GroupMember, f"member-{number}", PARTS, polls, group=GROUP, group_load=group_load, settings=settings
             )
+
+    def _add_table_clients(self, configs: dict[str, str]) -> None:
+        """Those of the compacted topic."""
+        rng = self.scheduler.stream("table clients")
+        names = {tables.TABLE: 1}
+        self.add_client(Admin, "table-admin", names, configs={tables.TABLE: configs}, history=self._table_history)
+        for number in range(2):
+            load = ProducerLoad(records=(1, 6), value_bytes=(8, 300), pause_ms=rng.choice([(20, 200), (100, 800)]))
+            options = {"history": self._table_history}
+            self.add_client(tables.TableProducer, f"table-{number}", [tables.PART], load, **options)
+        self.add_client(tables.TableReader, "table-reader", history=self._table_history)
 
     # The run
 
@@ -379,6 +406,8 @@ class World:
         if self.rng.random() < 0.3:
             self._restart_all()
         self._finish([self.add_client(FinalReader, "final", PARTS, groups=[GROUP])])
+        if self.table is not None:
+            self._finish([self.add_client(tables.TableReader, "table-final", once=True, history=self._table_history)])
         self._judge(quiet_from_ns, store_quiet_from_ns)
 
     def _everybody_serves(self) -> bool:
@@ -453,6 +482,9 @@ class World:
             live_within_ns=LIVE_WITHIN_S * S,
         )
         self.findings += [str(finding) for finding in check(self.history, final)]
+        if self.table is not None:
+            retention_ms = int(self.table["delete.retention.ms"])
+            self.findings += [str(finding) for finding in tables.judge(self.history, final.losses, retention_ms)]
 
     @contextmanager
     def _scaled(self) -> Iterator[None]:

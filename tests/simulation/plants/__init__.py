@@ -4,7 +4,7 @@ Some are the mutations of the executable model of the protocol, the others are w
 is a module per area; importing it registers its bugs.
 """
 
-from tests.simulation.plants import broker, cluster, merging, metadata, moves, objects
+from tests.simulation.plants import broker, cluster, compaction, merging, metadata, moves, objects
 from tests.simulation.plants.registry import CLUSTER_PLANTS, MOVE_PLANTS, OBJECT_PLANTS, PLANTS, Plant
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Plant",
     "broker",
     "cluster",
+    "compaction",
     "merging",
     "metadata",
     "moves",

@@ -76,7 +76,8 @@ def plant(**options: Any) -> Callable[[Callable[[], Patches]], None]:
     bug is to show in one of three worlds or more, because every change of how worlds are drawn makes other worlds.
     """
     return _register(
-        PLANTS, Options(**{"brokers": 1, "wal": "volume", "faults_s": 12, "settings": NO_MERGING} | options)
+        PLANTS,
+        Options(**{"brokers": 1, "wal": "volume", "faults_s": 12, "tables": 0.0, "settings": NO_MERGING} | options),
     )
 
 
@@ -84,7 +85,7 @@ def cluster_plant(**options: Any) -> Callable[[Callable[[], Patches]], None]:
     """The same for `CLUSTER_PLANTS`."""
     return _register(
         CLUSTER_PLANTS,
-        Options(**{"brokers": 3, "wal": "volume", "faults_s": 12, "settings": NO_MERGING} | options),
+        Options(**{"brokers": 3, "wal": "volume", "faults_s": 12, "tables": 0.0, "settings": NO_MERGING} | options),
     )
 
 
@@ -92,6 +93,6 @@ def registered_in(among: dict[str, Plant], **defaults: Any) -> Callable[..., Cal
     """A decorator as `plant` for bugs of another area, whose worlds have these options."""
 
     def area_plant(**options: Any) -> Callable[[Callable[[], Patches]], None]:
-        return _register(among, Options(**{"settings": NO_MERGING} | defaults | options))
+        return _register(among, Options(**{"tables": 0.0, "settings": NO_MERGING} | defaults | options))
 
     return area_plant
