@@ -2,40 +2,30 @@
 
 A state is what the facts of entries 1 to `position` made, nothing else: two processes at one position hold equal
 states. It is put together from parts that know nothing of each other (topics, brokers, WAL instances, logs, objects,
-configs); this module tells each part what a fact means for it.
-
-Snapshot form: a stream of msgpack lists `[section, rows]`, the first being `[0, [format, ...]]`. Sections are
-numbered for ever; an unknown one stops the reader, so what only a higher format level can bring about has sections of
-its own, and an empty section is not written. Rows are positional.
+configs); this module tells each part what a fact means for it, and names the parts' sections of a snapshot
+(`controller.rows`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from typing import Any, cast
-
-import msgpack
 
 from controller import facts as f
 from controller.access import AccessTable, Credential, Entity
 from controller.answers import AnswerTable
 from controller.brokers import Broker, BrokerTable
-from controller.codec import Malformed
 from controller.compactions import Compaction, CompactionTable
 from controller.configs import TOPIC, ConfigTable
-from controller.entries import NewerFormat
 from controller.features import FeatureTable
 from controller.jobs import Job, JobTable
 from controller.log_index import LEVEL_MAX, LogIndex, LogState, PackedRange, pack_merged_row
 from controller.moves import MoveTable
 from controller.objects import ObjectTable
+from controller.rows import Load, decode_rows, encode_rows
 from controller.topics import Topic, TopicTable
 from controller.wals import WalState, WalTable
 from storage.seal import CommitAnswer, ManifestPointer, RangeRow, manifest_key, merged_key
 
 _Bytes = bytes  # the class below has a method of that name
-
-SNAPSHOT_FORMAT = 1
-ROWS_PER_CHUNK = 500
 
 STATE_ROWS_LEVEL = 2
 """Format level from which on a log keeps its producer state when all its ranges go. Below, processes of the first
@@ -503,16 +493,7 @@ class ClusterState:
 
     def encode_chunks(self) -> Iterator[_Bytes]:
         """The snapshot in pieces of a few hundred rows. The state must not change until the last one was taken."""
-        pack = msgpack.Packer().pack
-        head = [SNAPSHOT_FORMAT, self.cluster_id, self.position, self.entry_hash, self.wall_ms, self.format_level]
-        head += [self.controller_epoch, self.controller_node, self.controller_incarnation, self.controller_wal_ids]
-        head += [self.controller_resigned, self.next_producer_id]
-        head += [self.log_index.next_log_id, self.objects.next_number]
-        yield pack([0, head])
-        for section, (rows, _) in self._sections().items():
-            left = iter(rows)
-            while chunk := list(islice(left, ROWS_PER_CHUNK)):
-                yield pack([section, chunk])
+        return encode_rows(self._head(), {number: rows for number, (rows, _) in self._sections().items()})
 
     def encode(self) -> _Bytes:
         """The snapshot in one piece."""
@@ -521,31 +502,25 @@ class ClusterState:
     @classmethod
     def decode(cls, data: "Iterable[_Bytes] | _Bytes") -> "ClusterState":
         """The state of a snapshot. `codec.Malformed` if it is none; `entries.NewerFormat`."""
-        unpacker = msgpack.Unpacker(use_list=False, strict_map_key=False, max_buffer_size=0)
-        for chunk in (data,) if isinstance(data, _Bytes) else data:
-            unpacker.feed(chunk)
-        try:
-            section, head = next(unpacker)
-            if section != 0:
-                raise Malformed(f"a snapshot begins with section 0, not {section}")
-            if head[0] != SNAPSHOT_FORMAT:
-                raise NewerFormat(f"snapshot of format {head[0]}, this version reads {SNAPSHOT_FORMAT}: upgrade")
-            if head[5] > f.FORMAT_LEVEL:
-                raise NewerFormat(f"snapshot of format level {head[5]}, this version knows {f.FORMAT_LEVEL}: upgrade")
-            state = cls(head[1])
-            state._load_head(*head[2:])
-            loaders = {number: load for number, (_, load) in state._sections().items()}
-            for section, rows in unpacker:
-                load = loaders.get(section)
-                if load is None:
-                    raise NewerFormat(f"snapshot section {section} is not known to this version: upgrade")
-                for row in rows:
-                    load(row)
-        except NewerFormat:
-            raise
-        except (ValueError, TypeError, KeyError, IndexError, StopIteration) as error:
-            raise Malformed(f"snapshot cannot be read: {error!r}") from error
-        return state
+
+        made: list[ClusterState] = []
+
+        def begin(cluster_id: str, *head: Any) -> dict[int, Load]:
+            state = cls(cluster_id)
+            state._load_head(*head)
+            made.append(state)
+            return {number: load for number, (_, load) in state._sections().items()}
+
+        decode_rows(data, begin)
+        return made[0]
+
+    def _head(self) -> list[Any]:
+        return [
+            *[self.cluster_id, self.position, self.entry_hash, self.wall_ms, self.format_level],
+            *[self.controller_epoch, self.controller_node, self.controller_incarnation, self.controller_wal_ids],
+            *[self.controller_resigned, self.next_producer_id],
+            *[self.log_index.next_log_id, self.objects.next_number],
+        ]
 
     def _load_head(self, position: int, entry_hash: _Bytes, wall_ms: int, format_level: int, *rest: Any) -> None:
         self.position, self.entry_hash, self.wall_ms, self.format_level = position, entry_hash, wall_ms, format_level
@@ -553,7 +528,7 @@ class ClusterState:
         self.controller_resigned, self.next_producer_id, self.log_index.next_log_id = rest[4:7]
         (self.objects.next_number,) = rest[7:]
 
-    def _sections(self) -> dict[int, tuple[Iterator[list[Any]], Callable[[tuple[Any, ...]], object]]]:
+    def _sections(self) -> dict[int, tuple[Iterator[list[Any]], Load]]:
         return {
             1: (self.topic_table.topic_rows(), self.topic_table.load_topic),
             2: (self.topic_table.deleted_rows(), self.topic_table.load_deleted),

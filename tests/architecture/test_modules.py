@@ -24,6 +24,7 @@ PURE = [
     "controller/facts.py",
     "controller/commands/*.py",
     "controller/state.py",
+    "controller/rows.py",
     "controller/topics.py",
     "controller/brokers.py",
     "controller/log_index.py",

@@ -13,7 +13,8 @@ from controller import facts as f
 from controller.codec import Malformed
 from controller.entries import NewerFormat
 from controller.log_index import OPEN, RECOVERING
-from controller.state import ROWS_PER_CHUNK, ClusterState
+from controller.rows import ROWS_PER_CHUNK
+from controller.state import ClusterState
 from controller.wals import ACTIVE
 from protocol.errors import ErrorCode, KafkaError
 from storage.seal import Move, Recovery
