@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--brokers", type=int, help="how many; otherwise drawn from the seed")
     parser.add_argument("--layout", choices=sorted(LAYOUTS), help="how they are spread; otherwise drawn")
     parser.add_argument("--wal", choices=sorted(WAL_KINDS), help="kind of the WAL; otherwise drawn")
+    parser.add_argument("--transactions", action="store_true", help="transfers are made and judged")
     parser.add_argument("--no-faults", action="store_true")
     parser.add_argument("--digest", action="store_true", help="print seed and digest of every run, and nothing else")
     jobs = os.cpu_count() or 1
@@ -34,7 +35,7 @@ def main() -> int:
         print("\n".join(sorted(plants)))
         return 0
     first, _, last = args.seeds.partition("-") if args.seeds else (args.seed, "", "")
-    asked_for = Options(brokers=args.brokers, layout=args.layout, wal=args.wal)
+    asked_for = Options(brokers=args.brokers, layout=args.layout, wal=args.wal, transactions=args.transactions)
     options = plants[args.plant].options if args.plant else asked_for
     options = replace(options, log_level=logging.INFO if args.history else logging.WARNING)
     if args.no_faults:
@@ -43,6 +44,7 @@ def main() -> int:
     wanted = Wanted(options, args.plant, history=args.history, digest=args.digest)
     asked = {"plant": args.plant, "brokers": args.brokers, "layout": args.layout, "wal": args.wal}
     which_worlds = "".join(f" --{name} {value}" for name, value in asked.items() if value is not None)
+    which_worlds += " --transactions" if args.transactions else ""
     bad = 0
     cpu_s = 0.0
     for ran in run_all(wanted, seeds, args.jobs):

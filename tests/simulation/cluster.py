@@ -23,7 +23,7 @@ from controller.facts import Fact, SessionEnded
 from controller.object_log import ENTRIES
 from controller.runtime import ControllerSettings
 from storage import probe
-from tests.simulation import tables
+from tests.simulation import tables, transfers
 from tests.simulation.checker import Final, Loss, check
 from tests.simulation.client import ClientSettings, Part, Recorder, SimulatedClient
 from tests.simulation.consumers import Consumer, ConsumerLoad, GroupLoad, GroupMember
@@ -103,6 +103,8 @@ class Options:
     """How likely it is in a world of several brokers that an operator moves leadership about, and drains brokers."""
     tables: float = 0.3
     """How likely it is that there is a compacted topic too."""
+    transactions: bool = False
+    """Transfers are made, and judged."""
     upgrade: bool = False
     """The version before began the cluster, and an operator upgrades it."""
 
@@ -250,6 +252,8 @@ class World:
     def settings(self, node: Node) -> Settings:
         """The settings of one broker."""
         own = {"node.id": str(node.node_id), "listeners": f"PLAINTEXT://{node.host.name}:{PORT}"}
+        if self.options.transactions:
+            own |= transfers.SETTINGS
         return build(self._values | (self.options.settings or {}) | own)
 
     # Findings
@@ -338,7 +342,10 @@ class World:
             self.add_client(Consumer, f"rereader-{number}", PARTS, small, settings=settings)
         if len(self.nodes) > 1 and self.scheduler.stream("moves").random() < self.options.moves:
             nodes = [node.node_id for node in self.nodes]
-            self.add_client(Mover, "mover", [*PARTS, *OFFSETS_PARTS], nodes)
+            moved = [*PARTS, *OFFSETS_PARTS]
+            if self.options.transactions:
+                moved += [*transfers.ACCOUNT_PARTS, *transfers.STATE_PARTS]
+            self.add_client(Mover, "mover", moved, nodes)
             Drainer(self).later()
         if self.table is not None:
             self._add_table_clients(self.table)
@@ -348,6 +355,9 @@ class World:
             self.add_client(
                 GroupMember, f"member-{number}", PARTS, polls, group=GROUP, group_load=group_load, settings=settings
             )
+
+        if self.options.transactions:
+            self._add_bank(settings)
 
     def _add_table_clients(self, configs: dict[str, str]) -> None:
         """Those of the compacted topic."""
@@ -359,6 +369,19 @@ class World:
             options = {"history": self._table_history}
             self.add_client(tables.TableProducer, f"table-{number}", [tables.PART], load, **options)
         self.add_client(tables.TableReader, "table-reader", history=self._table_history)
+
+    def _add_bank(self, settings: ClientSettings) -> None:
+        """Producers of both generations, two of which share an id, and a reader."""
+        rng = self.scheduler.stream("bank")
+        for number in range(4):
+            self.add_client(
+                transfers.Transferer,
+                f"transfer-{number}",
+                transactional_id=f"bank-{number % 3}",
+                second_generation=rng.random() < 0.6,
+                settings=settings,
+            )
+        self.add_client(transfers.CommittedReader, "auditor", settings=settings)
 
     # The run
 
@@ -408,6 +431,8 @@ class World:
         self._finish([self.add_client(FinalReader, "final", PARTS, groups=[GROUP])])
         if self.table is not None:
             self._finish([self.add_client(tables.TableReader, "table-final", once=True, history=self._table_history)])
+        if self.options.transactions:
+            self._finish([self.add_client(transfers.CommittedReader, "final auditor", to_the_end=True)])
         self._judge(quiet_from_ns, store_quiet_from_ns)
 
     def _everybody_serves(self) -> bool:
@@ -485,6 +510,8 @@ class World:
         if self.table is not None:
             retention_ms = int(self.table["delete.retention.ms"])
             self.findings += [str(finding) for finding in tables.judge(self.history, final.losses, retention_ms)]
+        if self.options.transactions and not final.losses:
+            self.findings += transfers.judge(self.history)
 
     @contextmanager
     def _scaled(self) -> Iterator[None]:

@@ -22,9 +22,9 @@ from controller import facts as f
 from controller.commands import ReplayLog
 from protocol import messages as m
 from protocol.apis import ApiKey
-from protocol.records import iterate_batches, parse_end_txn_marker, records
 from storage.merging import Inputs, merge
 from storage.producers import ProducerStates
+from tests.support.committed import committed_records
 from tests.support.hot_broker import INCARNATION, NODE, WAL_ID, HotBroker
 from tests.support.raw_client import RawClient, batch_of, fetch_request
 from tests.support.waiting import until
@@ -238,24 +238,8 @@ class History:
 
 def filtered(part: Any, offset: int) -> tuple[list[int], int]:
     """Offsets of the records that a consumer of committed records gives to its user, and where it goes on."""
-    waiting = sorted((each.first_offset, each.producer_id) for each in part.aborted_transactions)
-    aborted: set[int] = set()
-    found: list[int] = []
-    upper = offset
-    data = memoryview(part.records)
-    for at, header in iterate_batches(data):
-        while waiting and waiting[0][0] <= header.last_offset:
-            aborted.add(waiting.pop(0)[1])
-        inside = list(records(data[at : at + header.size], max_size=1 << 20))
-        if header.is_control:
-            marker = parse_end_txn_marker(inside[0])
-            assert marker is not None
-            if not marker.commit:
-                aborted.discard(header.producer_id)
-        elif not (header.is_transactional and header.producer_id in aborted):
-            found += [record.offset for record in inside if record.offset >= offset]
-        upper = header.next_offset
-    return found, upper
+    found, upper = committed_records(part, offset)
+    return [record.offset for record in found], upper
 
 
 async def latest(client: RawClient, isolation: int) -> int:
