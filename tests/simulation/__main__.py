@@ -10,11 +10,11 @@ from dataclasses import replace
 from tests.simulation.cluster import WAL_KINDS, Options
 from tests.simulation.machines import LAYOUTS
 from tests.simulation.many import Ran, Wanted, run_all
-from tests.simulation.plants import CLUSTER_PLANTS, MOVE_PLANTS, OBJECT_PLANTS, PLANTS
+from tests.simulation.plants import CLUSTER_PLANTS, MOVE_PLANTS, OBJECT_PLANTS, PLANTS, TRANSACTION_PLANTS
 
 
 def main() -> int:
-    plants = PLANTS | CLUSTER_PLANTS | MOVE_PLANTS | OBJECT_PLANTS
+    plants = PLANTS | CLUSTER_PLANTS | MOVE_PLANTS | OBJECT_PLANTS | TRANSACTION_PLANTS
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description="Simulated clusters, from seeds.")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--seed", type=int, help="one world")

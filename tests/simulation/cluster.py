@@ -355,7 +355,6 @@ class World:
             self.add_client(
                 GroupMember, f"member-{number}", PARTS, polls, group=GROUP, group_load=group_load, settings=settings
             )
-
         if self.options.transactions:
             self._add_bank(settings)
 

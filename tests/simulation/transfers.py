@@ -2,8 +2,8 @@
 at all.
 
 Producers of both generations (KIP-890), some of which share a transactional id and fence each other, abort now and
-then, stop in the middle for longer than their transaction may last, or die. A reader of committed records watches.
-`judge` says what must not be.
+then, give up batches that may still arrive, stop in the middle for longer than their transaction may last, or die. A
+reader of committed records watches. `judge` says what must not be.
 
 Events: `transfer.begin {transfer}`, `transfer.commit {transfer}` (the commit was sent), `transfer.ended {transfer,
 outcome}` with `committed`, `aborted` or `unknown`; `committed.poll {topic, partition, offset, position, records}`,
@@ -43,6 +43,10 @@ _LOOK_AGAIN = {
 
 class GivenUp(Exception):
     """The session is over: somebody else has the id, or the transaction was ended for us."""
+
+
+class TooLate(Exception):
+    """A batch was given up: it may still arrive, after its transaction was aborted."""
 
 
 class AccountClient(SimulatedClient):
@@ -114,6 +118,9 @@ class Transferer(AccountClient):
                 outcome = "unknown"
             await self._end(commit)
             outcome = "committed" if commit else "aborted"
+        except TooLate:
+            await self._end(False)
+            raise GivenUp from None
         finally:
             self.history.record("transfer.ended", client=self.name, transfer=number, outcome=outcome)
 
@@ -170,7 +177,7 @@ class Transferer(AccountClient):
             await self.back_off()
 
     async def _produce(self, part: Part, number: int) -> None:
-        """Until it is there: the identical bytes every time."""
+        """The identical bytes until they are there, or until they are given up after one of the attempts."""
         sequence = self.sequences[part]
         batch = build_batch(
             [(TIMESTAMP_MS, None, encode_value(number, 40), ())],
@@ -188,6 +195,8 @@ class Transferer(AccountClient):
                 answer = await self.ask(address, ApiKey.PRODUCE, 12 if self.second else 11, request)
             except Disconnected:
                 self.leaders.pop(part, None)
+                if self.rng.random() < 0.3:
+                    raise TooLate from None
                 await self.back_off(address)
                 continue
             code = answer.responses[0].partition_responses[0].error_code
@@ -284,6 +293,8 @@ def judge(history: Iterable[Event]) -> list[str]:
             final[event.fields["partition"]] = dict(event.fields["records"])
         elif event.kind == "committed.poll":
             polls.append(event)
+    if len(final) < len(ACCOUNT_PARTS):
+        return []  # whoever was to read it all did not come to an end, which is told already
     found: list[str] = []
     for findings in (_transfers(begun, final), _polls(polls, final)):
         found += [finding for finding, _ in zip(findings, range(FINDINGS_MAX))]

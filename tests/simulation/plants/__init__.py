@@ -4,14 +4,22 @@ Some are the mutations of the executable model of the protocol, the others are w
 is a module per area; importing it registers its bugs.
 """
 
-from tests.simulation.plants import broker, cluster, compaction, merging, metadata, moves, objects
-from tests.simulation.plants.registry import CLUSTER_PLANTS, MOVE_PLANTS, OBJECT_PLANTS, PLANTS, Plant
+from tests.simulation.plants import broker, cluster, compaction, merging, metadata, moves, objects, transactions
+from tests.simulation.plants.registry import (
+    CLUSTER_PLANTS,
+    MOVE_PLANTS,
+    OBJECT_PLANTS,
+    PLANTS,
+    TRANSACTION_PLANTS,
+    Plant,
+)
 
 __all__ = [
     "CLUSTER_PLANTS",
     "MOVE_PLANTS",
     "OBJECT_PLANTS",
     "PLANTS",
+    "TRANSACTION_PLANTS",
     "Plant",
     "broker",
     "cluster",
@@ -20,4 +28,5 @@ __all__ = [
     "metadata",
     "moves",
     "objects",
+    "transactions",
 ]

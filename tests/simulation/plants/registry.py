@@ -61,6 +61,9 @@ MOVE_PLANTS: dict[str, Plant] = {}
 OBJECT_PLANTS: dict[str, Plant] = {}
 """Those of the object WAL."""
 
+TRANSACTION_PLANTS: dict[str, Plant] = {}
+"""Those of transactions."""
+
 
 def _register(among: dict[str, Plant], options: Options) -> Callable[[Callable[[], Patches]], None]:
     def register(make: Callable[[], Patches]) -> None:
