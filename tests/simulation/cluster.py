@@ -519,7 +519,8 @@ class World:
         settings = partial(ControllerSettings, snapshot_entries=entries, keep_entries=keep)
         with (
             patch.object(probe, "RACERS", 4),  # a start writes 100 objects of the probe's races
-            patch.object(background, "COLLECT_EVERY_S", 10.0),
+            patch.object(probe, "RACES", 1),
+            patch.object(background, "COLLECT_EVERY_S", 3_600.0),  # all goes at the end of the world
             patch.object(control_settings, "ControllerSettings", settings),
         ):
             yield
