@@ -120,7 +120,9 @@ class World:
         """A transactional id in a state that takes long to reach."""
         current = self.shard.transactions.get("t", Transaction(100, 0, 60_000))
         change = TransactionSaved("t", current._replace(**values), 1)
-        self.written.append(change)
+        read = decode(*encode(change))
+        assert read is not None
+        self.written.append(read)
         self.shard.replay(change)
 
 
