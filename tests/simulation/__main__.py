@@ -7,7 +7,7 @@ import logging
 import os
 from dataclasses import replace
 
-from tests.simulation.cluster import WAL_KINDS, Options
+from tests.simulation.cluster import GROUPS, WAL_KINDS, Options
 from tests.simulation.machines import LAYOUTS
 from tests.simulation.many import Ran, Wanted, run_all
 from tests.simulation.plants import CLUSTER_PLANTS, MOVE_PLANTS, OBJECT_PLANTS, PLANTS, TRANSACTION_PLANTS
@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("--plant", choices=sorted(plants), metavar="NAME", help="with a bug planted in the product")
     parser.add_argument("--brokers", type=int, help="how many; otherwise drawn from the seed")
     parser.add_argument("--layout", choices=sorted(LAYOUTS), help="how they are spread; otherwise drawn")
+    parser.add_argument("--groups", choices=sorted(set(GROUPS)), help="protocol of the group; otherwise drawn")
     parser.add_argument("--wal", choices=sorted(WAL_KINDS), help="kind of the WAL; otherwise drawn")
     parser.add_argument("--transactions", action="store_true", help="transfers are made and judged")
     parser.add_argument("--no-faults", action="store_true")
@@ -35,7 +36,13 @@ def main() -> int:
         print("\n".join(sorted(plants)))
         return 0
     first, _, last = args.seeds.partition("-") if args.seeds else (args.seed, "", "")
-    asked_for = Options(brokers=args.brokers, layout=args.layout, wal=args.wal, transactions=args.transactions)
+    asked_for = Options(
+        brokers=args.brokers,
+        layout=args.layout,
+        wal=args.wal,
+        groups=args.groups,
+        transactions=args.transactions,
+    )
     options = plants[args.plant].options if args.plant else asked_for
     options = replace(options, log_level=logging.INFO if args.history else logging.WARNING)
     if args.no_faults:

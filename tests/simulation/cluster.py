@@ -25,8 +25,10 @@ from controller.runtime import ControllerSettings
 from storage import probe
 from tests.simulation import tables, transfers
 from tests.simulation.checker import Final, Loss, check
+from tests.simulation.checker_owners import SESSION_MS
 from tests.simulation.client import ClientSettings, Part, Recorder, SimulatedClient
 from tests.simulation.consumers import Consumer, ConsumerLoad, GroupLoad, GroupMember
+from tests.simulation.consumers_modern import ModernMember
 from tests.simulation.faults import Faults, kinds_for
 from tests.simulation.history import History
 from tests.simulation.hosts import Host
@@ -68,6 +70,9 @@ FINISH_S = 60
 WAL_KINDS = {"volume": 3, "objects": 1, "both": 1}
 """Where acknowledged records lie, and how often: on disks; in the bucket, without any disk; one topic in either."""
 
+GROUPS = ("classic", "classic", "consumer", "mixed")
+"""Among what the protocol of the group's members is drawn."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -105,6 +110,8 @@ class Options:
     """How likely it is that there is a compacted topic too."""
     transactions: bool = False
     """Transfers are made, and judged."""
+    groups: str | None = None
+    """One of `GROUPS`; None: drawn."""
     upgrade: bool = False
     """The version before began the cluster, and an operator upgrades it."""
 
@@ -213,6 +220,11 @@ class World:
             "offsets.topic.num.partitions": len(OFFSETS_PARTS),
             "group.initial.rebalance.delay.ms": choice([0, 300]),
             "group.min.session.timeout.ms": 1_000,
+            "group.consumer.min.session.timeout.ms": 1_000,
+            "group.consumer.session.timeout.ms": SESSION_MS,
+            "group.consumer.min.heartbeat.interval.ms": 100,
+            "group.consumer.heartbeat.interval.ms": 400,
+            "group.consumer.assignment.interval.ms": 200,
             "auto.create.topics.enable": False,
             "tidelog.balance.interval.ms": choice([400, 2_000, 30_000]),
             "tidelog.balance.moves.max": choice([2, 10]),
@@ -349,11 +361,14 @@ class World:
             Drainer(self).later()
         if self.table is not None:
             self._add_table_clients(self.table)
+        groups = self.options.groups or self.scheduler.stream("group protocol").choice(GROUPS)
         for number in range(2):
             polls = ConsumerLoad(max_wait_ms=300, pause_ms=(50, 300))
             group_load = GroupLoad(session_timeout_ms=rng.choice([2_000, 6_000]))
+            modern = not self.options.upgrade and (groups == "consumer" or (groups == "mixed" and number == 1))
+            member = ModernMember if modern else GroupMember
             self.add_client(
-                GroupMember, f"member-{number}", PARTS, polls, group=GROUP, group_load=group_load, settings=settings
+                member, f"member-{number}", PARTS, polls, group=GROUP, group_load=group_load, settings=settings
             )
         if self.options.transactions:
             self._add_bank(settings)

@@ -230,6 +230,8 @@ class GroupMember(Consumer):
     """A member of a classic group: joins, gets partitions from the leader's assignment, reads from the committed
     offsets on, and commits as it goes. Commits of one member never go back within a generation."""
 
+    commit_version = 8
+
     def __init__(self, *args: Any, group: str, group_load: GroupLoad | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.group = group
@@ -400,7 +402,7 @@ class GroupMember(Consumer):
             ],
         )
         try:
-            answer = await self.coordinate(ApiKey.OFFSET_COMMIT, 8, request)
+            answer = await self.coordinate(ApiKey.OFFSET_COMMIT, self.commit_version, request)
         except Disconnected as error:
             self.history.record("commit.unknown", **fields, error=str(error))
             raise

@@ -386,6 +386,28 @@ def test_two_owners(story: Story) -> None:
     assert story.anomalies() == {"two-owners"}
 
 
+def heard(story: Story, client: str, beat: int) -> None:
+    story.record("group.beat.invoke", client=client, group="g", beat=beat)
+    story.record("group.beat.ok", client=client, group="g", beat=beat, epoch=2)
+
+
+def test_given_before_released(story: Story) -> None:
+    parts = (("t", 0),)
+    for beat, client in enumerate(("m", "n")):
+        heard(story, client, beat)
+        story.record("group.given", client=client, group="g", epoch=2 + beat, parts=parts)
+    assert story.anomalies() == {"given-before-released"}
+
+
+def test_given_when_it_was_released(story: Story) -> None:
+    parts = (("t", 0),)
+    for beat, client in enumerate(("m", "n")):
+        heard(story, client, beat)
+        story.record("group.given", client=client, group="g", epoch=2 + beat, parts=parts)
+        story.record("group.released", client=client, group="g", parts=parts)
+    assert story.anomalies() == set()
+
+
 def test_not_readable(story: Story) -> None:
     story.sent(1, offset=0)
     assert story.anomalies(quiet_from_ns=0) == {"not-readable"}

@@ -1,0 +1,52 @@
+"""Bugs of consumer groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import broker.groups.heartbeats
+from broker.groups.consumer import ConsumerGroup
+from broker.groups.consumer_model import CurrentSaved
+from broker.groups.shard import Shard
+from protocol.errors import ErrorCode
+from tests.simulation.plants.registry import PLANTS, Patches, registered_in
+
+group_plant = registered_in(PLANTS, brokers=1, wal="volume", faults_s=12, groups="consumer")
+
+
+@group_plant(faults={"client_pause": 1})
+def given_before_it_was_released() -> Patches:
+    """A target is in effect at once, whoever still holds what is in it."""
+    step = broker.groups.heartbeats.reconcile
+
+    def at_once(*args: Any, is_free: Any, **options: Any) -> Any:
+        return step(*args, is_free=lambda topic_id, partition: True, **options)
+
+    yield broker.groups.heartbeats, "reconcile", at_once
+
+
+@group_plant(faults={"client_pause": 1})
+def commit_whatever_the_epoch() -> Patches:
+    """Members that were removed, or whose epoch is over, go on to commit."""
+    yield ConsumerGroup, "check_commit", lambda self, commit, **options: ErrorCode.NONE
+
+
+@group_plant(faults={"kill": 1, "client_pause": 1})
+def holdings_not_replayed() -> Patches:
+    """A new coordinator knows members and their epochs, and not what they hold."""
+    replay = Shard.replay
+
+    def forgetful(self: Shard, change: Any) -> None:
+        if isinstance(change, CurrentSaved) and not getattr(self, "written", False):
+            change = change._replace(assigned={}, revoking={})
+        replay(self, change)
+
+    apply = Shard.apply
+
+    def own(self: Shard, outcome: Any) -> None:
+        self.written = True  # type: ignore[attr-defined]
+        apply(self, outcome)
+        self.written = False  # type: ignore[attr-defined]
+
+    yield Shard, "replay", forgetful
+    yield Shard, "apply", own
