@@ -38,7 +38,7 @@ def describe_user_scram_credentials(
     asked = Counter(user.name for user in request.users or ()) or dict.fromkeys(sorted(scram), 1)
     results = []
     for name, count in asked.items():
-        result = response.DescribeUserScramCredentialsResult(user=name, error_message=None)
+        result = response.DescribeUserScramCredentialsResult(user=name)
         if count > 1:
             result.error_code = ErrorCode.DUPLICATE_RESOURCE
             result.error_message = (
@@ -53,7 +53,7 @@ def describe_user_scram_credentials(
                 for mechanism, credential in sorted(scram[name].items())
             ]
         results.append(result)
-    return response(error_message=None, results=results)
+    return response(results=results)
 
 
 async def alter_user_scram_credentials(
@@ -68,10 +68,11 @@ async def alter_user_scram_credentials(
     makers += [(one.name, partial(_deletion, one)) for one in request.deletions]
     for name, make in makers:
         try:
-            if counts[name] > 1 and name:
+            alteration = make()
+            if counts[name] > 1:
                 why = "A user credential cannot be altered twice in the same request"
                 raise KafkaError(ErrorCode.DUPLICATE_RESOURCE, why)
-            asked.append(make())
+            asked.append(alteration)
         except KafkaError as error:
             found[name] = error
     if asked:

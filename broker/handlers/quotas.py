@@ -24,7 +24,6 @@ def describe_client_quotas(
     except KafkaError as error:
         return response(error_code=error.code, error_message=error.message, entries=None)
     return response(
-        error_message=None,
         entries=[
             response.EntryData(
                 entity=[response.EntityData(entity_type=kind, entity_name=name) for kind, name in entity],
@@ -84,7 +83,7 @@ async def alter_client_quotas(
     services = context.services
     entries = tuple(
         QuotaAlteration(
-            tuple((one.entity_type, one.entity_name) for one in entry.entity),
+            tuple({one.entity_type: one.entity_name for one in entry.entity}.items()),
             tuple((op.key, None if op.remove else op.value) for op in entry.ops),
         )
         for entry in request.entries

@@ -106,6 +106,7 @@ async def alter_partition_reassignments(
                 _note(results, log_ids, error)
     response = m.AlterPartitionReassignmentsResponse
     return response(
+        error_message=None,
         allow_replication_factor_change=may_be_several,
         responses=[
             response.ReassignableTopicResponse(
@@ -147,10 +148,11 @@ def list_partition_reassignments(
             )
         )
     return m.ListPartitionReassignmentsResponse(
+        error_message=None,
         topics=[
             m.ListPartitionReassignmentsResponse.OngoingTopicReassignment(name=name, partitions=parts)
             for name, parts in ongoing.items()
-        ]
+        ],
     )
 
 
@@ -162,6 +164,9 @@ async def elect_leaders(request: m.ElectLeadersRequest, context: RequestContext)
         keys = [(name, index) for name, topic in sorted(state.topics.items()) for index in range(len(topic.log_ids))]
     else:
         keys = [(topic.topic, index) for topic in request.topic_partitions for index in topic.partitions]
+    if request.election_type not in (PREFERRED, UNCLEAN):
+        unknown = Result(ErrorCode.INVALID_REQUEST, f"Unknown election type {request.election_type}.")
+        return _elected(dict.fromkeys(keys, unknown), unknown.code)
     results: dict[tuple[str, int], Result] = {}
     wanted: dict[int, tuple[str, int]] = {}
     for key in keys:
@@ -175,16 +180,21 @@ async def elect_leaders(request: m.ElectLeadersRequest, context: RequestContext)
     results.update({key: outcomes[log_id] for log_id, key in wanted.items()})
     if request.topic_partitions is None:  # as in Kafka: who asks for all wants to hear of those that change
         results = {key: one for key, one in results.items() if one.code != ErrorCode.ELECTION_NOT_NEEDED}
+    return _elected(results)
+
+
+def _elected(results: dict[tuple[str, int], Result], error_code: int = 0) -> m.ElectLeadersResponse:
     by_topic: dict[str, list[m.ElectLeadersResponse.PartitionResult]] = {}
     for (topic_name, index), one in results.items():
         by_topic.setdefault(topic_name, []).append(
             m.ElectLeadersResponse.PartitionResult(partition_id=index, error_code=one.code, error_message=one.message)
         )
     return m.ElectLeadersResponse(
+        error_code=error_code,
         replica_election_results=[
             m.ElectLeadersResponse.ReplicaElectionResult(topic=name, partition_result=parts)
             for name, parts in by_topic.items()
-        ]
+        ],
     )
 
 
@@ -199,8 +209,6 @@ def _check_election(services: Services, log_id: int, election_type: int) -> None
             ErrorCode.ELIGIBLE_LEADERS_NOT_AVAILABLE,
             "The partition opens when its write-ahead log was recovered (`tidelog wal list`).",
         )
-    if election_type != PREFERRED:
-        raise KafkaError(ErrorCode.INVALID_REQUEST, f"Unknown election type {election_type}.")
     preferred = state.preferred_leader(log_id)
     if log.leader_node == preferred != NO_NODE:
         raise KafkaError(ErrorCode.ELECTION_NOT_NEEDED, "Leader election not needed for topic partition.")

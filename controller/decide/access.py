@@ -78,10 +78,11 @@ def _check_quota(entry: QuotaAlteration) -> None:
             )
         _check_address(entry.entity[0][1])
     for key, value in entry.changes:
+        if value is None:  # what nobody knows may be taken away
+            continue
         if key not in ((IP_KEY,) if IP in kinds else (*LONG_KEYS, *DOUBLE_KEYS)):
             raise KafkaError(ErrorCode.INVALID_REQUEST, f"Invalid configuration key {key}")
-        if value is not None:
-            _check_value(key, value)
+        _check_value(key, value)
 
 
 def _check_address(name: str | None) -> None:

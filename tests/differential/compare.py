@@ -19,6 +19,8 @@ IDENTITY = (
     "partition_index",
     "partition",
     "index",
+    "entity_type",
+    "user",
     "resource_type",
     "resource_name",
     "config_name",

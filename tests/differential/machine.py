@@ -42,9 +42,9 @@ class Machine(RuleBasedStateMachine):
         versions = [one for one in self.pair.versions[api] if one >= first]
         return data.draw(st.one_of(st.just(versions[-1]), st.sampled_from(versions)), label="version")
 
-    def wait(self, what: str, done: Callable[[], bool]) -> None:
+    def wait(self, what: str, done: Callable[[], bool], seconds: float = SETTLE_S) -> None:
         """Until both brokers have come so far: Kafka answers before its own caches know."""
-        deadline = time.perf_counter() + SETTLE_S
+        deadline = time.perf_counter() + seconds
         while not done():
             assert time.perf_counter() < deadline, what
             time.sleep(0.005)

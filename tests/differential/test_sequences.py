@@ -4,6 +4,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.differential.admin_steps import AdminSteps
 from tests.differential.allowed import TABLE
 from tests.differential.config_steps import ConfigSteps
 from tests.differential.group_steps import GroupSteps
@@ -34,11 +35,15 @@ class Configs(ConfigSteps, TopicSteps):
     """Configs and the topics they are of."""
 
 
+class Admin(AdminSteps, TopicSteps):
+    """Who runs the cluster, and the topics that are asked about."""
+
+
 class Transactions(TxnSteps):
     """Transactions, what they write to, and what readers see of it."""
 
 
-@pytest.mark.parametrize("steps", [TopicSteps, Logs, Groups, Configs, Transactions])
+@pytest.mark.parametrize("steps", [TopicSteps, Logs, Groups, Configs, Transactions, Admin])
 def test_both_answer_alike(pair: Pair, steps: type[TopicSteps]) -> None:
     run_state_machine_as_test(lambda: steps(pair), settings=SETTINGS)  # type: ignore[no-untyped-call]
 
