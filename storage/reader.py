@@ -216,8 +216,8 @@ class Reader:
         return None
 
     async def find_max_timestamp(self, rows: Sequence[RangeRow], limit: int, from_offset: int = 0) -> FoundBatch | None:
-        """The batch with the greatest max timestamp, the first of equals, of those that end above `from_offset` and
-        begin below `limit`; None if there is none."""
+        """The batch with the greatest max timestamp, the first of equals, of those with records that end above
+        `from_offset` and begin below `limit`; None if there is none."""
         best: FoundBatch | None = None
         for row in sorted(rows, key=lambda row: (-row.range.max_timestamp, row.range.base)):
             if row.range.end <= from_offset or row.range.base >= limit or not row.range.length:
@@ -232,7 +232,7 @@ class Reader:
                 block = await self._block(row, log, number)
                 for batch in range(len(block.bases)):
                     header = block.header(batch)
-                    if header.last_offset < from_offset or header.base_offset >= limit:
+                    if header.last_offset < from_offset or header.base_offset >= limit or not header.record_count:
                         continue
                     if best is None or header.max_timestamp > best.max_timestamp:
                         best = _found(block, batch, header)

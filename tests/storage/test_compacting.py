@@ -2,6 +2,7 @@
 
 import asyncio
 from bisect import bisect_right
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -209,6 +210,23 @@ async def test_what_has_not_changed_is_not_written_again() -> None:
     rows = list(bucket.rows)
     await bucket.compact(now_ms=0, retention_ms=0)
     assert bucket.rows == rows and bucket.clean_to == 300 and bucket.jobs == 0
+
+
+async def test_a_batch_without_records_is_not_the_newest() -> None:
+    """It keeps its max timestamp for its producer's sake, but no record has that."""
+    log, bucket = Log(), Bucket()
+    identity: dict[str, Any] = {"producer_id": 5, "producer_epoch": 0, "base_sequence": 0}
+    old = bytes(build_batch([(9_000, b"k", b"1", ())], leader_epoch=4, **identity))
+    await bucket.seal(log, [old])
+    await bucket.seal(log, [keyed(1, 3, 3), bytes(build_batch([(8, b"k", b"2", ())], base_offset=4, leader_epoch=4))])
+    await bucket.compact(now_ms=0, retention_ms=0)
+    found, _ = await bucket.read()
+    assert [parse_header(batch).record_count for batch in found] == [0, 3, 1]
+    async with asyncio.TaskGroup() as tasks:
+        reader = Reader(bucket.store, tasks, cache_bytes_max=1 << 22)
+        newest = await reader.find_max_timestamp(bucket.rows, 5)
+        assert newest is not None and (newest.base_offset, newest.max_timestamp) == (1, 1_003)
+        assert (await reader.find_timestamp(bucket.rows, 8_999, 5, 1)) is None
 
 
 async def test_several_passes_when_the_map_is_small() -> None:
