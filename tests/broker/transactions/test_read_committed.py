@@ -20,6 +20,7 @@ from broker.log import Log
 from broker.replay import Replay
 from controller import facts as f
 from controller.commands import ReplayLog
+from protocol import Buffer
 from protocol import messages as m
 from protocol.apis import ApiKey
 from storage.merging import Inputs, merge
@@ -178,8 +179,13 @@ class History:
         count = min(2 + number % 3, known.range_count - first)
         part = known.part(first, count)
         rows = [state.range_at(log.log_id, index) for index in range(first, first + count)]
-        made = await merge(Inputs(broker.store, "test-cluster", rows, no_pace), "test-cluster", self.jobs, rows)
-        await broker.store.put_if_absent(made.key, made.parts)
+        blocks: list[Buffer] = []
+
+        async def write(block: Buffer) -> None:
+            blocks.append(block)
+
+        made = await merge(Inputs(broker.store, "test-cluster", rows, no_pace), "test-cluster", self.jobs, rows, write)
+        await broker.store.put_if_absent(made.key, [*blocks, *made.parts])
         broker.controller.apply(
             f.MergeJobOpened(self.jobs, NODE, INCARNATION, "merge", (part,)),
             f.RangesReplaced(self.jobs, (f.Merged(made.size, made.range),)),
