@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from broker.coordination.runtime import CoordinatorLog, Refusal
+from broker.coordination.runtime import SLICE_RECORDS, CoordinatorLog, Refusal
 from broker.coordination.topic import InternalTopic
 from broker.transactions.marker_sender import MarkerSender
 from broker.transactions.model import (
@@ -160,8 +160,16 @@ class TransactionCoordinators:
     def _abort_timed_out(self) -> None:
         for runtime in self.partitions.values():
             if runtime.active:
-                for transactional_id in runtime.shard.timed_out(self.clock.now_ms()):
-                    runtime.own(self._abort(runtime, transactional_id), f"abort {transactional_id}")
+                due = runtime.shard.timed_out(self.clock.now_ms())
+                if due:
+                    runtime.own(self._abort_all(runtime, due), "abort what takes too long")
+
+    async def _abort_all(self, runtime: TransactionRuntime, due: Sequence[str]) -> None:
+        """In slices; each is looked at again when it comes to it."""
+        for number, transactional_id in enumerate(due, 1):
+            await self._abort(runtime, transactional_id)
+            if number % SLICE_RECORDS == 0:
+                await asyncio.sleep(0)
 
     async def _abort(self, runtime: TransactionRuntime, transactional_id: str) -> None:
         new_id: NewId = None
