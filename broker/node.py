@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -114,7 +115,7 @@ class Broker:
 
         `disk` None: this machine's. `fence_kind` None: by the mount of `tidelog.wal.dir` (DESIGN 4.2).
         """
-        self.settings = settings
+        self.settings = settings = dataclasses.replace(settings)  # its own: dynamic ones change
         self.clock = clock
         self.token = token
         self.incarnation = int.from_bytes(token(8), "big") or 1

@@ -31,6 +31,8 @@ _BY_THE_ASKER = (
     c.ReplaceRanges,
     c.WriteManifests,
     c.CloseJob,
+    c.CompactRanges,
+    c.CloseCompaction,
 )
 """Commands in the name of their `incarnation`, which nobody else may give."""
 _BY_ANY_BROKER = (
@@ -45,6 +47,12 @@ _BY_ANY_BROKER = (
     c.RequestMoves,
     c.CancelMoves,
     c.DrainBroker,
+    c.UpdateFeatures,
+    c.AlterQuotas,
+    c.AlterScram,
+    c.CreateAcls,
+    c.DeleteAcls,
+    c.UnregisterBroker,
 )
 
 

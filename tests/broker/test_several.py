@@ -194,6 +194,61 @@ async def test_one_of_several_stops_cleanly(several: Several) -> None:
             await several.produce("t", index, b"b")
 
 
+async def test_a_broker_that_is_gone_for_good_leaves_the_list_and_may_come_back(several: Several) -> None:
+    await several.start(1)
+    await several.start(2)
+    await several.spread("t", 4, by=1)
+
+    async def listed() -> list[tuple[int, bool]]:
+        request = m.DescribeClusterRequest(endpoint_type=1, include_fenced_brokers=True)
+        answer = await several.ask(1, ApiKey.DESCRIBE_CLUSTER, 2, request)
+        return sorted((broker.broker_id, broker.is_fenced) for broker in answer.brokers)
+
+    async def unregister() -> int:
+        request = m.UnregisterBrokerRequest(broker_id=2)
+        code: int = (await several.ask(1, ApiKey.UNREGISTER_BROKER, 0, request)).error_code
+        return code
+
+    assert await unregister() == ErrorCode.INVALID_REQUEST, "it is alive"
+    assert await several.nodes[2].stop() == 0
+    assert await listed() == [(1, False), (2, True)]
+    assert await unregister() == 0
+    assert await listed() == [(1, False)]
+    assert await unregister() == ErrorCode.BROKER_ID_NOT_REGISTERED
+    await several.start(2)
+    assert await listed() == [(1, False), (2, False)]
+    await several.spread("u", 4, by=2)
+    assert 2 in {several.leader("u", index, seen_by=1) for index in range(4)}
+
+
+async def test_configs_and_quotas_reach_every_broker(several: Several) -> None:
+    await several.start(1)
+    await several.start(2, 3)
+    change = m.IncrementalAlterConfigsRequest.AlterableConfig(
+        name="message.max.bytes", config_operation=0, value="5000"
+    )
+    resource = m.IncrementalAlterConfigsRequest.AlterConfigsResource
+    for node_id, name in ((2, ""), (3, "3")):
+        asked = m.IncrementalAlterConfigsRequest(
+            resources=[resource(resource_type=4, resource_name=name, configs=[change])]
+        )
+        answer = await several.ask(node_id, ApiKey.INCREMENTAL_ALTER_CONFIGS, 1, asked)
+        assert answer.responses[0].error_code == 0
+        change.value = "6000"
+    request = m.AlterClientQuotasRequest
+    entity = [request.EntityData(entity_type="user", entity_name=None)]
+    entry = request.EntryData(entity=entity, ops=[request.OpData(key="producer_byte_rate", value=1e6)])
+    altered = await several.ask(3, ApiKey.ALTER_CLIENT_QUOTAS, 1, request(entries=[entry]))
+    assert altered.entries[0].error_code == 0
+
+    def everywhere() -> bool:
+        brokers = [several.nodes[node_id].broker for node_id in (1, 2, 3)]
+        active = all(broker.services.quotas.active for broker in brokers)
+        return active and [broker.settings.message_max_bytes for broker in brokers] == [5000, 5000, 6000]
+
+    await until(everywhere)
+
+
 async def test_the_controller_stops_cleanly_and_the_next_one_takes_over_at_once(several: Several) -> None:
     await several.start(1)
     await several.start(2, 3)

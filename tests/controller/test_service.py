@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller import commands as c
+from controller import service
 from controller import wire as w
 from controller.codec import Malformed, UnknownTag
 from controller.replica import RECENT_ENTRIES_MAX, RecentEntries
@@ -106,6 +107,24 @@ def test_envelopes_that_are_refused(envelope: dict[str, Any], expected: ErrorCod
 def test_nobody_speaks_for_another(command: Any) -> None:
     (reply,) = asked(ask(command))
     assert code(reply) is ErrorCode.CLUSTER_AUTHORIZATION_FAILED
+
+
+def test_every_command_is_the_askers_or_any_brokers_or_the_controllers_own() -> None:
+    own = {
+        c.EndSilentSessions,
+        c.RecoverInstances,
+        c.SweepLogStarts,
+        c.ForgetObjects,
+        c.FreeNames,
+        c.OpenJobs,
+        c.DropManifestRows,
+        c.ForgetJobs,
+        c.ForgetClosed,
+        c.OpenCompactions,
+        c.UnpackManifest,
+    }
+    asked = (*service._BY_THE_ASKER, *service._BY_ANY_BROKER, c.EndSession)
+    assert {kind for kind in c.COMMAND_TAGS.values() if not issubclass(kind, asked)} == own
 
 
 def test_who_is_not_registered_asks_for_nothing_but_that() -> None:
