@@ -99,11 +99,13 @@ class Book:
         self.deleted: dict[Part, int] = defaultdict(int)
         """Below which offset somebody asked for records to be deleted."""
         self.offsets_of: dict[Part, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
-        """Value -> offsets, of everything seen or acknowledged."""
+        """Value -> offsets, of everything acknowledged, or seen and not declared lost."""
         for at, event in enumerate(self.events):
             self._note(at, event)
         for part, by_offset in self.seen.items():
             for offset, values in by_offset.items():
+                if self.excused(part, offset):
+                    continue  # it was there, is lost, and may be sent again
                 for value in values:
                     self.offsets_of[part][value].add(offset)
         for request in self.acknowledged():

@@ -171,6 +171,15 @@ def test_a_plain_producer_may_leave_as_many_copies_as_attempts(story: Story) -> 
     assert "duplicate" in story.anomalies()
 
 
+def test_what_was_seen_and_declared_lost_may_be_sent_again(story: Story) -> None:
+    sent = story.send(1, sequence=0)
+    story.poll(0, (0, 1))
+    story.ok(sent, 5)
+    story.final((5, 1))
+    assert story.anomalies(losses=[Loss("t", 0, 0, 5)]) == set()
+    assert "duplicate" in story.anomalies()
+
+
 def test_inconsistent_offset(story: Story) -> None:
     story.no("unknown", story.send(1))
     story.sent(2, offset=0)
