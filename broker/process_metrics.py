@@ -42,6 +42,7 @@ def register(broker: Broker) -> None:
     _compaction(broker)
     _control(broker)
     _transactions(broker)
+    _groups(broker)
 
 
 def _requests(broker: Broker) -> None:
@@ -113,6 +114,19 @@ def _logs(broker: Broker) -> None:
         "tidelog_alarms",
         "Named objects found missing or damaged.",
         lambda: broker.services.cold.alarms + broker.merging.alarms + broker.compacting.alarms,
+    )
+
+
+def _groups(broker: Broker) -> None:
+    groups, metrics = broker.services.groups, broker.metrics
+    metrics.gauge("tidelog_groups", "Groups this broker coordinates.", lambda: groups.counts().groups)
+    metrics.gauge(
+        "tidelog_consumer_groups", "Of those, consumer groups (KIP-848).", lambda: groups.counts().consumer_groups
+    )
+    metrics.gauge(
+        "tidelog_group_partitions_loading",
+        "Partitions of `__consumer_offsets` whose groups are being read; their members wait.",
+        lambda: groups.counts().partitions_loading,
     )
 
 

@@ -15,6 +15,7 @@ from uuid import UUID
 from broker.coordination.runtime import CoordinatorLog, Refusal
 from broker.coordination.topic import InternalTopic
 from broker.groups.configs import GROUP_RESOURCE, times_in_force
+from broker.groups.consumer import ConsumerGroup
 from broker.groups.consumer_model import (
     ConsumerConfig,
     ConsumerGroupView,
@@ -73,6 +74,8 @@ class GroupCounts(NamedTuple):
     partitions_active: int
     partitions_loading: int
     groups: int
+    consumer_groups: int
+    """Of those, the ones of KIP-848."""
     offsets: int
     rewrites: int
 
@@ -405,6 +408,7 @@ class GroupCoordinators:
             sum(shard.active for shard in shards),
             sum(not shard.active for shard in shards),
             sum(len(shard.shard.groups) for shard in shards),
+            sum(isinstance(group, ConsumerGroup) for shard in shards for group in shard.shard.groups.values()),
             sum(shard.shard.offsets.count for shard in shards),
             sum(shard.rewrites for shard in shards),
         )

@@ -334,7 +334,9 @@ async def test_members_of_both_protocols(broker: Broker) -> None:
         assert (joined.error_code, joined.generation_id) == (0, 2)
         sync = m.SyncGroupRequest(group_id="g", generation_id=2, member_id=mine)
         assert (await client.ask(ApiKey.SYNC_GROUP, 3, sync)).assignment
+        assert broker.services.groups.counts().consumer_groups == 1
         assert (await send(other, beating(-1))).error_code == 0
         await until(lambda: broker.services.groups.counts().groups == 1)
+        assert broker.services.groups.counts().consumer_groups == 0
         listed = (await client.ask(ApiKey.LIST_GROUPS, 5, m.ListGroupsRequest())).groups
         assert [(one.group_type, one.group_state) for one in listed] == [("classic", "PreparingRebalance")]
