@@ -48,10 +48,11 @@ class Machine(RuleBasedStateMachine):
         self.cluster.register(1, 100)
         self.cluster.register(2, 200)
         self.incarnations = [100, 200]
-        self.cluster.create("t", LOGS)
+        self.cluster.create("t", LOGS, cleanup_policy="compact,delete")
         self.bucket: dict[str, dict[int, tuple[int, int]] | bytes] = {}
         self.read: dict[int, Job] = {}
         self.done: list[Done] = []
+        self.compacted: list[c.CompactRanges] = []
         self.views: list[bytes] = []
         self.forgotten: set[int] = set()
 
@@ -129,7 +130,9 @@ class Machine(RuleBasedStateMachine):
             self.work()
 
     def work(self) -> None:
-        """All jobs that the controller has for us."""
+        """All jobs that the controller has for us. A pass of compaction keeps merging away from its ranges."""
+        for one in list(self.state.compactions.open.values()):
+            self.ask(c.CloseCompaction(self.cluster.token(16), one.incarnation, one.number))
         for _ in range(50):
             jobs, waiting = plan_jobs(self.state, self.state.logs, self.cluster.now_ms, RULES)
             if not jobs:
@@ -235,6 +238,65 @@ class Machine(RuleBasedStateMachine):
             assert self.ask(done.command) == answer
         else:
             self.done.remove(done)
+
+    @rule(data=st.data(), log_id=st.integers(0, LOGS - 1))
+    def open_pass(self, data: st.DataObject, log_id: int) -> None:
+        """A pass of compaction over a log; or what is in its way goes, the last of its manifests."""
+        log = self.state.logs.get(log_id)
+        if log is None or not log.range_count:
+            return
+        if log.manifests:
+            pointer = log.manifests[-1]
+            rows = self.manifest_rows(log_id, pointer)
+            unpacked = tuple(f.UnpackedRange(row.job, row.size, row.newest_ms, row.range) for row in rows)
+            self.ask(c.UnpackManifest(self.cluster.token(16), log_id, pointer, unpacked))
+            return
+        dirty_from = max(self.state.compactions.clean.get(log_id, 0), log.start)
+        end = log.row(-1).range.last_stable_offset
+        if dirty_from < end:
+            bound = data.draw(st.integers(dirty_from + 1, end))
+            new = c.NewCompaction(data.draw(st.sampled_from(self.incarnations)), log_id, dirty_from, bound)
+            self.ask(c.OpenCompactions(self.cluster.token(16), (new,)))
+
+    @rule(data=st.data(), kept=st.sampled_from([0, 1, 7]))
+    def store_compacted(self, data: st.DataObject, kept: int) -> None:
+        """The next output of a pass, over some of its ranges, is stored; it is named at once or later."""
+        if not self.state.compactions.open:
+            return
+        one = data.draw(st.sampled_from(list(self.state.compactions.open.values())))
+        log = self.state.logs.get(one.log_id)
+        key = merged_key(one.next_output, one.log_id)
+        if log is None or key in self.bucket or not log.range_count:
+            return
+        first = data.draw(st.integers(0, log.range_count - 1))
+        count = data.draw(st.integers(1, log.range_count - first))
+        inputs = [self.state.range_at(one.log_id, index) for index in range(first, first + count)]
+        for row in inputs:
+            self.check(one.log_id, row)
+        last = inputs[-1].range
+        item = last._replace(base=inputs[0].range.base, position=0, length=kept, max_timestamp=-1, batch_count=0)
+        self.bucket[key] = {one.log_id: (item.base, item.end)}
+        part, made = log.part(first, count), f.Merged(item.length + 50, item)
+        command = c.CompactRanges(self.cluster.token(16), one.incarnation, one.number, one.next_output, part, made)
+        self.compacted.append(command)
+        if data.draw(st.booleans()):
+            self.ask(command)
+
+    @rule(data=st.data())
+    def name_compacted(self, data: st.DataObject) -> None:
+        """An output asks for its place, perhaps again, perhaps long after its pass was closed."""
+        if self.compacted:
+            command = data.draw(st.sampled_from(self.compacted))
+            was_open = command.job in self.state.compactions.open
+            answer = self.ask(command)
+            assert was_open or answer is None or not self.cluster.facts
+
+    @rule(data=st.data(), done=st.booleans())
+    def close_pass(self, data: st.DataObject, done: bool) -> None:
+        if self.state.compactions.open:
+            one = data.draw(st.sampled_from(list(self.state.compactions.open.values())))
+            clean_end = one.bound if done else -1
+            self.ask(c.CloseCompaction(self.cluster.token(16), one.incarnation, one.number, clean_end))
 
     @rule(data=st.data())
     def give_up(self, data: st.DataObject) -> None:
