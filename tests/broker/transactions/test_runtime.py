@@ -241,7 +241,7 @@ async def test_while_loading_and_elsewhere(bench: Bench) -> None:
     log = MemoryLog()
     bench.coordinators.open(0, log)
     assert (await bench.coordinators.describe("tx")).error is ErrorCode.COORDINATOR_LOAD_IN_PROGRESS
-    log.validation.may_answer = False
+    log.may_answer = False
     while not bench.coordinators.partitions[0].active:
         await asyncio.sleep(0)
     assert (await bench.init()).error is ErrorCode.NOT_COORDINATOR, "this broker lost the right to say so"
