@@ -171,11 +171,8 @@ def test_cluster(broker: BrokerProcess, manager: AdminClient) -> None:
     assert listed.controller_id == 1
 
 
-def test_what_is_not_served_is_refused_by_the_library(manager: AdminClient) -> None:
-    """What ApiVersions does not show is never sent: the library says so at once."""
-    with pytest.raises(KafkaException) as caught:
-        manager.describe_user_scram_credentials().result(TIMEOUT_S)
-    assert caught.value.args[0].code() == KafkaError._UNSUPPORTED_FEATURE
+def test_nobody_has_credentials(manager: AdminClient) -> None:
+    assert manager.describe_user_scram_credentials().result(TIMEOUT_S) == {}
 
 
 def test_everybody_is_the_preferred_leader_already(manager: AdminClient) -> None:
