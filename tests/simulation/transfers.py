@@ -2,8 +2,8 @@
 at all.
 
 Producers of both generations (KIP-890), some of which share a transactional id and fence each other, abort now and
-then, give up batches that may still arrive, stop in the middle for longer than their transaction may last, or die. A
-reader of committed records watches. `judge` says what must not be.
+then, give up batches that may still arrive, forget to add a partition, stop in the middle for longer than their
+transaction may last, or die. A reader of committed records watches. `judge` says what must not be.
 
 Events: `transfer.begin {transfer}`, `transfer.commit {transfer}` (the commit was sent), `transfer.ended {transfer,
 outcome}` with `committed`, `aborted` or `unknown`; `committed.poll {topic, partition, offset, position, records}`,
@@ -108,7 +108,8 @@ class Transferer(AccountClient):
         try:
             parts = self.rng.sample(ACCOUNT_PARTS, len(ACCOUNT_PARTS))
             if not self.second:
-                await self._add(parts)
+                forgetful = self.rng.random() < 0.05  # a client with a bug: leaders must not trust it
+                await self._add(parts[:1] if forgetful else parts)
             for part in parts:
                 await self._produce(part, number)
                 if self.rng.random() < 0.03:
