@@ -19,15 +19,14 @@ pytestmark = pytest.mark.compatibility
 CONFIGS = "kafka.admin.ConfigCommand"
 
 REFUSED: list[tuple[str, str, str]] = [
-    # Groups of KIP-848, share groups, streams groups
-    (
-        "consumer.ConsoleConsumer",
-        "--topic TOPIC --from-beginning --timeout-ms 20000 --command-property group.protocol=consumer",
-        "The cluster does not support the new CONSUMER group protocol",
-    ),
+    # Share groups, streams groups
     ("consumer.ConsoleShareConsumer", "--topic TOPIC --timeout-ms 4000", "does not support SHARE_GROUP_HEARTBEAT"),
     # Client metrics
-    (CONFIGS, "--describe --entity-type client-metrics --entity-name m", "Unsupported resource type: 16"),
+    (
+        CONFIGS,
+        "--alter --entity-type client-metrics --entity-name m --add-config interval.ms=1000",
+        "Unknown resource type 16",
+    ),
     # Security
     ("AclCommand", "--list", "SecurityDisabledException: No Authorizer is configured on the broker"),
     ("DelegationTokenCommand", "--describe --command-config FILE", "does not support DESCRIBE_DELEGATION_TOKEN"),
