@@ -177,14 +177,11 @@ class DynamicConfigs:
         if not changed:
             return
         self._common, self._own = common, own
-        wanted = {}
-        for key in DYNAMIC:
-            text = own.get(key, common.get(key))
-            if text is not None:
-                wanted[FIELDS[key].name] = parse_value(key, text)
+        texts = {key: text for key in DYNAMIC if (text := own.get(key, common.get(key))) is not None}
         try:
+            wanted = {FIELDS[key].name: parse_value(key, text) for key, text in texts.items()}
             check(dataclasses.replace(self.static, **wanted))
-        except SettingError as error:  # of a broker whose own settings are other ones than the controller's
+        except SettingError as error:  # of a broker whose settings, or whose version, are not the controller's
             log.error("dynamic configs of this broker are not applied: %s", error)
             return
         for key in DYNAMIC:
