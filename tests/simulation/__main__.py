@@ -10,11 +10,11 @@ from dataclasses import replace
 from tests.simulation.cluster import GROUPS, WAL_KINDS, Options
 from tests.simulation.machines import LAYOUTS
 from tests.simulation.many import Ran, Wanted, run_all
-from tests.simulation.plants import CLUSTER_PLANTS, MOVE_PLANTS, OBJECT_PLANTS, PLANTS, TRANSACTION_PLANTS
+from tests.simulation.plants import BY_NAME
 
 
 def main() -> int:
-    plants = PLANTS | CLUSTER_PLANTS | MOVE_PLANTS | OBJECT_PLANTS | TRANSACTION_PLANTS
+    plants = BY_NAME
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description="Simulated clusters, from seeds.")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--seed", type=int, help="one world")
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--layout", choices=sorted(LAYOUTS), help="how they are spread; otherwise drawn")
     parser.add_argument("--groups", choices=sorted(set(GROUPS)), help="protocol of the group; otherwise drawn")
     parser.add_argument("--wal", choices=sorted(WAL_KINDS), help="kind of the WAL; otherwise drawn")
-    parser.add_argument("--transactions", action="store_true", help="transfers are made and judged")
+    parser.add_argument("--bank", action="store_true", default=None, help="with transactional clients; otherwise drawn")
     parser.add_argument("--no-faults", action="store_true")
     parser.add_argument("--digest", action="store_true", help="print seed and digest of every run, and nothing else")
     jobs = os.cpu_count() or 1
@@ -41,7 +41,7 @@ def main() -> int:
         layout=args.layout,
         wal=args.wal,
         groups=args.groups,
-        transactions=args.transactions,
+        bank=args.bank,
     )
     options = plants[args.plant].options if args.plant else asked_for
     options = replace(options, log_level=logging.INFO if args.history else logging.WARNING)
@@ -51,7 +51,7 @@ def main() -> int:
     wanted = Wanted(options, args.plant, history=args.history, digest=args.digest)
     asked = {"plant": args.plant, "brokers": args.brokers, "layout": args.layout, "wal": args.wal}
     which_worlds = "".join(f" --{name} {value}" for name, value in asked.items() if value is not None)
-    which_worlds += " --transactions" if args.transactions else ""
+    which_worlds += " --bank" if args.bank else ""
     bad = 0
     cpu_s = 0.0
     for ran in run_all(wanted, seeds, args.jobs):

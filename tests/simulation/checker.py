@@ -25,7 +25,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from tests.simulation import checker_groups, checker_live, checker_owners
+from tests.simulation import checker_bank, checker_groups, checker_live, checker_owners
 from tests.simulation.book import Book, Final, Finding, Loss, Part, Request, part_of
 from tests.simulation.client import EARLIEST, LATEST
 from tests.simulation.history import Event
@@ -327,6 +327,7 @@ CHECKS: tuple[Callable[[Book], Iterator[Finding]], ...] = (
     polls,
     watermarks,
     out_of_range,
+    checker_bank.bank,
     checker_groups.commits,
     checker_groups.generations,
     checker_owners.owners,

@@ -23,7 +23,7 @@ from controller.facts import Fact, SessionEnded
 from controller.object_log import ENTRIES
 from controller.runtime import ControllerSettings
 from storage import probe
-from tests.simulation import tables, transfers
+from tests.simulation import bankers, tables
 from tests.simulation.checker import Final, Loss, check
 from tests.simulation.checker_owners import SESSION_MS
 from tests.simulation.client import ClientSettings, Part, Recorder, SimulatedClient
@@ -57,6 +57,8 @@ LOADS = (
 )
 """(bytes per value, ms between batches) of the idempotent producers."""
 BROKERS = (1, 2, 3, 3, 3)
+BANKS = 0.15
+"""Of how many worlds the clients are those of a bank."""
 METADATA = ((1_000, 1_000), (1_000, 1_000), (40, 20), (12, 4))
 CLOCK_RATES = ((1.0, 1.0, 0.998, 1.002), (1.0, 1.0, 0.998, 1.002), (0.955, 1.0, 1.045))
 """Among what the rates of the machines' clocks are drawn; 10 % apart at most."""
@@ -97,6 +99,8 @@ class Options:
     metadata: tuple[int, int] | None = None
     """After how many entries of the metadata log a snapshot is taken, and how many of those before it stay; None:
     drawn from `METADATA`."""
+    bank: bool | None = False
+    """Transactional clients, those of `bankers`, instead of the usual ones; None: drawn."""
     rereaders: int = 0
     """So many more consumers read everything again and again, a little at a time."""
     wal: str | None = None
@@ -108,8 +112,6 @@ class Options:
     """How likely it is in a world of several brokers that an operator moves leadership about, and drains brokers."""
     tables: float = 0.3
     """How likely it is that there is a compacted topic too."""
-    transactions: bool = False
-    """Transfers are made, and judged."""
     groups: str | None = None
     """One of `GROUPS`; None: drawn."""
     upgrade: bool = False
@@ -160,6 +162,8 @@ class World:
         self.session_ms = self.options.session_ms or self.session_ms
         self.faults_s = self.options.faults_s or self.scheduler.stream("faulty time").choice(FAULTS_S)
         self.lease_ms = self.session_ms // 2
+        chance = self.scheduler.stream("bank or not").random()
+        self.bank = chance < BANKS if self.options.bank is None else self.options.bank
         self._values = self._draw_settings()
         self.machines: list[Machine] = []
         self.nodes: list[Node] = []
@@ -218,6 +222,8 @@ class World:
             "tidelog.shutdown.timeout.ms": choice([2_000, 30_000]),
             "log.retention.check.interval.ms": 2_000,
             "offsets.topic.num.partitions": len(OFFSETS_PARTS),
+            "transaction.state.log.num.partitions": len(bankers.STATE_PARTS),
+            "transaction.abort.timed.out.transaction.cleanup.interval.ms": 500,
             "group.initial.rebalance.delay.ms": choice([0, 300]),
             "group.min.session.timeout.ms": 1_000,
             "group.consumer.min.session.timeout.ms": 1_000,
@@ -241,7 +247,7 @@ class World:
             del values["tidelog.wal.dir"]
         rng = self.scheduler.stream("tables")
         self.table: dict[str, str] | None = None
-        if rng.random() < self.options.tables:
+        if rng.random() < self.options.tables and not self.bank:
             self.table, cleaner = tables.draw(rng)
             values |= cleaner
         return {key: str(value) for key, value in (values | self._draw_merging()).items()}
@@ -264,8 +270,6 @@ class World:
     def settings(self, node: Node) -> Settings:
         """The settings of one broker."""
         own = {"node.id": str(node.node_id), "listeners": f"PLAINTEXT://{node.host.name}:{PORT}"}
-        if self.options.transactions:
-            own |= transfers.SETTINGS
         return build(self._values | (self.options.settings or {}) | own)
 
     # Findings
@@ -329,6 +333,9 @@ class World:
         self.clients[name].kill()
 
     def _add_clients(self) -> None:
+        if self.bank:
+            bankers.add_clients(self)
+            return
         rng = self.scheduler.stream("cast")
         configs = {"orders": {"tidelog.wal": "objects"}} if self.wal == "both" else {}
         settings = ClientSettings(request_timeout_ms=rng.choice([3_000, 8_000]))
@@ -354,10 +361,7 @@ class World:
             self.add_client(Consumer, f"rereader-{number}", PARTS, small, settings=settings)
         if len(self.nodes) > 1 and self.scheduler.stream("moves").random() < self.options.moves:
             nodes = [node.node_id for node in self.nodes]
-            moved = [*PARTS, *OFFSETS_PARTS]
-            if self.options.transactions:
-                moved += [*transfers.ACCOUNT_PARTS, *transfers.STATE_PARTS]
-            self.add_client(Mover, "mover", moved, nodes)
+            self.add_client(Mover, "mover", [*PARTS, *OFFSETS_PARTS], nodes)
             Drainer(self).later()
         if self.table is not None:
             self._add_table_clients(self.table)
@@ -370,8 +374,6 @@ class World:
             self.add_client(
                 member, f"member-{number}", PARTS, polls, group=GROUP, group_load=group_load, settings=settings
             )
-        if self.options.transactions:
-            self._add_bank(settings)
 
     def _add_table_clients(self, configs: dict[str, str]) -> None:
         """Those of the compacted topic."""
@@ -383,19 +385,6 @@ class World:
             options = {"history": self._table_history}
             self.add_client(tables.TableProducer, f"table-{number}", [tables.PART], load, **options)
         self.add_client(tables.TableReader, "table-reader", history=self._table_history)
-
-    def _add_bank(self, settings: ClientSettings) -> None:
-        """Producers of both generations, two of which share an id, and a reader."""
-        rng = self.scheduler.stream("bank")
-        for number in range(4):
-            self.add_client(
-                transfers.Transferer,
-                f"transfer-{number}",
-                transactional_id=f"bank-{number % 3}",
-                second_generation=rng.random() < 0.6,
-                settings=settings,
-            )
-        self.add_client(transfers.CommittedReader, "auditor", settings=settings)
 
     # The run
 
@@ -442,11 +431,13 @@ class World:
         self._finish(list(self._cast.values()))
         if self.rng.random() < 0.3:
             self._restart_all()
-        self._finish([self.add_client(FinalReader, "final", PARTS, groups=[GROUP])])
+        if self.bank:
+            self._finish([self.add_client(bankers.Clerk, "final", bankers.REQUEST_PARTS, groups=[bankers.GROUP])])
+            self._finish([self.add_client(bankers.FinalAuditor, "audit", bankers.ACCOUNT_PARTS)])
+        else:
+            self._finish([self.add_client(FinalReader, "final", PARTS, groups=[GROUP])])
         if self.table is not None:
             self._finish([self.add_client(tables.TableReader, "table-final", once=True, history=self._table_history)])
-        if self.options.transactions:
-            self._finish([self.add_client(transfers.CommittedReader, "final auditor", to_the_end=True)])
         self._judge(quiet_from_ns, store_quiet_from_ns)
 
     def _everybody_serves(self) -> bool:
@@ -524,8 +515,6 @@ class World:
         if self.table is not None:
             retention_ms = int(self.table["delete.retention.ms"])
             self.findings += [str(finding) for finding in tables.judge(self.history, final.losses, retention_ms)]
-        if self.options.transactions and not final.losses:
-            self.findings += transfers.judge(self.history)
 
     @contextmanager
     def _scaled(self) -> Iterator[None]:

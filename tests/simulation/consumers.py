@@ -62,6 +62,9 @@ class GroupLoad:
 class Consumer(SimulatedClient):
     """Reads its partitions from their start, poll by poll; goes on from the start after OFFSET_OUT_OF_RANGE."""
 
+    told = "poll"
+    """How the names of its events begin."""
+
     def __init__(
         self,
         name: str,
@@ -156,7 +159,7 @@ class Consumer(SimulatedClient):
         try:
             connection = await self.connection(address)
             self.history.record(
-                "poll.invoke",
+                f"{self.told}.invoke",
                 client=self.name,
                 poll=number,
                 node=node,
@@ -168,7 +171,7 @@ class Consumer(SimulatedClient):
             timeout_ms = self.load.max_wait_ms + self.settings.request_timeout_ms
             answer = await self.answer(connection, future, timeout_ms)
         except Disconnected as error:
-            self.history.record("poll.fail", client=self.name, poll=number, error=str(error))
+            self.history.record(f"{self.told}.fail", client=self.name, poll=number, error=str(error))
             self._again = True
             await self.back_off(address)
             return
@@ -184,23 +187,28 @@ class Consumer(SimulatedClient):
         position = self.positions[part]
         code = answer.error_code
         if code == ErrorCode.OFFSET_OUT_OF_RANGE:
-            self.history.record("poll.out_of_range", **fields, offset=position)
+            self.history.record(f"{self.told}.out_of_range", **fields, offset=position)
             self.assign(part, await self.offset_patiently(part, EARLIEST))
             return
         if code:
-            self.history.record("poll.refused", **fields, offset=position, error=error_name(code))
+            self.history.record(f"{self.told}.refused", **fields, offset=position, error=error_name(code))
             self._again = True
             return
-        found, end = read_records(answer.records, position)
+        found, end = self.records_of(answer, position)
         self.positions[part] = end
         self.history.record(
-            "poll.ok",
+            f"{self.told}.ok",
             **fields,
             offset=position,
             records=found,
             high_watermark=answer.high_watermark,
+            last_stable=answer.last_stable_offset,
             log_start=answer.log_start_offset,
         )
+
+    def records_of(self, answer: Any, position: int) -> tuple[tuple[tuple[int, int], ...], int]:
+        """((offset, value) of what a consumer gets of a partition's answer, where it goes on)."""
+        return read_records(answer.records, position)
 
 
 def read_records(data: Any, position: int) -> tuple[tuple[tuple[int, int], ...], int]:

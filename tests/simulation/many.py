@@ -11,7 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 from tests.simulation.cluster import Options, Result, World
-from tests.simulation.plants import CLUSTER_PLANTS, MOVE_PLANTS, OBJECT_PLANTS, PLANTS, TRANSACTION_PLANTS
+from tests.simulation.plants import BY_NAME
 from tests.simulation.scheduler import S
 
 SEEDS_PER_PROCESS = 12
@@ -50,8 +50,7 @@ def run_all(wanted: Wanted, seeds: range, jobs: int) -> Generator[Ran, None, Non
 def run_one(wanted: Wanted, seed: int) -> Ran:
     """One world."""
     began = time.process_time()
-    plants = PLANTS | CLUSTER_PLANTS | MOVE_PLANTS | OBJECT_PLANTS | TRANSACTION_PLANTS
-    plant: AbstractContextManager[None] = plants[wanted.plant].planted() if wanted.plant else contextlib.nullcontext()
+    plant: AbstractContextManager[None] = BY_NAME[wanted.plant].planted() if wanted.plant else contextlib.nullcontext()
     with plant:
         world = World(seed, wanted.options)
         result = world.run()

@@ -21,7 +21,7 @@ from tests.simulation.client import (
     error_name,
     sleep_ms,
 )
-from tests.simulation.consumers import ConsumerLoad, GroupMember, offsets_of, offsets_request, read_records
+from tests.simulation.consumers import ConsumerLoad, GroupMember, offsets_of, offsets_request
 
 NOTHING_MORE_S = 8
 """An end that is not reached after so long without a record: behind the last one there is only a declared loss."""
@@ -120,8 +120,14 @@ class FinalReader(GroupMember):
     `done` is true when everything was read.
     """
 
+    final = "final"
+    """How the names of its events begin."""
+    offsets = "final.offsets"
+    isolation_level = 0
+
     def __init__(self, *args: Any, groups: Sequence[str] = (), **options: Any) -> None:
-        super().__init__(*args, group="", load=ConsumerLoad(max_wait_ms=100, max_bytes=1 << 20), **options)
+        load = ConsumerLoad(max_wait_ms=100, max_bytes=1 << 20, isolation_level=self.isolation_level)
+        super().__init__(*args, group="", load=load, **options)
         self.groups = groups
         self.done = False
 
@@ -151,17 +157,17 @@ class FinalReader(GroupMember):
             if one.error_code:
                 self.leaders.pop(part, None)
                 fields = {"topic": part[0], "partition": part[1], "offset": self.positions[part]}
-                self.history.record("final.refused", **fields, error=error_name(one.error_code))
+                self.history.record(f"{self.final}.refused", **fields, error=error_name(one.error_code))
                 if one.error_code not in RETRIABLE:
                     return
                 await self.back_off()
                 continue
-            got, position = read_records(one.records, self.positions[part])
+            got, position = self.records_of(one, self.positions[part])
             found += got
             if position > self.positions[part]:
                 self.positions[part], moved = position, loop.time()
         fields = {"topic": part[0], "partition": part[1], "start": start, "end": end}
-        self.history.record("final.read", **fields, position=self.positions[part], records=tuple(found))
+        self.history.record(f"{self.final}.read", **fields, position=self.positions[part], records=tuple(found))
 
     async def _offsets(self, group: str) -> None:
         self.group, self._coordinator = group, None
@@ -178,4 +184,4 @@ class FinalReader(GroupMember):
             self._coordinator = None
             await self.back_off()
         told = tuple((*part, found.get(part, -1)) for part in self.parts)
-        self.history.record("final.offsets", group=group, offsets=told)
+        self.history.record(self.offsets, group=group, offsets=told)

@@ -288,6 +288,63 @@ def older_copy(faults: Faults) -> None:
     watch()
 
 
+def late_batches(faults: Faults) -> None:
+    """What clients send to a broker arrives when they have long given it up; the other brokers hear them."""
+    node, world = faults._node(), faults.world
+    if node is None or not node.ready:
+        return
+    faults._record("late_batches", node=node.node_id)
+    heal = faults._block([(host.name, node.host.name) for host in world.client_hosts])
+    faults._for(3_000, 5_000, heal)
+
+
+def stall_at_end(faults: Faults) -> None:
+    """When somebody wants to commit a transaction, nothing gets durable any more on some machine, which then loses
+    power."""
+    world, began_ns = faults.world, faults.world.scheduler.now_ns
+    known = len(world.history)
+
+    def watch() -> None:
+        if world.quiet or world.scheduler.now_ns > began_ns + 3 * S:
+            return
+        if not any(
+            event.kind == "bank.end.invoke" and event.fields["commit"] for event in world.history.events[known:]
+        ):
+            world.scheduler.call_later_ns(MS // 4, watch)
+            return
+        node = faults._node()
+        if node is not None and node.ready:
+            faults._record("hang", host=node.machine.name)
+            node.machine.disk.stalled_until_ns = world.scheduler.now_ns + S
+            world.scheduler.call_later_ns(faults.rng.randint(50, 200) * MS, crash, node)
+
+    def crash(node: Node) -> None:
+        if node.machine.up and not world.quiet:
+            faults._record("crash", host=node.machine.name)
+            node.crash()
+            node.machine.disk.stalled_until_ns = 0
+            faults._for(200, 1_000, node.boot)
+
+    watch()
+
+
+def cut_off_and_kill(faults: Faults) -> None:
+    """A broker loses the others for a moment, though not its clients, and is killed before they find each other."""
+    node, world = faults._node(), faults.world
+    if node is None or not node.ready:
+        return
+    process = node.process
+    faults._record("island", nodes=[node.node_id], bucket="", both_ways=True)
+    heal = faults._cut_off([node], both_ways=True, bucket="")
+
+    def kill() -> None:
+        if node.process is process and node.running and not world.quiet:
+            faults._kill_one(node)
+        heal()
+
+    faults._for(200, 600, kill)
+
+
 STAGED: dict[str, Callable[[Faults], None]] = {
     "forgotten": forgotten,
     "usurped": usurped,
@@ -298,6 +355,9 @@ STAGED: dict[str, Callable[[Faults], None]] = {
     "failed_write_and_crash": failed_write_and_crash,
     "lost_volume": lost_volume,
     "older_copy": older_copy,
+    "late_batches": late_batches,
+    "stall_at_end": stall_at_end,
+    "cut_off_and_kill": cut_off_and_kill,
     "unheard_and_kill": unheard_and_kill,
     "late_grants": late_grants,
     "long_sleep": long_sleep,

@@ -24,7 +24,7 @@ class Runs:
     """Every seed is run once, by as many processes as there are CPUs."""
 
     def __init__(self) -> None:
-        self._coming = run_all(Wanted(Options(), digest=True), range(SEEDS), os.cpu_count() or 1)
+        self._coming = run_all(Wanted(Options(bank=None), digest=True), range(SEEDS), os.cpu_count() or 1)
         self._came: list[Ran] = []
 
     def batch(self, first: int, count: int) -> list[Ran]:
@@ -75,7 +75,7 @@ def test_a_seed_is_one_run_under_every_hash_seed(runs: Runs) -> None:
     elsewhere = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     here = runs.batch(0, HASHED)
     assert "".join(f"{ran.seed} {ran.digest}\n" for ran in here) == elsewhere
-    result, again = (World(0).run() for _ in range(2))
+    result, again = (World(0, Options(bank=None)).run() for _ in range(2))
     assert result.digest == here[0].digest
     first, second = (list(map(str, one.history)) for one in (result, again))
     assert [pair for pair in zip(first, second, strict=False) if pair[0] != pair[1]][:1] == []

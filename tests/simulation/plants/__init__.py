@@ -14,7 +14,10 @@ from tests.simulation.plants.registry import (
     Plant,
 )
 
+BY_NAME = PLANTS | CLUSTER_PLANTS | MOVE_PLANTS | OBJECT_PLANTS | TRANSACTION_PLANTS
+
 __all__ = [
+    "BY_NAME",
     "CLUSTER_PLANTS",
     "MOVE_PLANTS",
     "OBJECT_PLANTS",

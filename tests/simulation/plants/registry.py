@@ -62,7 +62,7 @@ OBJECT_PLANTS: dict[str, Plant] = {}
 """Those of the object WAL."""
 
 TRANSACTION_PLANTS: dict[str, Plant] = {}
-"""Those of transactions."""
+"""Those of transactions, which worlds with a bank show."""
 
 
 def _register(among: dict[str, Plant], options: Options) -> Callable[[Callable[[], Patches]], None]:
