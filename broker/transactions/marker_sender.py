@@ -33,7 +33,6 @@ Wanted: TypeAlias = list[tuple[Marker, list[Part]]]
 Send: TypeAlias = Callable[[int, Wanted], Awaitable[list[dict[Part, ErrorCode]]]]
 """(node id, markers and where they are wanted) -> results, in the same order. LinkError: there is no answer."""
 
-_FENCED = (ErrorCode.INVALID_PRODUCER_EPOCH, ErrorCode.TRANSACTION_COORDINATOR_FENCED)
 _MOVES_NOTHING = (f.LeaseExtended, f.SealCommitted, f.LogStartAdvanced, f.ProducerIdsAllocated, f.ObjectsDeleted)
 
 
@@ -177,8 +176,10 @@ class MarkerSender:
             if error is ErrorCode.NONE:
                 self.written += 1
                 self._settle(job, part)
-            elif error in _FENCED:
-                self._give_up(job, part, error)
+            elif error is ErrorCode.INVALID_PRODUCER_EPOCH:
+                self._pass_over(job, part)
+            elif error is ErrorCode.TRANSACTION_COORDINATOR_FENCED:
+                self._give_up(job, part)
             else:
                 self._park(job, part)
 
@@ -193,14 +194,28 @@ class MarkerSender:
             del self._jobs[job.owner, job.ending.transactional_id]
             job.done()
 
-    def _give_up(self, job: _Job, part: Part, error: ErrorCode) -> None:
+    def _pass_over(self, job: _Job, part: Part) -> None:
+        """The log has seen a later epoch than the coordinator: records of `__transaction_state` were declared lost.
+
+        Kafka leaves such a transaction as it is, and its producer waits for ever. No marker can end anything of it
+        there, but its other partitions can be ended, and the producer goes on.
+        """
         log.error(
-            "%s-%d refuses the marker of %s (producer %d, epoch %d): %s; this coordinator does not end it",
+            "%s-%d knows a later epoch of producer %d than its coordinator has for %s (%d): was its state lost?",
+            *part,
+            job.ending.producer_id,
+            job.ending.transactional_id,
+            job.ending.producer_epoch,
+        )
+        self._settle(job, part)
+
+    def _give_up(self, job: _Job, part: Part) -> None:
+        log.error(
+            "%s-%d refuses the marker of %s (producer %d, epoch %d): there is a newer coordinator, which ends it",
             *part,
             job.ending.transactional_id,
             job.ending.producer_id,
             job.ending.producer_epoch,
-            error.name,
         )
         job.dropped = True
         del self._jobs[job.owner, job.ending.transactional_id]

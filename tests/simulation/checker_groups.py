@@ -121,12 +121,17 @@ def _compare(where: GroupPart, writes: list[_Commit], first: _Look, second: _Loo
 
 
 def generations(book: Book) -> Iterator[Finding]:
-    """In one generation of a group no partition belongs to two members."""
+    """In one generation of a classic group no partition belongs to two members.
+
+    Where members of the consumer protocol take part numbers mean less: a group that they left empty begins anew at 1
+    when a classic member joins (`checker_owners` judges those by who was heard when).
+    """
     owners: dict[tuple[str, int, Part], Event] = {}
     if _coordinator_lost_something(book):
         return
+    of_both = {event.fields["group"] for event in book.events if event.kind == "group.beat.invoke"}
     for event in book.events:
-        if event.kind != "group.joined":
+        if event.kind != "group.joined" or event.fields["group"] in of_both:
             continue
         fields = event.fields
         for part in fields["parts"]:

@@ -250,7 +250,11 @@ class GroupMember(Consumer):
         self._committed: dict[Part, int] = {}
 
     async def main(self) -> None:
-        await self.refresh(topic for topic, _ in self.parts)
+        # Nobody assigns partitions of topics that he does not know of yet; a coordinator would not know them either.
+        topics = {topic for topic, _ in self.parts}
+        while not topics <= self.topic_ids.keys() and not self.stopping:
+            await self.refresh(topics)
+            await self.back_off()
         while not self.stopping:
             try:
                 await self._join()
