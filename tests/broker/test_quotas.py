@@ -1,6 +1,7 @@
 """Client quotas kept by a real broker: throttle times, muted connections, rates, refused mutations."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,7 @@ async def test_connections_of_an_address(client: RawClient, broker: Broker) -> N
 async def test_real_clients_stay_within_their_quotas(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """kafka-python produces and consumes at the rate it is given, and says that it was throttled."""
     rate = 200 * KIB
+    caplog.set_level(logging.WARNING, logger="kafka")  # our command line, where it ran before, has made it silent
     async with whole_broker(tmp_path / "data", quota_window_num=3) as broker:
         bootstrap = f"127.0.0.1:{broker.listeners[0].port}"
         async with RawClient(broker.listeners[0].port) as client:
