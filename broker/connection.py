@@ -20,6 +20,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING, Protocol, cast
 
+from broker.refused_batches import RefusedBatches
 from protocol.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -195,6 +196,7 @@ class Connection(asyncio.BufferedProtocol):
         self._deferred: list[Callable[[], None]] = []
         self._unsent = 0
         self._unsent_seen = 0
+        self.refused_batches = RefusedBatches()
         self.metered: MeteredRequest | None = None
         """The request being handled, if quotas are set."""
 

@@ -74,6 +74,15 @@ _BEFORE_THE_LOG = frozenset(
         ErrorCode.UNSUPPORTED_COMPRESSION_TYPE,
     )
 )
+_SENT_AGAIN = frozenset(
+    (
+        ErrorCode.UNKNOWN_TOPIC_OR_PARTITION,
+        ErrorCode.UNKNOWN_TOPIC_ID,
+        ErrorCode.NOT_LEADER_OR_FOLLOWER,
+        ErrorCode.NOT_ENOUGH_REPLICAS,
+        ErrorCode.KAFKA_STORAGE_ERROR,
+    )
+)
 _ACKS = (-1, 1)
 _TRANSACTIONAL = 0x10
 _SPECIAL = 0x30  # transactional or control
@@ -154,6 +163,7 @@ def _append_usual(
         or header[7] < now_ms - config.timestamp_before_max_ms
         or header[8] > now_ms + config.timestamp_after_max_ms
         or logs.space.waiting
+        or connection.refused_batches
         or logs.memory.bytes + size + BATCH_OVERHEAD_BYTES > logs.client_bytes_max
         or not log.wal.has_room(size, internal=False)
     ):
@@ -262,6 +272,7 @@ class Attempt:
                     raise services.logs.refusal(topic, partition)
                 header = check_batch(self.buf, start, stop)
                 self._check_rules(log, header, stop - start, now_ms, start)
+                self._check_order(part, log, header, now_ms)
                 if refused is not None:
                     raise KafkaError(*refused)
             except (KafkaError, BatchError) as error:
@@ -285,6 +296,17 @@ class Attempt:
                 self._wait(size, checked, timeout_ms, wals)
                 return
         self._append(parts, checked, now_ms)
+
+    def _check_order(self, part: ProducePart, log: Log, header: BatchHeader, now_ms: int) -> None:
+        """KafkaError: the log would take this for the first batch of a producer whose first one was refused."""
+        refused = self.connection.refused_batches
+        if (
+            header.producer_id >= 0
+            and refused
+            and refused.precede(part, header)
+            and not log.producers.knows(header.producer_id, now_ms)
+        ):
+            raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, "a batch before this one was refused: send it first")
 
     def _check_rules(self, log: Log, header: BatchHeader, size: int, now_ms: int, start: int) -> None:
         """What topic and version ask of the batch; KafkaError if it is not so."""
@@ -330,6 +352,7 @@ class Attempt:
                     right = log.may_answer_authoritatively()
                     results[index] = self._refusal(parts[index], error if right else KafkaError(*NO_RIGHT), log)
                     continue
+                self.connection.refused_batches.came(parts[index], header)
                 if duplicate is not None:
                     counters.duplicates += 1
                     if duplicate.sequence > log.validation.validated:
@@ -384,6 +407,8 @@ class Attempt:
     def _refusal(self, part: ProducePart, error: KafkaError | BatchError, log: Log | None = None) -> ProduceResult:
         """`log`: where the batch would have gone. As in Kafka its start is told, unless the error comes before it."""
         self.services.counters.error(error.code)
+        if error.code in _SENT_AGAIN:
+            self.connection.refused_batches.note(part, self.buf)
         if error.code in _BEFORE_THE_LOG or isinstance(error, NotOneBatch):
             log = None
         leader = None

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from broker.log import LogStatus
 from controller import facts as f
 from protocol import messages as m
 from protocol.apis import ApiKey
@@ -187,6 +188,27 @@ async def test_refusals_of_a_whole_request(tmp_path: Path) -> None:
         broker.create_topic("t")
         assert (await client.produce("t", batch_of(b"x"), acks=2)).error_code == ErrorCode.INVALID_REQUIRED_ACKS
         assert (await client.ask(ApiKey.PRODUCE, 9, produce_request([]))).responses == []
+
+
+async def test_nothing_takes_the_place_of_a_batch_that_was_refused(tmp_path: Path) -> None:
+    """The log has never heard of the producer: it would take any of its batches for the first."""
+
+    def batch(producer_id: int, sequence: int) -> bytearray:
+        return batch_of(b"x", b"y", producer_id=producer_id, producer_epoch=0, base_sequence=sequence)
+
+    async with HotBroker(tmp_path) as broker, RawClient(broker.port) as client:
+        (log,) = broker.create_topic("t")
+        log.status = LogStatus.CLOSED
+        assert (await client.produce("t", batch(7, 2))).error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER
+        assert (await client.produce("t", batch(7, 0))).error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER
+        log.status = LogStatus.OPEN
+        assert (await client.produce("t", batch(7, 2))).error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER
+        assert (await client.produce("t", batch(8, 5))).base_offset == 0, "another producer's"
+        assert (await client.produce("t", batch_of(b"z"))).base_offset == 2, "nobody's"
+        assert (await client.produce("t", batch(7, 0))).base_offset == 3
+        assert (await client.produce("t", batch(7, 2))).base_offset == 5
+        assert (await client.produce("t", batch(7, 0))).base_offset == 3, "a repeat"
+        assert (await client.produce("t", batch(7, 4))).base_offset == 7
 
 
 async def test_internal_topics_are_the_brokers_own(tmp_path: Path) -> None:
