@@ -181,7 +181,8 @@ def _last_stable(book: Book) -> Iterator[Finding]:
             begun[fields["poll"]] = {part: floors.get((part, fields["node"]), 0) for part in parts}
         elif event.kind == "audit.ok":
             part, stable = part_of(event), fields["last_stable"]
-            if stable < begun[fields["poll"]][part]:
+            # A marker that was declared lost leaves its transaction open again.
+            if stable < begun[fields["poll"]][part] and not book.final.losses:
                 yield Finding("last-stable-backwards", f"{part} was told to be stable to {stable} only", (event,))
             if stable > fields["high_watermark"]:
                 yield Finding("last-stable-too-high", f"{part}: {stable} is above the high watermark", (event,))
