@@ -147,12 +147,8 @@ class Pair:
         self.asked += 1
         found = differences(api, version, request, kafka, tidelog, self.values)
         if found:
-            self.report(api, version, request, found, kafka)
+            raise AssertionError(_text(api, version, request, found))
         return kafka
-
-    def report(self, api: ApiKey, version: int, request: Any, found: list[Difference], kafka: Any) -> None:
-        """The answers are not alike."""
-        raise AssertionError(_text(api, version, request, found))
 
     def ask(self, api: ApiKey, version: int, request: Any, connection: str = "main") -> Any:
         """One request to both, Kafka's answer."""
