@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.machine import describe, line
-from benchmarks.peers import NAMES
+from benchmarks.peers import BEFORE, NAMES
 from benchmarks.plots import draw
 from benchmarks.processes import CACHE, BenchError
 from benchmarks.report import full, readme_table
@@ -37,6 +37,7 @@ def parse() -> argparse.Namespace:
         "--sustained-rate", type=float, default=2000, help="16 KB requests/s of row S; 0: as fast as it goes"
     )
     parser.add_argument("--disk-gb", type=float, default=20.0, help="start over beyond so much disk")
+    parser.add_argument("--before", type=Path, help="another source tree of tidelog, to be measured beside this one")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where results go (default: benchmarks/results)")
     parser.add_argument("--list", action="store_true", help="say what the rows are, and end")
     parser.add_argument("--report", action="store_true", help="write the report again from results.json, and end")
@@ -50,6 +51,8 @@ def choose(arguments: argparse.Namespace) -> tuple[list[Row], list[str], dict[st
     unknown = [name for name in names if name not in ROWS] + [name for name in peers if name not in NAMES]
     if unknown:
         raise BenchError(f"unknown: {', '.join(unknown)}; rows: {', '.join(ROWS)}; peers: {', '.join(NAMES)}")
+    if arguments.before:
+        peers.append(BEFORE)
     absent, left_out = missing(), {}
     if absent & KAFKA_NEEDS:
         for peer in [name for name in peers if name.startswith("kafka")]:
@@ -105,6 +108,7 @@ def main() -> int:
         sustained_rate=arguments.sustained_rate,
         disk_max_gb=arguments.disk_gb,
         directory=CACHE / "peers",
+        before=arguments.before and arguments.before.resolve(),
     )
     results = Results(describe(CACHE), as_json(options), left_out=left_out)
     Schedule(options, results, raw_client="gcc" not in absent).run(rows, lambda _: write(results, arguments.out))

@@ -3,7 +3,8 @@
 `tidelog` runs with its defaults (file-system bucket and WAL on the disk that Kafka's logs are on, uploads running).
 `kafka-cache` is Apache Kafka with its defaults: an acknowledged record is in the page cache. `kafka-fsync` flushes
 before it acknowledges, which is what tidelog promises. `tidelog-postponed` seals by age only, so
-that what a load costs and what sealing and uploading it costs can be told apart.
+that what a load costs and what sealing and uploading it costs can be told apart. `tidelog-before` is tidelog from
+another source tree: what a change costs is seen in one run with what it was made to.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError
 
-from benchmarks.processes import BenchError, end, free_port, idle_share, run, spawn
+from benchmarks.processes import ROOT, BenchError, end, free_port, idle_share, run, spawn
 from benchmarks.toolchain import kafka_classpath
 
 READY_TIMEOUT_S = 60
@@ -63,6 +64,7 @@ class Peer:
         self.name = name
         self.directory = directory
         self.settings = dict(settings)
+        self.tree = ROOT  # where it is started
         self.port = 0
         self.idle_share = 0.0  # of a core, once warm
         self._process: subprocess.Popen[bytes] | None = None
@@ -100,7 +102,7 @@ class Peer:
         assert not self.running, f"{self.name} runs already"
         if not self.port:
             self.port = free_port()
-        self._process = spawn(self.command(), self.log)
+        self._process = spawn(self.command(), self.log, cwd=self.tree)
         self._wait_until_ready()
 
     def restart(self) -> None:
@@ -190,10 +192,14 @@ class Peer:
 
 
 class Tidelog(Peer):
-    """`tidelog start` from this source tree."""
+    """`tidelog start` from a source tree."""
 
     cold_by_restart = True
     http_port = 0
+
+    def __init__(self, name: str, directory: Path, settings: Mapping[str, object], tree: Path = ROOT) -> None:
+        super().__init__(name, directory, settings)
+        self.tree = tree
 
     def unsealed_bytes(self) -> int:
         """Bytes that are not in the bucket yet."""
@@ -232,16 +238,19 @@ class Kafka(Peer):
 
 
 NAMES = ("tidelog", "kafka-cache", "kafka-fsync")
+BEFORE = "tidelog-before"
 EXTRA_NAMES = ("tidelog-postponed",)
 
 
-def make_peer(name: str, directory: Path) -> Peer:
-    """The peer of that name with its data under `directory`."""
+def make_peer(name: str, directory: Path, before: Path | None = None) -> Peer:
+    """The peer of that name with its data under `directory`; `before`: the source tree of `tidelog-before`."""
     match name:
         case "tidelog":
             return Tidelog(name, directory / name, {})
         case "tidelog-postponed":
             return Tidelog(name, directory / name, TIDELOG_POSTPONED)
+        case "tidelog-before" if before is not None:
+            return Tidelog(name, directory / name, {}, before)
         case "kafka-cache":
             return Kafka(name, directory / name, {})
         case "kafka-fsync":

@@ -114,12 +114,14 @@ def settle(pid: int, *, quiet_below: float = 0.1, at_most_s: float = 3.0) -> Non
             return
 
 
-def spawn(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
-    """Start a process whose output goes to the end of `log`."""
+def spawn(
+    command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT
+) -> "subprocess.Popen[bytes]":
+    """Start a process in `cwd` whose output goes to the end of `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         return subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=env
+            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=env
         )
 
 

@@ -30,6 +30,8 @@ class Options:
     sustained_rate: float
     disk_max_gb: float
     directory: Path
+    before: Path | None = None
+    """The source tree of `tidelog-before`."""
 
 
 class Schedule:
@@ -104,7 +106,7 @@ class Schedule:
         """The peer of that name, running and warm."""
         peer = self._peers.get(name)
         if peer is None:
-            peer = self._peers[name] = make_peer(name, self._options.directory)
+            peer = self._peers[name] = make_peer(name, self._options.directory, self._options.before)
         if not peer.running:
             peer.start()
             self._warm_up(peer)
@@ -156,5 +158,5 @@ class Schedule:
 def as_json(options: Options) -> dict[str, object]:
     """The options for the results."""
     named = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    del named["directory"]
+    del named["directory"], named["before"]
     return {**named, "began_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
