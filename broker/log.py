@@ -198,7 +198,7 @@ class Log:
         """Append a batch of our own (coordinators): offsets and epoch are patched in; its append sequence.
 
         KafkaError NOT_LEADER_OR_FOLLOWER when not open, NOT_ENOUGH_REPLICAS when the WAL or the tails are full,
-        INVALID_PRODUCER_EPOCH for a batch of a transaction whose producer was fenced; then nothing happened.
+        for a batch of a transaction what `ProducerStates.check_own` raises; then nothing happened.
         """
         if self.status is not LogStatus.OPEN:
             raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, f"{self.topic}-{self.partition} is {self.status.value}")
@@ -207,7 +207,7 @@ class Log:
         header = parse_header(batch)
         assert header.size == len(batch), "one whole batch"
         if header.is_transactional:
-            self.producers.check_epoch(header.producer_id, header.producer_epoch)
+            self.producers.check_own(header.producer_id, header.producer_epoch)
             self.verifications.end(header.producer_id)
         patch_offset_and_epoch(batch, 0, self.end, self.epoch)
         return self.append(header, bytes(batch), header.max_timestamp, self._table.clock.now_ms())

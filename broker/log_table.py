@@ -38,6 +38,8 @@ LOAD_AGAIN_S, LOAD_AGAIN_S_MAX = 5.0, 300.0
 INTERNAL_SHARE = 20
 """One part in so many of the memory for tails is kept for internal logs."""
 TOPIC_RESOURCE = 2
+TOLD_MAX = 20
+"""Open transactions that one line of the log names."""
 EXPIRED_PER_STEP = 5000
 """Producers looked at between two turns of the event loop."""
 
@@ -233,7 +235,7 @@ class LogTable:
             end=known.end,
             config=self.config_of(topic.configs, wal),
             tail=Tail(known.end, self.memory),
-            producers=ProducerStates(self._settings.producer_id_expiration_ms),
+            producers=self._no_producers(known.log_id),
             wal=wal,
             validation=validation,
         )
@@ -281,11 +283,16 @@ class LogTable:
     async def _load_later(self, opening: Log, again_s: float) -> None:
         await asyncio.sleep(again_s)
         if opening.status is LogStatus.OPENING:
-            opening.producers = ProducerStates(self._settings.producer_id_expiration_ms)
+            opening.producers = self._no_producers(opening.log_id)
             self._load(opening, min(2 * again_s, LOAD_AGAIN_S_MAX))
+
+    def _no_producers(self, log_id: int) -> ProducerStates:
+        hole_end = self._controller.state.wal_table.newest_hole(log_id)
+        return ProducerStates(self._settings.producer_id_expiration_ms, hole_end)
 
     def _opened(self, opened: Log) -> None:
         opened.status = LogStatus.OPEN
+        tell_undecided(opened)
         assign_last_stable_offset(opened)
         for callback in self._on_open:
             callback(opened)
@@ -433,6 +440,23 @@ class LogTable:
             if budget > 0:
                 kept.popleft()
         return bool(kept)
+
+
+def tell_undecided(opened: Log) -> None:
+    """Name the transactions that nobody may ever end, because their end may have been declared lost."""
+    hole_end = opened.producers.hole_end
+    undecided = [one for one in opened.producers.open_transactions() if one[1] < hole_end] if hole_end else []
+    if undecided:
+        log.warning(
+            "%r goes on at %d behind what was declared lost, and %d transactions are open from before: readers of "
+            "committed records wait at %d until their producers go on and abort them, or the operator does "
+            "(kafka-transactions.sh find-hanging, abort). Producers: %s",
+            opened,
+            hole_end,
+            len(undecided),
+            undecided[0][1],
+            ", ".join(f"{producer_id} from {first}" for producer_id, first in undecided[:TOLD_MAX]),
+        )
 
 
 def bytes_between(tail: Tail, from_offset: int, to_offset: int) -> int:

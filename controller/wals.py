@@ -188,6 +188,10 @@ class WalTable:
         """Adds a time from its snapshot row."""
         self.closed_ms[row[0]] = row[1]
 
+    def newest_hole(self, log_id: int) -> int:
+        """Where a log goes on behind what was last declared lost of it; 0: nothing was."""
+        return max((lost[4] for loss in self.losses.values() for lost in loss.logs if lost[0] == log_id), default=0)
+
     def loss_rows(self) -> Iterator[list[Any]]:
         """Snapshot rows of the losses."""
         for x in self.losses.values():

@@ -125,11 +125,13 @@ class ProducerStates:
     only ever compared with each other. Whoever recovers a log uses `load` and `replay` and then goes on with these.
     """
 
-    __slots__ = ("_aborted", "_closing", "_floor", "_open", "_producers", "expiration_ms")
+    __slots__ = ("_aborted", "_closing", "_floor", "_open", "_producers", "expiration_ms", "hole_end")
 
-    def __init__(self, expiration_ms: int = 86_400_000) -> None:
-        """`expiration_ms`: `producer.id.expiration.ms`. It may be changed at any time."""
+    def __init__(self, expiration_ms: int = 86_400_000, hole_end: int = 0) -> None:
+        """`expiration_ms`: `producer.id.expiration.ms`. It may be changed at any time. `hole_end`: where the log goes
+        on behind what was last declared lost of it; 0: nothing was."""
         self.expiration_ms = expiration_ms
+        self.hole_end = hole_end
         self._producers: dict[int, _Producer] = {}
         self._open: dict[int, int] = {}  # producer id -> first offset, in the order of first offsets
         self._closing: list[tuple[int, int]] = []  # (end of the marker, first offset) of markers not known durable
@@ -144,8 +146,8 @@ class ProducerStates:
 
         A batch already in the window is a `Duplicate`. `KafkaError` INVALID_PRODUCER_EPOCH: the epoch is lower than
         the last one seen. OUT_OF_ORDER_SEQUENCE_NUMBER: it does not follow the last batch (0 follows 2^31 - 1), or a
-        new epoch does not begin at 0. INVALID_TXN_STATE: not transactional while a transaction is open. A producer
-        without state, new or expired, may begin with any sequence.
+        new epoch does not begin at 0. INVALID_TXN_STATE: not transactional while a transaction is open.
+        TRANSACTION_ABORTABLE: see `_check_hole`. A producer without state, new or expired, may begin with any sequence.
         """
         producer = self._producers.get(header.producer_id)
         if producer is None:
@@ -164,11 +166,13 @@ class ProducerStates:
                 if duplicate is not None:
                     return duplicate
             _check_epoch_and_sequence(producer, header)
-        if last.open_from != _NONE and not header.is_transactional:
-            raise KafkaError(
-                ErrorCode.INVALID_TXN_STATE,
-                f"producer {header.producer_id} has an open transaction and sent a batch outside of it",
-            )
+        if last.open_from != _NONE:
+            if not header.is_transactional:
+                raise KafkaError(
+                    ErrorCode.INVALID_TXN_STATE,
+                    f"producer {header.producer_id} has an open transaction and sent a batch outside of it",
+                )
+            self._check_hole(header.producer_id, last)
         return None
 
     def knows(self, producer_id: int, now_ms: int) -> bool:
@@ -180,15 +184,19 @@ class ProducerStates:
         """Whether the producer has a transaction open in what was appended, and is of this epoch."""
         return producer_id in self._open and self._producers[producer_id].events[-1].epoch == producer_epoch
 
-    def check_epoch(self, producer_id: int, producer_epoch: int) -> None:
+    def check_own(self, producer_id: int, producer_epoch: int) -> None:
         """Whether a batch that a coordinator writes for a producer may be appended: it has no sequence of its own.
-        `KafkaError` INVALID_PRODUCER_EPOCH."""
+        `KafkaError` INVALID_PRODUCER_EPOCH or TRANSACTION_ABORTABLE, as `check`."""
         producer = self._producers.get(producer_id)
-        if producer is not None and producer_epoch < producer.events[-1].epoch:
+        if producer is None:
+            return
+        last = producer.events[-1]
+        if producer_epoch < last.epoch:
             raise KafkaError(
                 ErrorCode.INVALID_PRODUCER_EPOCH,
-                f"producer {producer_id} has epoch {producer_epoch}, the last seen one is {producer.events[-1].epoch}",
+                f"producer {producer_id} has epoch {producer_epoch}, the last seen one is {last.epoch}",
             )
+        self._check_hole(producer_id, last)
 
     def append(self, header: BatchHeader, base_offset: int, sequence: int, now_ms: int, durable_end: int) -> None:
         """Applies a data batch that got `base_offset` and append sequence `sequence`.
@@ -448,6 +456,16 @@ class ProducerStates:
         if len(producer.events) >= producer.prune_at:
             self._floor = max(self._floor, durable_end)
             producer.prune(durable_end)
+
+    def _check_hole(self, producer_id: int, last: _Event) -> None:
+        """A transaction does not go on across a hole: its marker may be what was lost, and the end of the producer's
+        next one would commit what was aborted. The abort that a client answers this with ends both."""
+        if _NONE < last.open_from < self.hole_end:
+            raise KafkaError(
+                ErrorCode.TRANSACTION_ABORTABLE,
+                f"producer {producer_id} has a transaction open from offset {last.open_from}, and what followed up to "
+                f"{self.hole_end} was declared lost, its end perhaps: abort",
+            )
 
     def _expired(self, last: _Event, now_ms: int) -> bool:
         return last.open_from == _NONE and now_ms - last.used_ms >= self.expiration_ms

@@ -21,7 +21,7 @@ from broker.connection import HOLD_FULL
 from broker.handlers.common import endpoints_of
 from broker.log import Log, LogStatus
 from broker.log_table import LeaderHint
-from broker.transactions.verification import IMPLICIT_SINCE, Part, Verification, produce_error, verify
+from broker.transactions.verification import ABORTABLE_SINCE, IMPLICIT_SINCE, Part, Verification, produce_error, verify
 from protocol.apis import ApiKey
 from protocol.errors import ErrorCode, KafkaError, ProtocolError
 from protocol.fast import (
@@ -486,11 +486,11 @@ class Attempt:
     def _check_transactional(self, log: Log, header: BatchHeader, now_ms: int) -> Duplicate | None:
         """As `ProducerStates.check`; the first batch of a transaction in its log also needs to be verified still."""
         if log.producers.in_transaction(header.producer_id, header.producer_epoch):
-            return log.producers.check(header, now_ms)
+            return self._check_producer(log, header, now_ms)
         verification = self.verified.get(log)
         assert not isinstance(verification, KafkaError)
         try:
-            duplicate = log.producers.check(header, now_ms)
+            duplicate = self._check_producer(log, header, now_ms)
         except KafkaError as error:
             if error.code is not ErrorCode.INVALID_PRODUCER_EPOCH:
                 log.verifications.check_held(header.producer_id, verification)
@@ -498,6 +498,15 @@ class Attempt:
         if duplicate is None:
             log.verifications.check(header, verification, known=log.producers.knows(header.producer_id, now_ms))
         return duplicate
+
+    def _check_producer(self, log: Log, header: BatchHeader, now_ms: int) -> Duplicate | None:
+        """As `ProducerStates.check`, in words that the client knows."""
+        try:
+            return log.producers.check(header, now_ms)
+        except KafkaError as error:
+            if error.code is ErrorCode.TRANSACTION_ABORTABLE and self.version < ABORTABLE_SINCE:
+                raise KafkaError(ErrorCode.INVALID_TXN_STATE, error.message) from None
+            raise
 
     # Waiting for space
 

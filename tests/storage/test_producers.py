@@ -76,6 +76,30 @@ def test_the_last_five_batches_are_duplicates_of_their_originals() -> None:
     assert log.produce(1, 0, 70) == 70
 
 
+def test_a_transaction_does_not_go_on_across_what_was_declared_lost() -> None:
+    log = Log()
+    log.produce(1, 0, 0, transactional=True)
+    log.produce(2, 3, 0, transactional=True)
+    snapshot = log.states.snapshot(log.end)
+    log.states = ProducerStates(DAY, hole_end=1000)
+    log.states.load(snapshot)
+    log.end = 1000
+    for pid, epoch, sequence in ((1, 0, 1), (1, 1, 0), (2, 3, 1), (2, 4, 0)):
+        assert log.refused(pid, epoch, sequence, transactional=True) == "TRANSACTION_ABORTABLE"
+        with pytest.raises(KafkaError, match="was declared lost") as caught:
+            log.states.check_own(pid, epoch)
+        assert caught.value.code is ErrorCode.TRANSACTION_ABORTABLE
+    assert log.states.first_open_offset(log.end) == 0
+    # What was appended before is still answered, and what ends a transaction still does.
+    assert log.produce(1, 0, 0, transactional=True) == Duplicate(0, 0, 5, 0)
+    assert log.end_transaction(1, 1, abort=True) == AbortedEntry(1, 0, 1000, 1)
+    assert log.end_transaction(2, 3, abort=False) is None
+    # Behind the hole everything is as ever, and later holes are known by their own end.
+    assert log.produce(1, 2, 0, transactional=True) == 1002
+    assert log.produce(1, 2, 1, transactional=True) == 1003
+    log.states.check_own(1, 2)
+
+
 def test_a_producer_without_state_begins_anywhere() -> None:
     log = Log()
     assert log.produce(1, 3, 17) == 0

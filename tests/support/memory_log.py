@@ -71,7 +71,7 @@ class MemoryLog:
         patch_offset_and_epoch(batch, 0, self.end, self.epoch)
         header = parse_header(batch)
         if header.is_transactional:
-            self.producers.check_epoch(header.producer_id, header.producer_epoch)
+            self.producers.check_own(header.producer_id, header.producer_epoch)
             self.verifications.end(header.producer_id)
             self.producers.append(header, self.end, self.sequence + 1, 0, self.hw)
         return self._appended(batch)

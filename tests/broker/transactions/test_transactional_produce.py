@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from broker.transactions.verification import Part
+from controller import facts as f
 from protocol.apis import ApiKey
 from protocol.errors import ErrorCode, KafkaError
 from tests.support.hot_broker import HotBroker, topic_id_of
@@ -15,6 +16,7 @@ from tests.support.raw_client import RawClient, batch_of, produce_request
 from tests.support.waiting import until
 
 PID = 4000
+WAL_ID = bytes(range(16))
 
 
 class Coordinator:
@@ -187,6 +189,38 @@ async def test_whole_requests_that_no_coordinator_can_be_asked_for(tmp_path: Pat
             codes = [p.error_code for t in answer.responses for p in t.partition_responses]
             assert codes == [unauthorized] * 2
         assert not coordinator.asked
+
+
+@pytest.mark.parametrize(
+    ("version", "error"),
+    [(9, ErrorCode.INVALID_TXN_STATE), (11, ErrorCode.TRANSACTION_ABORTABLE), (12, ErrorCode.TRANSACTION_ABORTABLE)],
+)
+async def test_a_transaction_whose_end_may_be_lost_is_aborted_before_the_next_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, version: int, error: ErrorCode
+) -> None:
+    async with HotBroker(tmp_path) as broker, RawClient(broker.port) as client:
+        (log,) = broker.create_topic("t")
+        coordinator = with_coordinator(broker)
+        assert await produce(client, transactional(b"a", 0), version=version) == [(0, 0)]
+        await broker.commit([log])
+        hole_end = log.end + f.LOSS_GAP
+        broker.controller.apply(
+            f.WalLost(WAL_ID, 0, 0, 0),
+            f.LossDeclared(log.log_id, log.end, hole_end),
+            f.LeaderNamed(log.log_id, 1, 77, 1, WAL_ID),
+        )
+        await until(lambda: broker.log("t").serving)
+        log = broker.log("t")
+        assert f"{PID} from 0" in caplog.text
+        # A batch of the same epoch, and one of a later transaction, which the coordinator knows of by now.
+        assert await produce(client, transactional(b"b", 1), version=version) == [(error, -1)]
+        assert await produce(client, transactional(b"c", 0, epoch=1), version=version) == [(error, -1)]
+        assert [one[2] for one in coordinator.asked] == [0, 1]
+        assert (log.end, log.lso) == (hole_end, 0)
+        sequence = log.append_marker(PID, 2, 1, commit=False, transaction_version=2)
+        await until(lambda: broker.validation.validated >= sequence)
+        assert log.lso == hole_end + 1
+        assert await produce(client, transactional(b"d", 0, epoch=2), version=version) == [(0, hole_end + 1)]
 
 
 async def test_a_client_that_left_while_its_batch_was_verified(tmp_path: Path) -> None:
