@@ -104,7 +104,7 @@ def idle_share(pid: int, seconds: float = 1.5) -> float:
     return (cpu_s(pid) - before) / (time.perf_counter() - began)
 
 
-def settle(pid: int, *, quiet_below: float = 0.1, at_most_s: float = 3.0) -> None:
+def settle(pid: int, *, quiet_below: float = 0.1, at_most_s: float = 10.0) -> None:
     """Wait until the process uses less than `quiet_below` of a core over 0.3 s."""
     end = time.perf_counter() + at_most_s
     while time.perf_counter() < end:
