@@ -7,9 +7,9 @@ import logging
 import os
 from dataclasses import replace
 
-from tests.simulation.cluster import GROUPS, WAL_KINDS, Options
 from tests.simulation.machines import LAYOUTS
 from tests.simulation.many import Ran, Wanted, run_all
+from tests.simulation.options import GROUPS, WAL_KINDS, Options
 from tests.simulation.plants import BY_NAME
 
 

@@ -15,10 +15,11 @@ from typing import NamedTuple
 from broker.log import LogStatus
 from broker.settings import Settings, build
 from tests.simulation.client import Part
-from tests.simulation.cluster import PARTS, PORT, TOPICS, Options, World
+from tests.simulation.cluster import Options, World
 from tests.simulation.movers import Mover
 from tests.simulation.nodes import Node
 from tests.simulation.operators import Admin
+from tests.simulation.options import PARTS, PORT, TOPICS
 from tests.simulation.producers import IdempotentProducer, ProducerLoad
 from tests.simulation.scheduler import MS, S
 

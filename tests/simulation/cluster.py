@@ -6,131 +6,51 @@ clients finish, every partition is read from its beginning, and the checker judg
 
 from __future__ import annotations
 
-import gc
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
-from unittest.mock import patch
 
-from broker import background, control_settings
 from broker.settings import Settings, build
 from controller.entries import decode_entry
 from controller.facts import Fact, SessionEnded
 from controller.object_log import ENTRIES
-from controller.runtime import ControllerSettings
-from storage import probe
 from tests.simulation import bankers, tables
+from tests.simulation.casting import add_clients
 from tests.simulation.checker import Final, Loss, check
-from tests.simulation.checker_owners import SESSION_MS
-from tests.simulation.client import ClientSettings, Part, Recorder, SimulatedClient
-from tests.simulation.consumers import Consumer, ConsumerLoad, GroupLoad, GroupMember
-from tests.simulation.consumers_modern import ModernMember
+from tests.simulation.client import Recorder, SimulatedClient
+from tests.simulation.drawing import draw
 from tests.simulation.faults import Faults, kinds_for
-from tests.simulation.history import History
 from tests.simulation.hosts import Host
 from tests.simulation.losses import Losses
 from tests.simulation.machines import LAYOUTS, Machine, SharedVolume, machines_of
-from tests.simulation.movers import Drainer, Mover
 from tests.simulation.network import Network
 from tests.simulation.nodes import Node
 from tests.simulation.operators import Admin, FinalReader
+from tests.simulation.options import (
+    BANKS,
+    BROKERS,
+    CLOCK_RATES,
+    FAULTS_S,
+    GROUP,
+    METADATA,
+    PARTS,
+    PORT,
+    Options,
+    Result,
+)
 from tests.simulation.process import Process
-from tests.simulation.producers import IdempotentProducer, PlainProducer, ProducerLoad
 from tests.simulation.scheduler import MS, S, Scheduler
 from tests.simulation.store import Bucket
+from tests.simulation.surroundings import deterministic, listening, scaled
 from tests.simulation.upgrade import NEWEST, Upgrade, begun_at, first_level
 
-PORT = 9092
-TOPICS = {"orders": 2, "events": 1}
-PARTS: list[Part] = [(topic, number) for topic, count in TOPICS.items() for number in range(count)]
-OFFSETS_PARTS: list[Part] = [("__consumer_offsets", number) for number in range(2)]
-GROUP = "readers"
-LOADS = (
-    ((8, 200), (50, 400)),
-    ((8, 200), (10, 150)),
-    ((8, 4_000), (50, 400)),
-    ((2_000, 30_000), (50, 300)),  # fills the tails and the WAL while the store is away
-)
-"""(bytes per value, ms between batches) of the idempotent producers."""
-BROKERS = (1, 2, 3, 3, 3)
-BANKS = 0.15
-"""Of how many worlds the clients are those of a bank."""
-METADATA = ((1_000, 1_000), (1_000, 1_000), (40, 20), (12, 4))
-CLOCK_RATES = ((1.0, 1.0, 0.998, 1.002), (1.0, 1.0, 0.998, 1.002), (0.955, 1.0, 1.045))
-"""Among what the rates of the machines' clocks are drawn; 10 % apart at most."""
-FAULTS_S = (8, 12, 20)
-"""Among what the time in which faults happen is drawn; they are as many in every one."""
 LIVE_WITHIN_S = 20
 FINISH_S = 60
 """So long clients may take to end what they began, and the final reader to read everything."""
 
-
-WAL_KINDS = {"volume": 3, "objects": 1, "both": 1}
-"""Where acknowledged records lie, and how often: on disks; in the bucket, without any disk; one topic in either."""
-
-GROUPS = ("classic", "classic", "consumer", "mixed")
-"""Among what the protocol of the group's members is drawn."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What does not come from the seed."""
-
-    brokers: int | None = None
-    """None: drawn, mostly several."""
-    layout: str | None = None
-    """One of `machines.LAYOUTS`; None: drawn."""
-    session_ms: int | None = None
-    """None: drawn."""
-    clock_rates: tuple[float, ...] | None = None
-    """Among what the rates of the machines' clocks are drawn; None: drawn from `CLOCK_RATES`."""
-    faults_s: int | None = None
-    """None: drawn."""
-    faults: dict[str, int] | None = None
-    """Kinds and weights; None: all that such a cluster may meet; empty: a world without faults."""
-    late_s: int | None = None
-    """When the last broker starts for the first time; None: with the others."""
-    load: int | None = None
-    """Which of `LOADS`; None: drawn."""
-    metadata: tuple[int, int] | None = None
-    """After how many entries of the metadata log a snapshot is taken, and how many of those before it stay; None:
-    drawn from `METADATA`."""
-    bank: bool | None = False
-    """Transactional clients, those of `bankers`, instead of the usual ones; None: drawn."""
-    rereaders: int = 0
-    """So many more consumers read everything again and again, a little at a time."""
-    wal: str | None = None
-    """One of `WAL_KINDS`; None: drawn."""
-    settings: dict[str, str] | None = None
-    """Of every broker, in the place of what the seed draws."""
-    log_level: int = logging.WARNING
-    moves: float = 0.5
-    """How likely it is in a world of several brokers that an operator moves leadership about, and drains brokers."""
-    tables: float = 0.3
-    """How likely it is that there is a compacted topic too."""
-    groups: str | None = None
-    """One of `GROUPS`; None: drawn."""
-    upgrade: bool = False
-    """The version before began the cluster, and an operator upgrades it."""
-
-
-@dataclass
-class Result:
-    """What came of a run."""
-
-    seed: int
-    findings: list[str]
-    history: History
-    counters: dict[str, int]
-
-    @property
-    def digest(self) -> str:
-        """A hash of the history."""
-        return self.history.digest()
+__all__ = ["Options", "Result", "World"]
 
 
 class World:
@@ -144,7 +64,7 @@ class World:
         self.rng = self.scheduler.stream("world")
         self.network = Network(self.scheduler)
         self.bucket = Bucket(self.scheduler, self.scheduler.stream("bucket"), record=self.history.record)
-        self._table_history = tables.Renamed(self.history)
+        self.table_history = tables.Renamed(self.history)
         self.findings: list[str] = []
         self._entries: dict[int, tuple[bytes, str]] = {}
         """By position: the hash of the metadata entry there, and who applied it first."""
@@ -164,7 +84,8 @@ class World:
         self.lease_ms = self.session_ms // 2
         chance = self.scheduler.stream("bank or not").random()
         self.bank = chance < BANKS if self.options.bank is None else self.options.bank
-        self._values = self._draw_settings()
+        self.wal, self.table, self._values = draw(self)
+        self._metadata = self.options.metadata or self.scheduler.stream("metadata").choice(METADATA)
         self.machines: list[Machine] = []
         self.nodes: list[Node] = []
         self._build_cluster()
@@ -196,76 +117,6 @@ class World:
                 node.machine = machine
                 machine.nodes.append(node)
                 self.nodes.append(node)
-
-    # Settings
-
-    def _draw_settings(self) -> dict[str, str]:
-        choice = self.rng.choice
-        values: dict[str, Any] = {
-            "tidelog.http.listener": "",
-            "tidelog.storage": "memory:",
-            "tidelog.wal.dir": "/wal",
-            "tidelog.wal.file.bytes": 1 << 20,
-            "tidelog.wal.bytes.max": 4 << 20,
-            "message.max.bytes": 128 << 10,
-            "socket.request.max.bytes": 1 << 20,
-            "queued.max.request.bytes": 4 << 20,
-            "tidelog.tail.bytes.max": choice([1 << 20, 8 << 20]),
-            "tidelog.tail.keep.bytes": choice([0, 16 << 10, 512 << 10]),
-            "tidelog.seal.bytes": choice([64 << 10, 1 << 20]),
-            "tidelog.seal.ms": choice([200, 1_000, 4_000]),
-            "tidelog.read.cache.bytes": 1 << 20,
-            "tidelog.session.timeout.ms": self.session_ms,
-            "tidelog.controller.lease.ms": self.lease_ms,
-            "tidelog.delete.grace.ms": choice([0, 2_000]),
-            "tidelog.orphan.check.interval.ms": choice([3_000, 3_600_000]),
-            "tidelog.shutdown.timeout.ms": choice([2_000, 30_000]),
-            "log.retention.check.interval.ms": 2_000,
-            "offsets.topic.num.partitions": len(OFFSETS_PARTS),
-            "transaction.state.log.num.partitions": len(bankers.STATE_PARTS),
-            "transaction.abort.timed.out.transaction.cleanup.interval.ms": 500,
-            "group.initial.rebalance.delay.ms": choice([0, 300]),
-            "group.min.session.timeout.ms": 1_000,
-            "group.consumer.min.session.timeout.ms": 1_000,
-            "group.consumer.session.timeout.ms": SESSION_MS,
-            "group.consumer.min.heartbeat.interval.ms": 100,
-            "group.consumer.heartbeat.interval.ms": 400,
-            "group.consumer.assignment.interval.ms": 200,
-            "auto.create.topics.enable": False,
-            "tidelog.balance.interval.ms": choice([400, 2_000, 30_000]),
-            "tidelog.balance.moves.max": choice([2, 10]),
-        }
-        rng = self.scheduler.stream("object wal")
-        self.wal = self.options.wal or rng.choices(list(WAL_KINDS), list(WAL_KINDS.values()))[0]
-        if self.wal != "volume":
-            values["tidelog.wal.objects.bytes.max"] = 4 << 20
-            values["tidelog.wal.objects.group.bytes"] = rng.choice([64 << 10, 4 << 20])
-            values["tidelog.wal.objects.interval.ms"] = rng.choice([100, 250, 250])
-            values["tidelog.wal.objects.in.flight.max"] = rng.choice([1, 3, 8])
-        if self.wal == "objects":
-            values["tidelog.wal"] = "objects"
-            del values["tidelog.wal.dir"]
-        rng = self.scheduler.stream("tables")
-        self.table: dict[str, str] | None = None
-        if rng.random() < self.options.tables and not self.bank:
-            self.table, cleaner = tables.draw(rng)
-            values |= cleaner
-        return {key: str(value) for key, value in (values | self._draw_merging()).items()}
-
-    def _draw_merging(self) -> dict[str, Any]:
-        """Thresholds so low that logs of a few seconds are merged through several levels and into manifests."""
-        choice = self.scheduler.stream("merging").choice
-        head = choice([4, 6])
-        return {
-            "tidelog.merge.enable": choice([True, True, True, False]),
-            "tidelog.merge.fan.out": choice([2, 3]),
-            "tidelog.merge.object.bytes": choice([64 << 10, 1 << 20]),
-            "tidelog.merge.shared.ms": choice([500, 5_000]),
-            "tidelog.merge.check.interval.ms": choice([100, 1_000]),
-            "tidelog.merge.bytes.per.second": choice([0, 256 << 10]),
-            "tidelog.log.ranges.head.max": head,
-            "tidelog.manifest.ranges.max": choice([4, 16]),
-        }
 
     def settings(self, node: Node) -> Settings:
         """The settings of one broker."""
@@ -332,66 +183,12 @@ class World:
         """SIGKILL; nobody starts it again."""
         self.clients[name].kill()
 
-    def _add_clients(self) -> None:
-        if self.bank:
-            bankers.add_clients(self)
-            return
-        rng = self.scheduler.stream("cast")
-        configs = {"orders": {"tidelog.wal": "objects"}} if self.wal == "both" else {}
-        settings = ClientSettings(request_timeout_ms=rng.choice([3_000, 8_000]))
-        looks = rng.choice([(1_000, 4_000), (100, 600)])
-        delete_from = ["events"] if rng.random() < 0.5 else []
-        self.add_client(
-            Admin, "admin", TOPICS, configs=configs, delete_from=delete_from, pause_ms=looks, settings=settings
-        )
-        sizes, pauses = rng.choice(LOADS if self.options.load is None else LOADS[self.options.load :][:1])
-        busy, rare = (PARTS[:2], PARTS[2:]) if rng.random() < 0.4 else (PARTS, PARTS)
-        for number in range(2):
-            load = ProducerLoad(version=rng.choice([9, 13]), value_bytes=sizes, pause_ms=pauses)
-            self.add_client(IdempotentProducer, f"sure-{number}", busy, load, settings)
-        polls = ConsumerLoad(version=rng.choice([11, 12, 13, 16]), pause_ms=(20, 300))
-        load = ProducerLoad(version=rng.choice([8, 12]), value_bytes=sizes)
-        if rare != busy:  # a partition whose readers have nothing else to be woken by
-            polls = replace(polls, max_wait_ms=3_000, pause_ms=(0, 20))
-            load = replace(load, pause_ms=(300, 1_500), bursts=0.3)
-        self.add_client(PlainProducer, "plain", rare, load, settings)
-        self.add_client(Consumer, "reader", rare, polls, settings=settings)
-        for number in range(self.options.rereaders):
-            small = ConsumerLoad(max_bytes=2_000, pause_ms=(0, 50), again=0.3)
-            self.add_client(Consumer, f"rereader-{number}", PARTS, small, settings=settings)
-        if len(self.nodes) > 1 and self.scheduler.stream("moves").random() < self.options.moves:
-            nodes = [node.node_id for node in self.nodes]
-            self.add_client(Mover, "mover", [*PARTS, *OFFSETS_PARTS], nodes)
-            Drainer(self).later()
-        if self.table is not None:
-            self._add_table_clients(self.table)
-        groups = self.options.groups or self.scheduler.stream("group protocol").choice(GROUPS)
-        for number in range(2):
-            polls = ConsumerLoad(max_wait_ms=300, pause_ms=(50, 300))
-            group_load = GroupLoad(session_timeout_ms=rng.choice([2_000, 6_000]))
-            modern = not self.options.upgrade and (groups == "consumer" or (groups == "mixed" and number == 1))
-            member = ModernMember if modern else GroupMember
-            self.add_client(
-                member, f"member-{number}", PARTS, polls, group=GROUP, group_load=group_load, settings=settings
-            )
-
-    def _add_table_clients(self, configs: dict[str, str]) -> None:
-        """Those of the compacted topic."""
-        rng = self.scheduler.stream("table clients")
-        names = {tables.TABLE: 1}
-        self.add_client(Admin, "table-admin", names, configs={tables.TABLE: configs}, history=self._table_history)
-        for number in range(2):
-            load = ProducerLoad(records=(1, 6), value_bytes=(8, 300), pause_ms=rng.choice([(20, 200), (100, 800)]))
-            options = {"history": self._table_history}
-            self.add_client(tables.TableProducer, f"table-{number}", [tables.PART], load, **options)
-        self.add_client(tables.TableReader, "table-reader", history=self._table_history)
-
     # The run
 
     def run(self) -> Result:
         """From the first event to the verdict."""
         level = first_level(self.seed) if self.options.upgrade else NEWEST
-        with _deterministic(), self._scaled(), self._listening(), begun_at(level):
+        with deterministic(), scaled(self._metadata), listening(self), begun_at(level):
             try:
                 self._live()
             finally:
@@ -410,7 +207,7 @@ class World:
         for node in self.nodes:
             late_s = options.late_s if node is self.nodes[-1] else None
             scheduler.call_later_ns(self.rng.randint(0, 300) * MS + (late_s or 0) * S, node.start)
-        scheduler.call_later_ns(self.rng.randint(0, 500) * MS, self._add_clients)
+        scheduler.call_later_ns(self.rng.randint(0, 500) * MS, partial(add_clients, self))
         kinds = kinds_for(len(self.nodes)) if options.faults is None else options.faults
         if kinds:
             self.faults.plan(2 * S, self.faults_s * S, kinds)
@@ -437,7 +234,7 @@ class World:
         else:
             self._finish([self.add_client(FinalReader, "final", PARTS, groups=[GROUP])])
         if self.table is not None:
-            self._finish([self.add_client(tables.TableReader, "table-final", once=True, history=self._table_history)])
+            self._finish([self.add_client(tables.TableReader, "table-final", once=True, history=self.table_history)])
         self._judge(quiet_from_ns, store_quiet_from_ns)
 
     def _everybody_serves(self) -> bool:
@@ -516,38 +313,7 @@ class World:
             retention_ms = int(self.table["delete.retention.ms"])
             self.findings += [str(finding) for finding in tables.judge(self.history, final.losses, retention_ms)]
 
-    @contextmanager
-    def _scaled(self) -> Iterator[None]:
-        """Numbers of the product that only cost CPU here, or that a world would never reach."""
-        entries, keep = self.options.metadata or self.scheduler.stream("metadata").choice(METADATA)
-        settings = partial(ControllerSettings, snapshot_entries=entries, keep_entries=keep)
-        with (
-            patch.object(probe, "RACERS", 4),  # a start writes 100 objects of the probe's races
-            patch.object(probe, "RACES", 1),
-            patch.object(background, "COLLECT_EVERY_S", 3_600.0),  # all goes at the end of the world
-            patch.object(control_settings, "ControllerSettings", settings),
-        ):
-            yield
-
     # Logs
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """What the product logs goes to `log`; an error of the product itself is a finding."""
-        handler = _LogHandler(self)
-        loggers = [logging.getLogger(name) for name in ("broker", "controller", "storage", "protocol", "asyncio")]
-        before = [(logger.level, logger.propagate) for logger in loggers]
-        for logger in loggers:
-            logger.addHandler(handler)
-            logger.setLevel(self.options.log_level)
-            logger.propagate = False
-        try:
-            yield
-        finally:
-            for logger, (level, propagate) in zip(loggers, before, strict=True):
-                logger.removeHandler(handler)
-                logger.setLevel(level)
-                logger.propagate = propagate
 
     def logged(self, record: logging.LogRecord) -> None:
         """One line of the product's log."""
@@ -557,37 +323,3 @@ class World:
         self.log.append((self.scheduler.now_ns, name, f"{record.levelname} {record.name}: {text}"))
         if record.exc_info and record.levelno >= logging.ERROR:
             self.found(f"{name} logged a bug: {text}: {record.exc_info[1]!r}")
-
-
-class _LogHandler(logging.Handler):
-    def __init__(self, world: World) -> None:
-        super().__init__()
-        self._world = world
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._world.logged(record)
-
-
-@cache
-def _freeze_once() -> None:
-    gc.freeze()
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """Garbage is collected when the run says so, not when the interpreter feels like it.
-
-    What an earlier run left behind must not be finalized in the midst of this one: a `finally` would find this one's
-    loop running. Worlds are cycles of 20 MB, so each goes before the next one begins; what was there before the first
-    one is not looked at again.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    gc.collect()
-    _freeze_once()
-    try:
-        yield
-    finally:
-        gc.collect(1)
-        if enabled:
-            gc.enable()
