@@ -74,13 +74,19 @@ class Truth:
 
 
 class Settings(NamedTuple):
-    """Which kinds of trouble a world has."""
+    """Which kinds of trouble a world has, and how often."""
 
     lives: int = 4
-    errors: bool = True
-    rot: bool = True
-    copies: bool = True
-    siblings: bool = True
+    trouble: tuple[str, ...] = ("full", "errors", "errors", "slow", "stall", "short", "none")
+    """Among what the trouble of each life is drawn; empty: none."""
+    rot: float = 0.35
+    rot_kinds: tuple[str, ...] = ("anywhere", "header", "header", "page", "file")
+    copies: float = 0.25
+    siblings: float = 0.4
+    crashes: float = 0.55
+    """Of lives: the others are killed."""
+    killed_removals: float = 0.2
+    """Of removals of settled instances."""
 
 
 class WalWorld:
@@ -125,7 +131,7 @@ class WalWorld:
         if rng.random() < 0.25:
             view.kill_after(rng.randint(0, rng.choice((20, 80, 300))), process.kill)
         rounds = rng.randint(1, 3)
-        trouble = rng.randrange(rounds) if self.settings.errors else -1
+        trouble = rng.randrange(rounds) if self.settings.trouble else -1
         for turn in range(rounds):
             if turn == trouble:
                 self._begin_trouble()
@@ -134,12 +140,12 @@ class WalWorld:
                 self.image = self.disk.snapshot()
             if rng.random() < 0.2:
                 self._twin()
-            if self.settings.siblings and rng.random() < 0.4:
+            if rng.random() < self.settings.siblings:
                 self._sibling(process, view)
         self._end_trouble()
         if rng.random() < 0.5 and self.host.up:
             self._pass(rng.randint(1, 50) * MS)
-        if rng.random() < 0.45:
+        if rng.random() < 1 - self.settings.crashes:
             process.kill()
             self._pass(rng.randint(1, 50) * MS)  # a sibling may still be at work
         else:
@@ -156,7 +162,7 @@ class WalWorld:
 
     def _begin_trouble(self) -> None:
         rng, disk = self.rng, self.disk
-        match rng.choice(["full", "errors", "errors", "slow", "stall", "short", "none"]):
+        match rng.choice(self.settings.trouble):
             case "full":
                 disk.limit_bytes = disk.used_bytes + rng.randint(0, 5) * FILE_BYTES // 2
             case "errors":
@@ -181,9 +187,9 @@ class WalWorld:
         """The volume rots, or comes back as an older copy."""
         rng = self.rng
         dice = rng.random()
-        if self.settings.rot and dice < 0.35:
+        if dice < self.settings.rot:
             self._rot()
-        elif self.settings.copies and dice < 0.6 and self.image is not None:
+        elif dice < self.settings.rot + self.settings.copies and self.image is not None:
             self._crash()
             self.disk.restore(self.image)
             self.image = None
@@ -195,7 +201,7 @@ class WalWorld:
         rng, disk = self.rng, self.disk
         pristine = {truth.wal_id: self._groups(truth) for truth in self.truths.values()}
         places = [(wal_id, found) for wal_id, groups in pristine.items() for found in groups]
-        kind = rng.choice(("anywhere", "header", "header", "page", "file"))
+        kind = rng.choice(self.settings.rot_kinds)
         if kind == "anywhere" or not places:
             hit = disk.flip_bit()
             if hit is None:
@@ -259,7 +265,7 @@ class WalWorld:
         for instance in locked:
             if await loop.run_in_executor(None, self._recover, instance):
                 if self.rng.random() < 0.8 or self.quiet:
-                    if self.rng.random() < 0.2 and not self.quiet:
+                    if self.rng.random() < self.settings.killed_removals and not self.quiet:
                         view.kill_after(self.rng.randint(0, 8), process.kill)
                     await loop.run_in_executor(None, instance.remove)
                 else:
