@@ -1,9 +1,6 @@
 """Planned moves between brokers in one loop: logs leave, logs arrive, clients go along."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +11,9 @@ from controller.facts import MoveTarget
 from protocol import messages as m
 from protocol.apis import ApiKey
 from protocol.errors import ErrorCode
-from tests.broker.test_several import Several, read
 from tests.support.node_runs import hurry
 from tests.support.raw_client import batch_of
+from tests.support.several import Several, read
 from tests.support.waiting import until
 
 
@@ -24,12 +21,6 @@ from tests.support.waiting import until
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch)
     monkeypatch.setattr(broker.moves, "AGAIN_S", 0.01)
-
-
-@pytest.fixture
-async def several(tmp_path: Path) -> AsyncIterator[Several]:
-    async with contextlib.AsyncExitStack() as stack:
-        yield Several(stack, tmp_path)
 
 
 async def ask_moves(several: Several, topic: str, target: int, *partitions: int) -> c.MovesAnswer:

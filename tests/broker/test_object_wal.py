@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from protocol.errors import ErrorCode
 from storage.memory import MemoryStore
 from storage.object_store import Body
 from storage.wal.object_format import PREFIX, parse_key
-from tests.broker.test_several import SHORT, SHORTER, Several
 from tests.support.faulty_store import FaultyStore, Mishap
 from tests.support.node_runs import NodeRuns, hurry
 from tests.support.raw_client import batch_of
+from tests.support.several import SHORT, SHORTER, Several
 from tests.support.waiting import until
 
 QUICK = {"tidelog.wal": "objects", "tidelog.wal.objects.interval.ms": 5, "tidelog.wal.objects.busy.interval.ms": 2}
@@ -36,12 +35,6 @@ def diskless(node: NodeRuns) -> NodeRuns:
     del node.overrides["tidelog.wal.dir"]
     node.overrides |= {**QUICK, "tidelog.data.dir": node.path / "nothing"}
     return node
-
-
-@pytest.fixture
-async def several(tmp_path: Path) -> AsyncIterator[Several]:
-    async with contextlib.AsyncExitStack() as stack:
-        yield Several(stack, tmp_path)
 
 
 async def start_diskless(several: Several, *node_ids: int, wrap: Any = None) -> None:

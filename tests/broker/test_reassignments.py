@@ -13,8 +13,8 @@ from broker.moves import Moves
 from protocol import messages as m
 from protocol.apis import ApiKey
 from protocol.errors import ErrorCode
-from tests.broker.test_several import Several
 from tests.support.node_runs import hurry
+from tests.support.several import Several
 from tests.support.waiting import until
 
 

@@ -21,8 +21,8 @@ from storage.object_store import Denied, OutcomeUnknown, StoreError, Unavailable
 from tests.controller import golden
 from tests.controller.builders import CLUSTER
 from tests.controller.log_contract import HASH, LogContract
+from tests.support.disturbed_link import NONE, DisturbedLink, Trouble
 from tests.support.postgres_server import PASSWORD, USER, PostgresServer
-from tests.support.tcp_proxy import TcpProxy
 
 T = TypeVar("T")
 
@@ -109,10 +109,10 @@ class TestPostgresLog(LogContract):
 
 
 async def test_an_append_whose_answer_is_cut_off_ends_known(server: PostgresServer, cluster: Cluster) -> None:
-    async with TcpProxy("127.0.0.1", server.port) as proxy:
+    async with DisturbedLink("127.0.0.1", server.port) as proxy:
         log = cluster.log(port=proxy.port)
         await write(log, 1, 2)
-        proxy.cut_after = b"mine 3"
+        await proxy.set(Trouble(swallow_answer_to=b"mine 3"))
         with pytest.raises(OutcomeUnknown, match="connection was lost while it wrote"):
             await log.append(3, b"mine 3")
         assert await cluster.log("broker 2").append(3, b"theirs") == b"mine 3", "it was applied"
@@ -121,16 +121,16 @@ async def test_an_append_whose_answer_is_cut_off_ends_known(server: PostgresServ
 
 
 async def test_an_append_that_does_not_arrive_can_be_lost_to_another(server: PostgresServer, cluster: Cluster) -> None:
-    async with TcpProxy("127.0.0.1", server.port) as proxy:
+    async with DisturbedLink("127.0.0.1", server.port) as proxy:
         log = cluster.log(port=proxy.port)
         await write(log, 1, 1)
-        proxy.stuck = True
+        await proxy.set(Trouble(hold_up=True))
         pending = asyncio.ensure_future(log.append(2, b"mine"))  # noqa: TID251
         await asyncio.sleep(0.05)
-        proxy.cut()
+        proxy.reset()
         with pytest.raises(OutcomeUnknown):
             await pending
-        proxy.stuck = False
+        await proxy.set(NONE)
         assert await cluster.log("broker 2").append(2, b"theirs") == b"theirs"
         assert await log.append(2, b"mine") == b"theirs"
 
@@ -139,20 +139,20 @@ async def test_a_lost_packet_holds_a_call_no_longer_than_its_attempt_may_take(
     server: PostgresServer, cluster: Cluster
 ) -> None:
     """A lease ends before the longest call does: a new connection is tried long before."""
-    async with TcpProxy("127.0.0.1", server.port) as proxy:
+    async with DisturbedLink("127.0.0.1", server.port) as proxy:
         tables = PostgresTables(server.uri(port=proxy.port), cluster.cluster_id, attempt_ms=200)
         log = PostgresLog(tables, cluster.cluster_id, "broker 1")
         try:
             assert await log.append(1, b"one") == b"one"
-            proxy.deaf = True
+            await proxy.set(Trouble(hold_down=True))
             with pytest.raises(OutcomeUnknown, match=r"no answer within 0\.2 s"):
                 await log.append(2, b"two")
             for _ in range(2):  # longer each time: now they are connections that are not answered
                 with pytest.raises(Unavailable):
                     await log.read_from(1, 1)
-            proxy.deaf = False
+            await proxy.set(NONE)
             assert await log.append(2, b"two") == b"two"
-            proxy.deaf = True
+            await proxy.set(Trouble(hold_down=True))
             with pytest.raises(OutcomeUnknown, match=r"no answer within 0\.2 s"):
                 await log.append(3, b"three")
         finally:
@@ -165,11 +165,11 @@ async def test_a_server_that_hangs_fails_every_call_in_time(
     monkeypatch.setattr(tables_module, "CALL_S", 0.2)
     monkeypatch.setattr(tables_module, "BULK_S", 0.2)
     monkeypatch.setattr(tables_module, "CONNECT_S", 0.2)
-    async with TcpProxy("127.0.0.1", server.port) as proxy:
+    async with DisturbedLink("127.0.0.1", server.port) as proxy:
         log = cluster.log(port=proxy.port)
         await write(log, 1, 3)
         await log.write_snapshot(3, HASH, [b"state"])
-        proxy.deaf = True
+        await proxy.set(Trouble(hold_down=True))
         with pytest.raises(OutcomeUnknown, match=r"no answer within 0\.2 s"):
             await log.append(4, b"four")
         for call in (
@@ -182,13 +182,13 @@ async def test_a_server_that_hangs_fails_every_call_in_time(
         ):
             with pytest.raises((Unavailable, OutcomeUnknown)):
                 await call()
-        proxy.deaf = False
+        await proxy.set(NONE)
         assert await until_known(lambda: log.append(4, b"four")) == b"four"
         assert await log.read_from(3, 9) == [b"entry 3", b"four"]
 
 
 async def test_connections_are_few_and_made_again(server: PostgresServer, cluster: Cluster) -> None:
-    async with TcpProxy("127.0.0.1", server.port) as proxy:
+    async with DisturbedLink("127.0.0.1", server.port) as proxy:
         log = cluster.log(port=proxy.port)
         await write(log, 1, 3)
         calls = [log.read_from(1, 3) for _ in range(20)]
@@ -196,7 +196,7 @@ async def test_connections_are_few_and_made_again(server: PostgresServer, cluste
         await log.write_snapshot(3, HASH, [b"state"])
         await log.trim()
         assert proxy.connections == 3
-        proxy.cut()
+        proxy.reset()
         await write(log, 4, 5)
         assert proxy.connections == 5
 

@@ -19,6 +19,8 @@ class Trouble(NamedTuple):
     """`hold_up`: nothing gets to the server; `hold_down`: nothing comes back; `refuse`: new connections end at once.
 
     `delay_s`: every piece waits so long. `cut_after`: the next connection with so many bytes from the server ends.
+    `swallow_answer_to`: the next connection whose client sends this ends when the server has answered it, and the
+    answer is lost.
     """
 
     hold_up: bool = False
@@ -26,6 +28,7 @@ class Trouble(NamedTuple):
     refuse: bool = False
     delay_s: float = 0
     cut_after: int | None = None
+    swallow_answer_to: bytes | None = None
 
 
 NONE = Trouble()
@@ -102,10 +105,11 @@ class DisturbedLink:
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection(self.upstream_host, self.upstream_port)
         self._open.add(server_writer)
+        swallows = asyncio.Event()
         try:
             ways = [
-                asyncio.ensure_future(self._pass(reader, server_writer, up=True)),  # noqa: TID251
-                asyncio.ensure_future(self._pass(server_reader, writer, up=False)),  # noqa: TID251
+                asyncio.ensure_future(self._pass(reader, server_writer, swallows, up=True)),  # noqa: TID251
+                asyncio.ensure_future(self._pass(server_reader, writer, swallows, up=False)),  # noqa: TID251
             ]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -117,10 +121,16 @@ class DisturbedLink:
             server_writer.transport.abort()
             self._open.discard(server_writer)
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, swallows: asyncio.Event, *, up: bool
+    ) -> None:
         passed = 0
         while data := await reader.read(CHUNK):
             if self._trouble != NONE:
+                wanted = self._trouble.swallow_answer_to
+                if up and wanted is not None and wanted in data:
+                    self._trouble = self._trouble._replace(swallow_answer_to=None)
+                    swallows.set()
                 if self._trouble.delay_s:
                     await asyncio.sleep(self._trouble.delay_s)
                 async with self._changed:
@@ -131,6 +141,8 @@ class DisturbedLink:
                     writer.write(data[: max(0, limit - passed)])
                     await writer.drain()
                     return
+            if swallows.is_set() and not up:
+                return
             passed += len(data)
             writer.write(data)
             await writer.drain()
