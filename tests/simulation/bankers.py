@@ -102,6 +102,8 @@ class Abortable(Exception):
 class Banker(Consumer):
     """One process with a transactional id."""
 
+    topics = (REQUESTS, ACCOUNTS)
+
     def __init__(
         self, *args: Any, transactional_id: str, bank_load: BankLoad, settings: ClientSettings, **options: Any
     ) -> None:
@@ -116,7 +118,7 @@ class Banker(Consumer):
         self._undecided = False
 
     async def main(self) -> None:
-        await self.refresh([REQUESTS, ACCOUNTS])
+        await self.refresh(self.topics)
         while not self.stopping:
             try:
                 await self._begin_session()
@@ -180,6 +182,14 @@ class Banker(Consumer):
 
     async def _begin_session(self) -> None:
         """Fence whoever had the id, end what it left open, and find out how far it came."""
+        await self._fence_others()
+        asked = offsets_request(GROUP, [self.part])
+        found = await self._call(_GROUP, ApiKey.OFFSET_FETCH, 8, asked, lambda answer: [offsets_of(answer)[0]])
+        offset = offsets_of(found)[1].get(self.part, -1)
+        self.positions[self.part] = offset if offset >= 0 else await self.offset_patiently(self.part, EARLIEST)
+        self._told("start", session=self.session, offset=self.positions[self.part])
+
+    async def _fence_others(self) -> None:
         self.session = next(self.numbers)
         self._told("init.invoke", session=self.session)
         request = m.InitProducerIdRequest(
@@ -192,11 +202,6 @@ class Banker(Consumer):
         self.producer = answer.producer_id, answer.producer_epoch
         self.sequences.clear()
         self._told("init.ok", session=self.session, producer=self.producer)
-        asked = offsets_request(GROUP, [self.part])
-        found = await self._call(_GROUP, ApiKey.OFFSET_FETCH, 8, asked, lambda answer: [offsets_of(answer)[0]])
-        offset = offsets_of(found)[1].get(self.part, -1)
-        self.positions[self.part] = offset if offset >= 0 else await self.offset_patiently(self.part, EARLIEST)
-        self._told("start", session=self.session, offset=self.positions[self.part])
 
     async def _work(self) -> None:
         """One transaction, if there is anything to do."""
@@ -296,9 +301,8 @@ class Banker(Consumer):
 
     async def _write(self, number: int, part: Part, entries: Sequence[int], deadline: float) -> None:
         """One batch, the identical bytes until it is answered or its time is over."""
-        made: list[NewRecord] = [(TIMESTAMP_MS, None, encode_value(entry, 40), ()) for entry in entries]
         data = build_batch(
-            made,
+            self.records_of_entries(entries),
             producer_id=self.producer[0],
             producer_epoch=self.producer[1],
             base_sequence=self.sequences[part],
@@ -318,7 +322,8 @@ class Banker(Consumer):
             try:
                 address = await self.leader_address(part)
                 answer = await self.ask(address, ApiKey.PRODUCE, 12 if self.bank_load.second else 9, request)
-                code = ErrorCode(answer.responses[0].partition_responses[0].error_code)
+                found = answer.responses[0].partition_responses[0]
+                code = ErrorCode(found.error_code)
             except Disconnected:
                 code = ErrorCode.NETWORK_EXCEPTION
             if code not in _AGAIN:
@@ -331,7 +336,11 @@ class Banker(Consumer):
         if code:
             self._told("write.refused", **fields, error=code.name)
         self._check(code)
-        self._told("write.ok", **fields)
+        self._told("write.ok", **fields, offset=found.base_offset)
+
+    def records_of_entries(self, entries: Sequence[int]) -> list[NewRecord]:
+        """How entries are written."""
+        return [(TIMESTAMP_MS, None, encode_value(entry, 40), ()) for entry in entries]
 
     async def _commit_offset(self, ends: int) -> None:
         one = m.TxnOffsetCommitRequest.TxnOffsetCommitRequestPartition(

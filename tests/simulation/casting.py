@@ -13,13 +13,20 @@ from tests.simulation.movers import Drainer, Mover
 from tests.simulation.operators import Admin
 from tests.simulation.options import GROUP, GROUPS, LOADS, OFFSETS_PARTS, PARTS, TOPICS
 from tests.simulation.producers import IdempotentProducer, PlainProducer, ProducerLoad
+from tests.simulation.table_writers import TableWriter
+from tests.simulation.tuners import add_tuner
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import World
 
+TABLE_WRITERS = 0.5
+"""Of how many compacted topics there are transactions too."""
+
 
 def add_clients(world: World) -> None:
     """Start the clients of a world."""
+    if world.tuned:
+        add_tuner(world)
     if world.bank:
         bankers.add_clients(world)
         return
@@ -73,3 +80,9 @@ def _add_table_clients(world: World, configs: dict[str, str]) -> None:
         options = {"history": world.table_history}
         world.add_client(tables.TableProducer, f"table-{number}", [tables.PART], load, **options)
     world.add_client(tables.TableReader, "table-reader", history=world.table_history)
+    if rng.random() < TABLE_WRITERS:
+        options = {"transactional_id": "table-writer", "bank_load": bankers.BankLoad(pause_ms=(0, 400))}
+        settings = ClientSettings(request_timeout_ms=1_500)
+        world.add_client(
+            TableWriter, "table-writer", [tables.PART], settings=settings, history=world.table_history, **options
+        )

@@ -14,9 +14,10 @@ Events that are read; all others are ignored. `client` is a name, values are uni
 - `assign {client, topic, partition, offset}`: the consumer goes on from `offset` on purpose.
 - `list_offsets.invoke/ok {list, topic, partition, timestamp, offset}`.
 - `delete_records.invoke/ok {topic, partition, offset}`.
-- `group.joined {client, group, generation, parts}`.
+- `group.joined {client, group, generation, parts}`; of consumer groups: see `checker_owners`.
 - `commit.invoke {client, group, commit, offsets}`, `commit.ok/fail/unknown {commit}`; `fetch_offsets.invoke {fetch}`,
   `fetch_offsets.ok {group, fetch, offsets}`: `offsets` of (topic, partition, offset).
+- `tune.*`: see `checker_tuned`.
 - `final.read {topic, partition, start, end, records}`: everything that is there when all is quiet.
   `final.offsets {group, offsets}`: what a group has committed then.
 """
@@ -25,7 +26,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from tests.simulation import checker_bank, checker_groups, checker_live, checker_owners
+from tests.simulation import checker_bank, checker_groups, checker_live, checker_owners, checker_tuned
 from tests.simulation.book import Book, Final, Finding, Loss, Part, Request, part_of
 from tests.simulation.client import EARLIEST, LATEST
 from tests.simulation.history import Event
@@ -331,5 +332,7 @@ CHECKS: tuple[Callable[[Book], Iterator[Finding]], ...] = (
     checker_groups.commits,
     checker_groups.generations,
     checker_owners.owners,
+    checker_owners.everything_owned,
     checker_live.liveness,
+    checker_tuned.tuned,
 )

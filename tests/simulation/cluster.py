@@ -19,6 +19,7 @@ from controller.object_log import ENTRIES
 from tests.simulation import bankers, tables
 from tests.simulation.casting import add_clients
 from tests.simulation.checker import Final, Loss, check
+from tests.simulation.checker_tuned import may_be
 from tests.simulation.client import Recorder, SimulatedClient
 from tests.simulation.drawing import draw
 from tests.simulation.faults import Faults, kinds_for
@@ -44,6 +45,7 @@ from tests.simulation.process import Process
 from tests.simulation.scheduler import MS, S, Scheduler
 from tests.simulation.store import Bucket
 from tests.simulation.surroundings import deterministic, listening, scaled
+from tests.simulation.tuners import AUDITOR, TuneAuditor, in_effect
 from tests.simulation.upgrade import NEWEST, Upgrade, begun_at, first_level
 
 LIVE_WITHIN_S = 20
@@ -84,6 +86,8 @@ class World:
         self.lease_ms = self.session_ms // 2
         chance = self.scheduler.stream("bank or not").random()
         self.bank = chance < BANKS if self.options.bank is None else self.options.bank
+        chance = self.scheduler.stream("tuned or not").random()
+        self.tuned = chance < self.options.tuned and not self.options.upgrade
         self.wal, self.table, self._values = draw(self)
         self._metadata = self.options.metadata or self.scheduler.stream("metadata").choice(METADATA)
         self.machines: list[Machine] = []
@@ -235,7 +239,15 @@ class World:
             self._finish([self.add_client(FinalReader, "final", PARTS, groups=[GROUP])])
         if self.table is not None:
             self._finish([self.add_client(tables.TableReader, "table-final", once=True, history=self.table_history)])
+        if self.tuned:
+            self._look_at_settings()
         self._judge(quiet_from_ns, store_quiet_from_ns)
+
+    def _look_at_settings(self) -> None:
+        """What operators set while the world went on is what every broker goes by."""
+        nodes = len(self.nodes)
+        self._finish([self.add_client(TuneAuditor, AUDITOR, nodes=nodes, wanted=may_be(self.history))])
+        in_effect(self)
 
     def _everybody_serves(self) -> bool:
         return all(node.ready for node in self.nodes)

@@ -24,6 +24,8 @@ class ModernLoad:
     heartbeat_ms: int = 400
     commit_ms: int = 700
     assignor: str | None = None
+    resubscribe: float = 0.04
+    """How often, at a heartbeat, a member subscribes to other topics than before."""
 
 
 class ModernMember(GroupMember):
@@ -37,6 +39,9 @@ class ModernMember(GroupMember):
         self.modern_load = modern_load or ModernLoad()
         self.generation = 0
         self.owned: set[Part] = set()
+        self.topics = {topic for topic, _ in self.parts}
+        """What it subscribes to."""
+        self._said_topics: set[str] = set()
         self._said: set[Part] | None = None
         """What the coordinator was told that we own; None: say everything."""
 
@@ -79,6 +84,9 @@ class ModernMember(GroupMember):
 
     async def _beat(self) -> None:
         """One heartbeat, and another one at once when something was given up."""
+        if self.generation > 0 and not self.stopping and self.rng.random() < self.modern_load.resubscribe:
+            every = sorted({topic for topic, _ in self.parts})
+            self.topics = set(every if self.rng.random() < 0.5 else [self.rng.choice(every)])
         answer = await self._heartbeat_with(self.generation)
         if answer.error_code:
             await self._check(answer.error_code)
@@ -107,13 +115,13 @@ class ModernMember(GroupMember):
 
     async def _heartbeat_with(self, epoch: int) -> Any:
         full = self._said is None or epoch == 0
-        owned = set(self.owned)
+        owned, topics = set(self.owned), set(self.topics)
         request = m.ConsumerGroupHeartbeatRequest(
             group_id=self.group,
             member_id=self.member_id,
             member_epoch=epoch,
             rebalance_timeout_ms=REBALANCE_TIMEOUT_MS if full else -1,
-            subscribed_topic_names=sorted({topic for topic, _ in self.parts}) if full else None,
+            subscribed_topic_names=sorted(topics) if full or topics != self._said_topics else None,
             server_assignor=self.modern_load.assignor if full else None,
             topic_partitions=self._request_of(owned) if full or owned != self._said else None,
         )
@@ -124,6 +132,10 @@ class ModernMember(GroupMember):
         if not answer.error_code:
             self.history.record("group.beat.ok", **fields, epoch=answer.member_epoch)
             self._said = owned
+            if topics != self._said_topics or full:
+                self._said_topics = topics
+                parts = tuple(part for part in self.parts if part[0] in topics)
+                self.history.record("group.subscribed", client=self.name, group=self.group, parts=parts)
         return answer
 
     def _set_epoch(self, epoch: int) -> None:

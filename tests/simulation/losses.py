@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from tests.simulation.machines import Machine
 
 WAL_ROOT = "/wal"
-SHARE = 0.12
-"""How many worlds lose a machine, of those where that loses anything."""
+SHARE, SHARE_OF_BANKS = 0.12, 0.3
+"""How many worlds lose a machine, of those where that loses anything: usual ones, and those with a bank."""
 
 
 class Losses:
@@ -27,7 +27,8 @@ class Losses:
 
     def plan(self, begin_ns: int, end_ns: int) -> None:
         """Draw whether a machine is destroyed between two times."""
-        if self.world.wal != "objects" and self.rng.random() < SHARE:
+        share = SHARE_OF_BANKS if self.world.bank else SHARE
+        if self.world.wal != "objects" and self.rng.random() < share:
             self.world.scheduler.call_at_ns(self.rng.randint(begin_ns, end_ns), self.destroy)
 
     def destroy(self) -> None:

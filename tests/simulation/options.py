@@ -73,6 +73,8 @@ class Options:
     """How likely it is in a world of several brokers that an operator moves leadership about, and drains brokers."""
     tables: float = 0.3
     """How likely it is that there is a compacted topic too."""
+    tuned: float = 0.15
+    """How likely it is that an operator changes configs and quotas."""
     groups: str | None = None
     """One of `GROUPS`; None: drawn."""
     upgrade: bool = False

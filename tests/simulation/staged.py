@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
+from controller.commands import RequestMoves
+from controller.facts import MoveTarget
 from controller.object_log import ENTRIES, SNAPSHOTS, entry_key
 from controller.sessions import with_margin
+from protocol.errors import KafkaError
 from storage.object_store import NotFound
 from tests.simulation.scheduler import MS, S
 from tests.simulation.store import StoreFaults, at_once
@@ -51,7 +55,11 @@ def usurped(faults: Faults) -> None:
 
 
 def usurped_late(faults: Faults) -> None:
-    """The same, when the controller was stopped just before it would have heard that its last entry is written."""
+    """The same, when the controller was stopped just before it would have heard that its last entry is written, and has
+    only just heard it.
+
+    It hears a little of the others and of the bucket before it is cut off: the append looks once more at the bucket.
+    """
     controller, world = faults._controller(), faults.world
     if controller is None or controller.process is None or controller.broker is None:
         return
@@ -73,16 +81,25 @@ def usurped_late(faults: Faults) -> None:
         faults._record("pause", node=controller.node_id)
         process.pause()
         over = faults._trouble([controller], "asleep")
+        position = replica.state.position
 
         def resume() -> None:
-            node = _follower(faults)
-            if node is not None and not world.quiet:
-                _cut_off_for_a_session(faults, [controller, node])
             faults._record("resume", node=controller.node_id)
             process.resume()
             over()
+            heard()
 
-        faults._for(world.lease_ms * 3 // 4, world.lease_ms * 7 // 8, resume)
+        def heard() -> None:
+            if world.quiet or not process.alive or controller.process is not process:
+                return
+            if replica.state.position == position:
+                world.scheduler.call_later_ns(MS // 4, heard)
+                return
+            node = _follower(faults)
+            if node is not None:
+                _cut_off_for_a_session(faults, [controller, node])
+
+        faults._for(world.lease_ms * 7 // 8, world.lease_ms * 15 // 16, resume)
 
     watch()
 
@@ -345,6 +362,127 @@ def cut_off_and_kill(faults: Faults) -> None:
     faults._for(200, 600, kill)
 
 
+def late_markers(faults: Faults) -> None:
+    """A coordinator of transactions decides one while nothing of its reaches the other brokers, and is killed; what it
+    sent arrives when its successor has long done the same."""
+    world, began_ns = faults.world, faults.world.scheduler.now_ns
+    node = faults._node()
+    if world.quiet or node is None or not node.ready or node.broker is None or len(world.nodes) < 2:
+        return
+    if not any(log.topic == "__transaction_state" for log in node.broker.logs.logs):
+        world.scheduler.call_later_ns(500 * MS, partial(late_markers, faults))
+        return
+    process, known = node.process, len(world.history)
+    others = [other for other in world.nodes if other is not node]
+    faults._record("late_markers", node=node.node_id)
+    heal = faults._block([(node.host.name, other.host.name) for other in others])
+    over = faults._trouble(world.nodes, "network")
+
+    def end() -> None:
+        faults._record("late_markers_over", node=node.node_id)
+        heal()
+        over()
+
+    def watch() -> None:
+        if world.quiet or node.process is not process or world.scheduler.now_ns > began_ns + 500 * MS:
+            end()
+        elif not any(event.kind == "bank.end.invoke" for event in world.history.events[known:]):
+            world.scheduler.call_later_ns(5 * MS, watch)
+        else:
+            world.scheduler.call_later_ns(faults.rng.randint(100, 300) * MS, kill)
+
+    def kill() -> None:
+        if world.quiet:
+            end()
+            return
+        if node.process is process and node.running:
+            faults._kill_one(node)
+        faults._for(1_500, 4_000, end)
+
+    watch()
+
+
+def there_and_back(faults: Faults) -> None:
+    """While nothing gets durable a log is to move, and then to come back at once; no client reaches the broker where it
+    is meanwhile. Soon after the first one is killed."""
+    node, world = faults._node(), faults.world
+    others = [one for one in world.nodes if one.running and one.ready and one is not node]
+    if node is None or not node.ready or node.broker is None or not others:
+        return
+    other, broker, process = faults.rng.choice(others), node.broker, node.process
+    led = [log for log in broker.logs.logs if not log.topic.startswith("__") and log.wal.kind == "volume"]
+    if not led or other.machine is node.machine:
+        return
+    log_id, began_ns = faults.rng.choice(led).log_id, world.scheduler.now_ns
+    faults._record("there_and_back", node=node.node_id, other=other.node_id, log=log_id)
+    heal = faults._block([(host.name, other.host.name) for host in world.client_hosts])
+    over = faults._trouble([node, other], "slow")
+    node.machine.disk.stalled_until_ns = began_ns + 2 * S
+
+    def goes_on() -> bool:
+        return not world.quiet and node.process is process and world.scheduler.now_ns < began_ns + 4 * S
+
+    def leader() -> int:
+        return broker.controller.state.logs[log_id].leader_node
+
+    def end() -> None:
+        node.machine.disk.stalled_until_ns = 0
+        heal()
+        over()
+
+    def away() -> None:
+        if goes_on():
+            wish(node, log_id, other.node_id)
+            there()
+        else:
+            end()
+
+    def there() -> None:
+        if goes_on() and leader() != other.node_id:
+            world.scheduler.call_later_ns(5 * MS, there)
+            return
+        node.machine.disk.stalled_until_ns = 0
+        if goes_on():
+            wish(node, log_id, node.node_id)
+        back()
+
+    def back() -> None:
+        if goes_on() and leader() != node.node_id:
+            world.scheduler.call_later_ns(5 * MS, back)
+            return
+        end()
+        if goes_on():
+            world.scheduler.call_later_ns(faults.rng.randint(300, 1_000) * MS, kill)
+
+    def kill() -> None:
+        if node.process is process and node.running and not world.quiet:
+            faults._kill_one(node)
+
+    world.scheduler.call_later_ns(faults.rng.randint(50, 400) * MS, away)
+
+
+def wish(node: Node, log_id: int, target: int) -> None:
+    """An operator asks a broker that another one leads a log; nothing happens if that fails."""
+    broker, process = node.broker, node.process
+    assert broker is not None and process is not None
+    command = RequestMoves(process.token(16), (MoveTarget(log_id, target),), explicit=True)
+
+    async def ask() -> None:
+        try:
+            await broker.controller.ask(command)
+        except KafkaError:
+            return
+
+    def begin() -> None:
+        asking = ask()
+        try:
+            broker.services.tasks.spawn(asking, name="move a log")
+        except RuntimeError:  # the broker is just ending
+            asking.close()
+
+    process.call(begin)
+
+
 STAGED: dict[str, Callable[[Faults], None]] = {
     "forgotten": forgotten,
     "usurped": usurped,
@@ -360,6 +498,8 @@ STAGED: dict[str, Callable[[Faults], None]] = {
     "cut_off_and_kill": cut_off_and_kill,
     "unheard_and_kill": unheard_and_kill,
     "late_grants": late_grants,
+    "there_and_back": there_and_back,
+    "late_markers": late_markers,
     "long_sleep": long_sleep,
 }
 """By kind."""

@@ -198,6 +198,8 @@ class _Known:
     """Offset -> (key, value or TOMBSTONE)."""
     unsure: dict[int, int] = field(default_factory=dict)
     """Keys with a tombstone whose outcome nobody knows -> since when."""
+    aborted: set[int] = field(default_factory=set)
+    """Values of transactions that were not committed: they supersede nothing."""
 
 
 def judge(history: Iterable[Event], losses: Sequence[Loss], retention_ms: int) -> Iterator[Finding]:
@@ -207,6 +209,8 @@ def judge(history: Iterable[Event], losses: Sequence[Loss], retention_ms: int) -
     known = _Known()
     acknowledged: dict[int, int] = {}
     yield from _learn(events, known, acknowledged)
+    if not lost:  # else markers may be lost: nobody knows the outcome of any transaction
+        yield from _decide(events, known, acknowledged)
     begun = {event.fields["read"]: event for event in events if event.kind == "table.begin"}
     places: dict[int, int] = {}
     for event in events:
@@ -246,6 +250,31 @@ def _learn(events: list[Event], known: _Known, acknowledged: dict[int, int]) -> 
                     known.unsure.setdefault(key_of(value), event.at_ns)
 
 
+def _decide(events: list[Event], known: _Known, acknowledged: dict[int, int]) -> Iterator[Finding]:
+    """What transactions wrote is acknowledged when their commit is."""
+    written: dict[int, list[tuple[Event, Event]]] = defaultdict(list)
+    writing: dict[int, Event] = {}
+    values: dict[int, tuple[int, ...]] = {}
+    undecided: set[int] = set()
+    for event in events:
+        fields = event.fields
+        match event.kind:
+            case "table.bank.begin":
+                values[fields["txn"]] = fields["values"]
+            case "table.bank.write.invoke":
+                writing[fields["txn"]] = event
+            case "table.bank.write.ok" if fields["offset"] >= 0:
+                written[fields["txn"]].append((writing[fields["txn"]], event))
+            case "table.bank.end.invoke" if fields["commit"]:
+                undecided.add(fields["txn"])
+            case "table.bank.end.ok" if fields["commit"]:
+                for asked, answer in written[fields["txn"]]:
+                    for offset, value in enumerate(asked.fields["entries"], answer.fields["offset"]):
+                        acknowledged[offset] = event.at_ns
+                        yield from _note(known, offset, key_of(value), value, asked.at_ns, answer)
+    known.aborted.update(value for txn, all_values in values.items() if txn not in undecided for value in all_values)
+
+
 def _note(known: _Known, offset: int, key: int, value: int, since_ns: int, event: Event) -> Iterator[Finding]:
     if known.offsets.setdefault(offset, (key, value)) != (key, value):
         message = f"offset {offset} had {known.offsets[offset]} and has {(key, value)}"
@@ -258,17 +287,22 @@ def _judge_read(
 ) -> Iterator[Finding]:
     seen = {offset: (key, value) for offset, key, value in read.fields["records"]}
     by_key: dict[int, list[int]] = defaultdict(list)
-    for offset, (key, _) in seen.items():
-        by_key[key].append(offset)
+    for offset, (key, value) in seen.items():
+        if value not in known.aborted:
+            by_key[key].append(offset)
     for key, places in known.at.items():
         for offset, (value, since_ns) in places.items():
             if offset in seen or not read.fields["start"] <= offset < read.fields["end"]:
                 continue
             if acknowledged.get(offset, read.at_ns) > begin.at_ns:
                 continue  # it may have been written, or become visible, during the read
-            if any(loss.start <= offset < loss.end for loss in lost):
+            if value in known.aborted or any(loss.start <= offset < loss.end for loss in lost):
                 continue
-            later = [at for at, (_, since) in places.items() if at > offset and since < read.at_ns]
+            later = [
+                at
+                for at, (other, since) in places.items()
+                if at > offset and since < read.at_ns and other not in known.aborted
+            ]
             if value >= 0 and not later and known.unsure.get(key, read.at_ns) >= read.at_ns:
                 message = f"{value}, the last value of key {key}, was acknowledged at {offset} and is not there"
                 yield Finding("table-lost", message, (begin, read))

@@ -4,7 +4,18 @@ Some are the mutations of the executable model of the protocol, the others are w
 is a module per area; importing it registers its bugs.
 """
 
-from tests.simulation.plants import broker, cluster, compaction, groups, merging, metadata, moves, objects, transactions
+from tests.simulation.plants import (
+    broker,
+    cluster,
+    compaction,
+    groups,
+    merging,
+    metadata,
+    moves,
+    objects,
+    transactions,
+    tuning,
+)
 from tests.simulation.plants.registry import (
     CLUSTER_PLANTS,
     MOVE_PLANTS,
@@ -33,4 +44,5 @@ __all__ = [
     "moves",
     "objects",
     "transactions",
+    "tuning",
 ]

@@ -170,8 +170,12 @@ def failed_write_is_rolled_back() -> Patches:
 
 def _roll_back(validation: Validation, first: int, last: int) -> None:
     """Entries [first, last) of what is in flight failed, and with them what followed in the same logs."""
+    give_up(validation, {validation.in_flight[at][0] for at in range(first, last)}, first)
+
+
+def give_up(validation: Validation, lost: set[Log], first: int = 0) -> None:
+    """From entry `first` on nobody hears anything of what is in flight of these logs, which end before it."""
     in_flight, nobody = validation.in_flight, cast(Any, _Nobody())
-    lost = {in_flight[at][0] for at in range(first, last)}
     for at in range(first, len(in_flight)):
         held, _, reply = in_flight[at]
         if held in lost:

@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
+import broker.compaction
 import broker.node
+import controller.compacting
 import controller.decide.compacting
 import storage.compacting
 import storage.compaction
 import storage.offset_map
+from controller.log_index import LogState
 from protocol.records import BatchHeader
 from storage.compacting import Compactor, Done, Half
 from storage.compaction import Cleaner
@@ -63,6 +66,31 @@ def output_loses_a_batch() -> Patches:
             held = found
 
     yield Half, "batches", lossy
+
+
+@table_plant(faults={})
+def last_stable_offset_ignored() -> Patches:
+    """What is not decided yet supersedes what was committed, and then it is aborted."""
+
+    def end(log: LogState) -> int:
+        return log.end
+
+    yield controller.compacting, "stable_end", end
+    yield controller.decide.compacting, "stable_end", end
+
+
+@table_plant(faults={}, settings=EAGER | {"log.cleaner.dedupe.buffer.size": "1024"})
+def map_said_to_reach_further() -> Patches:
+    """A map without room for all keys counts for everything that was to be looked at: who has no later record in it is
+    taken for the last of its key, and the tombstone that is seen goes though older records are still there."""
+    build = storage.compacting.build_map
+
+    async def boastful(place: Any, dirty_from: int, bound: int, *args: Any, **options: Any) -> Any:
+        offsets, size = await build(place, dirty_from, bound, *args, **options)
+        offsets.latest = max(offsets.latest, bound - 1)
+        return offsets, size
+
+    yield broker.compaction, "build_map", boastful
 
 
 @table_plant(faults={"client_pause": 3, "slow_store": 1})

@@ -6,7 +6,8 @@ from typing import Any
 
 import broker.groups.heartbeats
 from broker.groups.consumer import ConsumerGroup
-from broker.groups.consumer_model import CurrentSaved
+from broker.groups.consumer_model import FIRST_EPOCH, CurrentSaved
+from broker.groups.heartbeats import ConsumerStep
 from broker.groups.shard import Shard
 from protocol.errors import ErrorCode
 from tests.simulation.plants.registry import PLANTS, Patches, registered_in
@@ -29,6 +30,17 @@ def given_before_it_was_released() -> Patches:
 def commit_whatever_the_epoch() -> Patches:
     """Members that were removed, or whose epoch is over, go on to commit."""
     yield ConsumerGroup, "check_commit", lambda self, commit, **options: ErrorCode.NONE
+
+
+@group_plant(faults={}, faults_s=40)
+def epoch_not_raised_for_a_subscription() -> Patches:
+    """The group's epoch stays when a member comes or subscribes to something else: the last assignment goes on."""
+    raise_epoch = ConsumerStep.raise_epoch
+
+    def seldom(self: ConsumerStep, member: Any, updated: Any, *, must: bool) -> int:
+        return raise_epoch(self, member, updated, must=must and self.group.epoch == FIRST_EPOCH)
+
+    yield ConsumerStep, "raise_epoch", seldom
 
 
 @group_plant(faults={"kill": 1, "client_pause": 1})

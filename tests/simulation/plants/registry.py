@@ -45,8 +45,8 @@ class Plant:
         return None
 
 
-NO_MERGING = {"tidelog.merge.enable": "false"}
-"""Bugs of other areas show sooner where less goes on."""
+PLAIN: dict[str, Any] = {"tables": 0.0, "tuned": 0.0, "settings": {"tidelog.merge.enable": "false"}}
+"""Bugs show sooner where less goes on."""
 
 PLANTS: dict[str, Plant] = {}
 """By name; those that a world of one broker shows."""
@@ -72,30 +72,19 @@ def _register(among: dict[str, Plant], options: Options) -> Callable[[Callable[[
     return register
 
 
-def plant(**options: Any) -> Callable[[Callable[[], Patches]], None]:
-    """Register a bug under the name of the generator that makes its patches.
-
-    `options`: those of the worlds. `faults` is what the bug needs, where those of every world would take many seeds: a
-    bug is to show in one of three worlds or more, because every change of how worlds are drawn makes other worlds.
-    """
-    return _register(
-        PLANTS,
-        Options(**{"brokers": 1, "wal": "volume", "faults_s": 12, "tables": 0.0, "settings": NO_MERGING} | options),
-    )
-
-
-def cluster_plant(**options: Any) -> Callable[[Callable[[], Patches]], None]:
-    """The same for `CLUSTER_PLANTS`."""
-    return _register(
-        CLUSTER_PLANTS,
-        Options(**{"brokers": 3, "wal": "volume", "faults_s": 12, "tables": 0.0, "settings": NO_MERGING} | options),
-    )
-
-
 def registered_in(among: dict[str, Plant], **defaults: Any) -> Callable[..., Callable[[Callable[[], Patches]], None]]:
-    """A decorator as `plant` for bugs of another area, whose worlds have these options."""
+    """A decorator for bugs of an area, whose worlds have these options; more of them may be given with each bug.
+
+    It registers a bug under the name of the generator that makes its patches. `faults` is what the bug needs, where
+    those of every world would take many seeds: a bug is to show in one of three worlds or more, because every change of
+    how worlds are drawn makes other worlds.
+    """
 
     def area_plant(**options: Any) -> Callable[[Callable[[], Patches]], None]:
-        return _register(among, Options(**{"tables": 0.0, "settings": NO_MERGING} | defaults | options))
+        return _register(among, Options(**PLAIN | defaults | options))
 
     return area_plant
+
+
+plant = registered_in(PLANTS, brokers=1, wal="volume", faults_s=12)
+cluster_plant = registered_in(CLUSTER_PLANTS, brokers=3, wal="volume", faults_s=12)
