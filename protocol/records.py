@@ -16,13 +16,14 @@ Positions and sizes are bytes, timestamps Unix milliseconds. Nothing here reads 
 from collections.abc import Iterator, Sequence
 from struct import Struct
 from struct import error as StructError
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from crc32c import crc32c
 
 from protocol import Buffer
 from protocol.compression import Codec, compress, decompress
 from protocol.errors import ErrorCode, ProtocolError
+from protocol.record_writing import Headers, NewRecord, append_record
 
 __all__ = [
     "HEADER_SIZE",
@@ -83,10 +84,6 @@ _UINT32 = Struct(">I")
 _INT64 = Struct(">q")
 _MARKER_KEY = Struct(">hh")
 _MARKER_VALUE = Struct(">hi")
-
-Headers: TypeAlias = Sequence[tuple[str, bytes | None]]
-#: timestamp, key, value, headers
-NewRecord: TypeAlias = tuple[int, bytes | None, bytes | None, Headers]
 
 
 class BatchError(ProtocolError):
@@ -504,7 +501,7 @@ def build_batch(
     base_timestamp = records[0][0]
     data = bytearray()
     for offset_delta, record in enumerate(records):
-        _append_record(data, offset_delta, base_timestamp, record)
+        append_record(data, offset_delta, base_timestamp, record)
     attributes = int(codec)
     if log_append_time:
         attributes |= LOG_APPEND_TIME
@@ -593,34 +590,3 @@ def parse_end_txn_marker(record: Record) -> EndTxnMarker | None:
     if key_version < 0 or value_version < 0:
         raise ProtocolError(f"control record of version {key_version}, {value_version}")
     return EndTxnMarker(kind == 1, coordinator_epoch)
-
-
-def _append_record(out: bytearray, offset_delta: int, base_timestamp: int, record: NewRecord) -> None:
-    timestamp, key, value, headers = record
-    body = bytearray(1)  # attributes, unused
-    _append_varint(body, timestamp - base_timestamp)
-    _append_varint(body, offset_delta)
-    _append_sized(body, key)
-    _append_sized(body, value)
-    _append_varint(body, len(headers))
-    for name, content in headers:
-        _append_sized(body, name.encode())
-        _append_sized(body, content)
-    _append_varint(out, len(body))
-    out += body
-
-
-def _append_sized(out: bytearray, data: bytes | None) -> None:
-    if data is None:
-        out.append(1)  # zigzag of -1
-    else:
-        _append_varint(out, len(data))
-        out += data
-
-
-def _append_varint(out: bytearray, value: int) -> None:
-    zigzag = (value << 1) ^ (value >> 63)
-    while zigzag > 0x7F:
-        out.append(zigzag & 0x7F | 0x80)
-        zigzag >>= 7
-    out.append(zigzag)
