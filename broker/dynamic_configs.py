@@ -22,7 +22,8 @@ from broker.config_types import (
     Synonym,
     check_value,
 )
-from broker.settings import FIELDS, LONG_MAX, SettingError, Settings, check, parse_value
+from broker.settings import FIELDS, LONG_MAX, SettingError, Settings
+from broker.settings_checks import check, parse_value
 from broker.settings_sources import without_effect
 from protocol.errors import ErrorCode, KafkaError
 
@@ -110,6 +111,9 @@ STORED = {
 }
 """Kafka's dynamic configs without a meaning here."""
 
+_NOT_AT_RUN_TIME = ("tidelog.", "ssl.", "sasl.", "listener.name.")
+"""Ours that are not there; and what would hold the secrets of listeners, which mean nothing here and would be kept."""
+
 DYNAMIC = frozenset(key for key, field in FIELDS.items() if field.metadata["dynamic"])
 """Settings that can be changed at run time."""
 
@@ -139,7 +143,7 @@ def validate_broker_configs(settings: Settings, overrides: Mapping[str, str], ch
 def _may_change(key: str) -> bool:
     if key in DYNAMIC or key in STORED:
         return True
-    return key not in FIELDS and not key.startswith(("tidelog.", "ssl.", "sasl.")) and not without_effect(key)
+    return key not in FIELDS and not key.startswith(_NOT_AT_RUN_TIME) and not without_effect(key)
 
 
 def list_default(settings: Settings, key: str) -> str | None:

@@ -2,10 +2,14 @@
 
 Leaving, a batch of logs at a time:
 
-1. Everything that memory holds is sealed and committed while appends go on, so that little is left.
-2. The logs freeze: what is appended becomes validated, new appends wait for a moment (`handlers.produce`).
-3. A last seal takes what is left; its commit and the moves are one entry. Nothing else thaws the logs: only facts, that
-   the seal is decided and the log still ours, do. While they do not come, the logs stay frozen.
+1. Everything that memory holds is sealed and committed, earlier seals are decided, and a sync of the disk that is under
+   way comes back; all that while appends go on, so that little is left.
+2. The logs freeze: what is in flight becomes validated, new appends wait for a moment (`handlers.produce`).
+3. A last seal takes what is left; its commit and the moves are one entry.
+
+Disk and bucket have a moment for 2 and for the upload of 3. If that is not enough the logs take appends again and the
+next attempt has twice as long: nobody else has heard of the move yet. Once the controller was asked no time thaws
+the logs: only facts, that the seal is decided and the log still ours, do.
 
 Arriving: what opening a log needs is read as soon as its move is wanted and after each of its commits, so that the log
 opens from memory when the facts name this broker. No batch is read for a move.
@@ -14,8 +18,9 @@ opens from memory when the facts name this broker. No batch is read for a move.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from broker.log import Log, LogStatus
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from broker.cold import ColdReads
     from broker.log_table import LogTable
     from broker.sealing import Sealing
+    from broker.settings import Settings
     from broker.validation import Validation
     from controller.client import ControllerClient
     from storage.clock import Clock
@@ -35,12 +41,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOGS_PER_BATCH = 128
-"""Logs that are frozen together: the target opens them all before the last one serves."""
-FROZEN_BYTES_MAX = 16 * 1024 * 1024
-"""What the last seal of a batch may have to upload while its logs are frozen; one log moves whatever it has."""
+"""Logs that are frozen together: one commit for all of them, and the target opens them all before the last one serves.
+No setting: neither costs anything that depends on the machine or the bucket. Twice as many would save a drain of a
+thousand logs a few commits, and half as many would save a log a millisecond."""
 AGAIN_S = 1.0
 """After a refusal, and while a broker that leaves waits for somebody to take its logs."""
+FREEZE_S = 0.5
+"""How long a frozen log waits for disk and bucket before the controller is asked, at first. With what asking and
+opening take, a move is to keep producers for less than a second."""
+FREEZE_S_MAX = 60.0
+"""The same after attempts that were not enough: a disk or a bucket that always takes so long keeps no log for ever."""
 WARM_PARALLEL = 8
+"""Ends of objects that are read at the same time for logs to come: they wait for the bucket, not for this machine, and
+`tidelog.read.parallel` bounds them with all other reads."""
 
 
 class _Frozen(NamedTuple):
@@ -48,6 +61,11 @@ class _Frozen(NamedTuple):
     target: int
     before: LogStatus
     bytes: int
+
+    @property
+    def validated(self) -> bool:
+        """Whether nothing of the log is in flight."""
+        return self.log.hw == self.log.end
 
 
 class Moves:
@@ -61,6 +79,7 @@ class Moves:
         *,
         node_id: int,
         incarnation: int,
+        settings: Settings,
         controller: ControllerClient,
         logs: LogTable,
         sealing: Sealing,
@@ -70,6 +89,7 @@ class Moves:
     ) -> None:
         self._node_id = node_id
         self._incarnation = incarnation
+        self._settings = settings
         self._controller = controller
         self._logs = logs
         self._sealing = sealing
@@ -79,6 +99,7 @@ class Moves:
         self._wake = asyncio.Event()
         self._left = asyncio.Event()
         self._leaving = False
+        self._freeze_s = FREEZE_S
         self._cold_logs: dict[int, None] = {}
         """Logs to come whose newest range was not read yet."""
         self._to_warm = asyncio.Event()
@@ -86,6 +107,8 @@ class Moves:
         """Logs that are frozen for a move just now."""
         self.moved = 0
         self.refused = 0
+        self.put_off = 0
+        """Attempts that were given up because the disk or the bucket was slow."""
         self.moved_bytes = 0
         """Bytes of batches in the last seals: they would have been uploaded without a move too."""
         self.durations = new_histogram()
@@ -151,27 +174,60 @@ class Moves:
     async def _move(self, batch: dict[Log, int]) -> bool:
         """One batch; False: nothing of it moved."""
         await self._commit_most(batch)
-        frozen = self._freeze(batch)
-        if not frozen:
-            return True  # all of them went elsewhere meanwhile
-        began_us = self._clock.boottime_ms() * 1000
+        if not self._controller.reachable:
+            return False
+        frozen: list[_Frozen] = []
+        seal = 0
         try:
-            await self._validate([one.log for one in frozen])
-            await self._sealing.move({one.log: one.target for one in frozen})
+            async with self._sealing.undisturbed():
+                await self._sealing.landed(FREEZE_S)
+                slow = await self._validate(batch, self._freeze_s)
+                began_ms = self._clock.boottime_ms()
+                frozen = self._freeze({each: to for each, to in batch.items() if each.validation not in slow})
+                if not frozen and not slow:
+                    return True  # all of them went elsewhere meanwhile
+                slow |= await self._validate([one.log for one in frozen], self._freeze_s)
+                for one in frozen:
+                    if one.log.validation in slow:
+                        self._thaw(one)
+                frozen = [one for one in frozen if one.log.validation not in slow]
+                self.frozen = len(frozen)
+                if frozen:
+                    seal = await self._sealing.begin_moves({one.log: one.target for one in frozen})
+            left_s = self._freeze_s - (self._clock.boottime_ms() - began_ms) / 1000
+            ready = await self._sealing.moved(seal, max(0.0, left_s))
         finally:
             self.frozen = 0
-        took_us = self._clock.boottime_ms() * 1000 - began_us
+        self._note_pace(in_time=ready and not slow)
+        return self._settle(frozen, self._clock.boottime_ms() - began_ms, refused=ready)
+
+    def _note_pace(self, *, in_time: bool) -> None:
+        """How long the next attempt may take."""
+        if in_time:
+            self._freeze_s = FREEZE_S
+        else:
+            self.put_off += 1
+            self._freeze_s = min(2 * self._freeze_s, FREEZE_S_MAX)
+
+    def _settle(self, frozen: Sequence[_Frozen], took_ms: int, *, refused: bool) -> bool:
+        """Whether any log moved. What did not takes appends again: it was `refused`, or the attempt given up."""
         moved = 0
+        known = self._controller.state.logs
         for one in frozen:
             if one.log.status is LogStatus.CLOSED:
+                if one.log.log_id not in known:
+                    continue  # deleted meanwhile
                 moved += 1
                 self.moved_bytes += one.bytes
-                self.durations[took_us.bit_length()] += 1
+                self.durations[(took_ms * 1000).bit_length()] += 1
             else:
+                if refused:
+                    self.refused += 1
+                    log.warning("%r stays: its move to broker %d was refused", one.log, one.target)
                 self._thaw(one)
         self.moved += moved
         if moved:
-            log.info("%d logs moved, frozen for %d ms", moved, took_us // 1000)
+            log.info("%d logs moved, frozen for %d ms", moved, took_ms)
         return moved > 0
 
     async def _commit_most(self, batch: dict[Log, int]) -> None:
@@ -191,7 +247,7 @@ class Moves:
         """As many of the batch as may be frozen together. What is wanted of them may have changed meanwhile."""
         moves = self._controller.state.moves
         frozen: list[_Frozen] = []
-        left = FROZEN_BYTES_MAX
+        left = self._settings.tidelog_move_bytes_max
         for each, target in batch.items():
             size = each.tail.payload_between(each.sealed_end, each.end)
             if not each.serving or moves.get(each.log_id) != target or (frozen and size > left):
@@ -202,22 +258,24 @@ class Moves:
         self.frozen = len(frozen)
         return frozen
 
-    async def _validate(self, frozen: Sequence[Log]) -> None:
-        """What is in flight of these logs is durable, and may be acknowledged."""
+    async def _validate(self, logs: Iterable[Log], patience_s: float) -> set[Validation]:
+        """What is in flight of these logs is durable and may be acknowledged; those for which that took too long."""
         last: dict[Validation, int] = {}
-        for each in frozen:
+        for each in logs:
             last[each.validation] = max(last.get(each.validation, 0), each.last_sequence)
-        for validation, sequence in last.items():
-            validated = asyncio.Event()
-            validation.when_validated(sequence, validated.set)
-            await validated.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                for validation, sequence in last.items():
+                    validated = asyncio.Event()
+                    validation.when_validated(sequence, validated.set)
+                    await validated.wait()
+        return {validation for validation, sequence in last.items() if validation.validated < sequence}
 
     def _thaw(self, one: _Frozen) -> None:
-        """The move was refused, by facts that are applied: the log is ours as before."""
-        self.refused += 1
-        one.log.status = LogStatus.FROZEN if self._leaving else one.before
-        log.warning("%r stays: its move to broker %d was refused", one.log, one.target)
-        one.log.wake_all()
+        """The move was refused, by facts that are applied, or nobody was asked yet: the log is ours as before."""
+        if one.log.status is LogStatus.MOVING:
+            one.log.status = LogStatus.FROZEN if self._leaving else one.before
+            one.log.wake_all()
 
     async def leave(self) -> None:
         """This broker is about to stop: hand everything over; return when nothing is left that anybody would take."""

@@ -382,6 +382,7 @@ class Broker:
         self.moves = Moves(
             node_id=settings.node_id,
             incarnation=self.incarnation,
+            settings=settings,
             controller=self.controller,
             logs=self.logs,
             sealing=self.sealing,

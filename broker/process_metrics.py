@@ -192,6 +192,11 @@ def _moves(broker: Broker) -> None:
     metrics, moves, logs = broker.metrics, broker.moves, broker.logs
     metrics.counter("tidelog_moves", "Logs that were handed over to another broker.", lambda: moves.moved)
     metrics.counter("tidelog_moves_refused", "Moves that the controller refused.", lambda: moves.refused)
+    metrics.counter(
+        "tidelog_moves_put_off",
+        "Attempts to move logs that were given up, and made again, because the disk or the bucket was slow.",
+        lambda: moves.put_off,
+    )
     metrics.gauge("tidelog_moves_frozen_logs", "Logs that take no appends because they move.", lambda: moves.frozen)
     metrics.histogram(
         "tidelog_move_seconds", "From the freeze of a log to the fact that names its leader.", moves.durations

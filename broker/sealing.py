@@ -8,8 +8,9 @@ What this costs grows with the logs that are written to, not with those that the
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from broker.log import Log, LogStatus
@@ -275,25 +276,55 @@ class Sealing:
                 due[each] = None
                 left -= sizes[each]
 
-    async def move(self, targets: Mapping[Log, int]) -> None:
-        """Make the last seal of these logs, all of them `MOVING` and validated to their ends, with their moves to these
-        nodes; return once it is decided and its facts are applied here.
-
-        A log that is not closed by then was not moved, and is ours as before. After a drain nothing is moved.
-        """
+    @contextlib.asynccontextmanager
+    async def undisturbed(self) -> AsyncIterator[None]:
+        """Within it no seal begins but the one of `begin_moves`: none gets in front of that one."""
         async with self._turn:
-            if self._over:
-                return
-            self._note_grown(self._clock.boottime_ms())
-            decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            await self._seal([each for each in targets if each in self._unsealed], targets, decided)
+            yield
+
+    async def landed(self, patience_s: float) -> None:
+        """Every seal in flight is decided, or that took too long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._all_landed()
+
+    async def _all_landed(self) -> None:
+        while self._flights:
+            self._landed.clear()
+            await self._landed.wait()
+
+    async def begin_moves(self, targets: Mapping[Log, int]) -> int:
+        """Within `undisturbed`: submit the last seal of these logs, all of them `MOVING` and validated to their ends,
+        with their moves to these nodes; its number for `moved`. After a drain nothing is moved: 0.
+        """
+        assert self._turn.locked()
+        if self._over:
+            return 0
+        self._note_grown(self._clock.boottime_ms())
+        await self._seal([each for each in targets if each in self._unsealed], targets)
+        return self._uploader.last_seal
+
+    async def moved(self, seal: int, patience_s: float) -> bool:
+        """Wait until the moves of a seal are decided and the facts of that applied here. False: it was not ready to be
+        committed in time, and goes on without its moves.
+
+        A log that is not closed by then was not moved, and is ours as before. Once the controller was asked nothing but
+        its answer ends this: it may have moved the logs already.
+        """
+        decided = self._deciding.get(seal)
+        if decided is None:
+            return True
+        await asyncio.wait([decided], timeout=patience_s)
+        if not decided.done() and self._uploader.withdraw_moves(seal):
+            self._deciding.pop(seal, None)
+            return False
         await decided
+        return True
 
     async def _seal(
         self,
         due: Sequence[Log],
         targets: Mapping[Log, int] | None = None,
-        decided: "asyncio.Future[None] | None" = None,
     ) -> None:
         """Make one seal of these logs; it holds what is validated when each is taken. It may hold nothing, and only
         say what the WAL needs no more, or which logs move."""
@@ -318,8 +349,8 @@ class Sealing:
         ]
         verdict = self._uploader.submit(sealed, through, moves=moves)
         seal = self._uploader.last_seal
-        if decided is not None:
-            self._deciding[seal] = decided
+        if targets is not None:
+            self._deciding[seal] = asyncio.get_running_loop().create_future()
         self._flights[seal] = taken
         self._flying_bytes += memory
         self.seals += 1
@@ -492,6 +523,4 @@ class Sealing:
                 if each.status is not LogStatus.CLOSED:
                     raise
         self._over = True
-        while self._flights:
-            self._landed.clear()
-            await self._landed.wait()
+        await self._all_landed()

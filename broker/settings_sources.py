@@ -10,7 +10,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from broker.settings import FIELDS, SettingError, Settings, build
+from broker.settings import FIELDS, SettingError, Settings
+from broker.settings_checks import build
 
 ENVIRONMENT_PREFIX = "KAFKA_"
 
@@ -88,6 +89,8 @@ def parse_properties(text: str, source: str) -> dict[str, str]:
             raise SettingError(f"{source} line {number}: {line!r} is not key=value")
         cut = min(positions)
         values[line[:cut].strip()] = line[cut + 1 :].strip()
+    if pending:
+        raise SettingError(f"{source}: the last line ends with a backslash: what should follow is missing")
     return values
 
 

@@ -71,7 +71,6 @@ class _Seal(NamedTuple):
     objects: list[list[SealedLog]]
     committed_through: tuple[CommittedThrough, ...]
     recovery: Recovery | None
-    moves: tuple[Move, ...]
     verdict: "asyncio.Future[Verdict]"
     earlier: "asyncio.Event"  # set when the seal before it is decided
     decided: "asyncio.Event"
@@ -120,6 +119,7 @@ class Uploader:
         self._newest_decided = asyncio.Event()
         self._newest_decided.set()
         self._stopped: BaseException | None = None
+        self._moves: dict[int, tuple[Move, ...]] = {}  # by the number of their seal, until the controller is asked
         self.last_seal = 0  # given out
         self.last_decided = 0
         self.in_flight = 0  # seals
@@ -154,17 +154,22 @@ class Uploader:
             objects,
             tuple(committed_through),
             recovery,
-            tuple(moves),
             verdict,
             self._newest_decided,
             asyncio.Event(),
         )
         self._newest_decided = seal.decided
+        if moves:
+            self._moves[seal.number] = tuple(moves)
         size = sum(sealed.size for sealed in logs)
         self.in_flight += 1
         self.in_flight_bytes += size
         self._tasks.create_task(self._run(seal, size))
         return verdict
+
+    def withdraw_moves(self, seal: int) -> bool:
+        """Take the moves out of a seal that was submitted with some. False: too late, the controller was asked."""
+        return self._moves.pop(seal, None) is not None
 
     async def _run(self, seal: _Seal, size: int) -> None:
         """Uploads all parts, waits for its turn, commits."""
@@ -203,7 +208,8 @@ class Uploader:
         command_id = self._writer.incarnation.to_bytes(8, "big") + seal.number.to_bytes(8, "big")
         who = (command_id, self._writer.node_id, self._writer.incarnation, seal.number)
         what = (objects, seal.committed_through, seal.recovery)
-        return CommitAndMove(*who, *what, seal.moves) if seal.moves else CommitSeal(*who, *what)
+        moves = self._moves.pop(seal.number, ())
+        return CommitAndMove(*who, *what, moves) if moves else CommitSeal(*who, *what)
 
     async def _upload_all(self, seal: _Seal) -> tuple[SegmentObject, ...]:
         try:

@@ -5,7 +5,8 @@ import pytest
 from broker.config_types import ConfigSource
 from broker.configs import TOPIC_CONFIGS, TopicDefaults, validate_topic_config, validate_topic_configs
 from broker.dynamic_configs import DynamicConfigs
-from broker.settings import Settings, build
+from broker.settings import Settings
+from broker.settings_checks import build
 from protocol.errors import ErrorCode, KafkaError
 
 
@@ -20,6 +21,8 @@ def test_every_default_is_valid(name: str) -> None:
         ("no.such.config", "1"),
         ("retention.ms", None),
         ("retention.ms", "soon"),
+        ("retention.ms", "1_000"),
+        ("retention.ms", "1" * 5000),
         ("retention.ms", "-2"),
         ("retention.ms", str(2**63)),
         ("max.message.bytes", str(2**31)),

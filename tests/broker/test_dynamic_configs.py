@@ -12,7 +12,8 @@ from broker.dispatch import HANDLERS
 from broker.dynamic_configs import DYNAMIC, SETTINGS, STORED, DynamicConfigs, validate_broker_configs
 from broker.group_configs import GROUP_CONFIGS
 from broker.node import Broker
-from broker.settings import FIELDS, Settings, build
+from broker.settings import FIELDS, Settings
+from broker.settings_checks import build
 from protocol import messages as m
 from protocol.apis import ApiKey
 from protocol.errors import ErrorCode, KafkaError
@@ -144,6 +145,8 @@ async def test_they_survive_a_restart(tmp_path: Path) -> None:
         ("1", ("quota.window.num", SET, "5"), 42, "Cannot update these configs dynamically: [quota.window.num]"),
         ("1", ("tidelog.seel.ms", SET, "5"), 42, "Cannot update these configs dynamically: [tidelog.seel.ms]"),
         ("1", ("ssl.keystore.location", SET, "x"), 42, "Cannot update these configs dynamically"),
+        ("1", ("listener.name.a.plain.sasl.jaas.config", SET, "secret"), 42, "Cannot update these configs dynamically"),
+        ("", ("listener.name.a.ssl.key.password", SET, "secret"), 42, "Cannot update these configs dynamically"),
         ("2", ("log.retention.ms", SET, "5"), 42, "Unexpected broker id, expected 1, but received 2"),
         ("x", ("log.retention.ms", SET, "5"), 42, "Node id must be an integer, but it is: x"),
         ("1", ("log.retention.ms", SET, "abc"), 42, "Invalid value abc for configuration log.retention.ms"),
@@ -160,6 +163,7 @@ async def test_refused(
 ) -> None:
     error_code, message = await alter(client, BROKER, name, change)
     assert (error_code, words in (message or "")) == (code, True), message
+    assert "secret" not in (message or "")
     assert (await describe(client, BROKER, "")).configs == []
 
 

@@ -6,6 +6,7 @@ import pytest
 
 import broker.moves
 from broker.log import LogStatus
+from broker.node import Broker
 from controller import commands as c
 from controller.facts import MoveTarget
 from protocol import messages as m
@@ -182,11 +183,126 @@ async def test_a_refused_move_leaves_the_log_where_it_is(several: Several) -> No
     assert await several.produce("t", 0, b"b") == [1]
 
 
-async def test_many_logs_move_in_batches(several: Several, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker.moves, "LOGS_PER_BATCH", 4)
-    monkeypatch.setattr(broker.moves, "FROZEN_BYTES_MAX", 1)
+class SlowDisk:
+    """What the WAL of a broker makes durable is not validated before the test says so."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._validation = next(iter(broker.logs.logs)).validation
+        self._recheck = self._validation.recheck
+        self._validation.recheck = self._note  # type: ignore[method-assign]
+        self.waits = 0
+
+    def _note(self) -> None:
+        self.waits += 1
+
+    def goes_on(self) -> None:
+        self._validation.recheck = self._recheck  # type: ignore[method-assign]
+        self._recheck()
+
+
+async def test_a_sync_under_way_is_waited_for_before_a_log_is_frozen(
+    several: Several, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await several.start(1)
     await several.start(2)
+    await several.spread("t", 1, by=1)
+    leader = several.leader("t", 0, seen_by=1)
+    old = several.nodes[leader].broker
+    log = old.logs.find["t", 0]
+    froze = []
+    freeze = old.moves._freeze
+    monkeypatch.setattr(old.moves, "_freeze", lambda batch: froze.append(log.hw) or freeze(batch))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(broker.moves, "FREEZE_S", 30.0)
+    old.moves._freeze_s = 30.0
+    disk = SlowDisk(old)
+    async with several.nodes[leader].client() as client:
+        producing = asyncio.ensure_future(client.produce("t", batch_of(b"a")))  # noqa: TID251
+        await until(lambda: disk.waits)
+        await ask_moves(several, "t", 3 - leader, 0)
+        await asyncio.sleep(0.05)
+        assert log.status is LogStatus.OPEN and not froze and not producing.done()
+        disk.goes_on()
+        assert (await producing).base_offset == 0
+    await until(lambda: serves(several, 3 - leader, "t", 0))
+    assert froze == [1] and old.moves.put_off == 0
+
+
+async def test_a_log_takes_records_again_while_the_disk_or_the_bucket_is_too_slow_for_its_move(
+    several: Several, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It freezes again and again, each time for twice as long, until what is in flight comes back in time."""
+    await several.start(1)
+    await several.start(2)
+    await several.spread("t", 1, by=1)
+    leader = several.leader("t", 0, seen_by=1)
+    old = several.nodes[leader].broker
+    log = old.logs.find["t", 0]
+    await several.produce("t", 0, b"a")
+    old.moves._freeze_s = 0.01
+    freeze, disks = old.moves._freeze, []
+
+    def freeze_in_the_middle_of_a_sync(batch):  # type: ignore[no-untyped-def]
+        if not disks:
+            disks.append(SlowDisk(old))
+            log.append_own(bytearray(batch_of(b"b")))
+        return freeze(batch)
+
+    monkeypatch.setattr(old.moves, "_freeze", freeze_in_the_middle_of_a_sync)
+    await ask_moves(several, "t", 3 - leader, 0)
+    await until(lambda: old.moves.put_off == 3)
+    await until(lambda: log.status is LogStatus.OPEN)
+    assert old.moves._freeze_s >= 0.04 and old.moves.refused == 0
+    disks[0].goes_on()
+    await until(lambda: serves(several, 3 - leader, "t", 0))
+    await everybody_knows(several)
+    assert await several.produce("t", 0, b"c") == [2]
+    assert old.moves._freeze_s == broker.moves.FREEZE_S
+
+
+async def test_a_log_takes_records_again_while_its_last_seal_cannot_be_uploaded(several: Several) -> None:
+    await several.start(1)
+    await several.start(2)
+    await several.spread("t", 1, by=1)
+    leader = several.leader("t", 0, seen_by=1)
+    old = several.nodes[leader].broker
+    log = old.logs.find["t", 0]
+    old.moves._freeze_s = 0.01
+    submit, upload, away = old.uploader.submit, old.uploader._upload, asyncio.Event()
+
+    def held(logs, through=(), recovery=None, moves=()):  # type: ignore[no-untyped-def]
+        if moves and not away.is_set():
+            old.uploader._upload = hold  # type: ignore[method-assign]
+        return submit(logs, through, recovery, moves)
+
+    async def hold(writer, logs):  # type: ignore[no-untyped-def]
+        await away.wait()
+        return await upload(writer, logs)
+
+    freeze = old.moves._freeze
+
+    def freeze_with_something_left(batch):  # type: ignore[no-untyped-def]
+        log.append_own(bytearray(batch_of(b"b")))
+        return freeze(batch)
+
+    old.uploader.submit = held  # type: ignore[method-assign]
+    old.moves._freeze = freeze_with_something_left  # type: ignore[method-assign]
+    await ask_moves(several, "t", 3 - leader, 0)
+    await until(lambda: old.moves.put_off)
+    await until(lambda: log.status is LogStatus.OPEN)
+    waiting = asyncio.ensure_future(several.produce("t", 0, b"c"))  # noqa: TID251
+    assert await waiting == [1], "it takes records"
+    away.set()
+    await until(lambda: serves(several, 3 - leader, "t", 0))
+    await everybody_knows(several)
+    assert old.moves.refused == 0
+    end = several.nodes[3 - leader].broker.logs.find["t", 0].end
+    assert await several.produce("t", 0, b"d") == [end] and end >= 2
+
+
+async def test_many_logs_move_in_batches(several: Several, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker.moves, "LOGS_PER_BATCH", 4)
+    await several.start(1, tidelog_move_bytes_max=0)
+    await several.start(2, tidelog_move_bytes_max=0)
     await several.spread("t", 20, by=1)
     for index in range(20):
         await several.produce("t", index, b"a")

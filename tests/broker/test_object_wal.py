@@ -9,7 +9,8 @@ import pytest
 
 from broker.configs import TopicRules
 from broker.log import LogStatus
-from broker.settings import SettingError, Settings, build
+from broker.settings import SettingError, Settings
+from broker.settings_checks import build
 from controller.wals import RETIRED
 from protocol import messages as m
 from protocol.apis import ApiKey

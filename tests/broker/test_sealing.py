@@ -461,6 +461,12 @@ async def test_a_drain_commits_everything_and_skips_what_is_deleted(bench: Bench
     assert all(log.committed_end == log.end for log in logs)
 
 
+async def move(bench: Bench, targets: dict[Log, int], patience_s: float = 1000.0) -> bool:
+    async with bench.sealing.undisturbed():
+        seal = await bench.sealing.begin_moves(targets)
+    return await bench.sealing.moved(seal, patience_s)
+
+
 async def test_a_drain_ends_when_every_seal_is_decided_and_no_other_begins(bench: Bench) -> None:
     """What is committed after the end of the session would be refused, and end a clean stop as a failure."""
     leaving, staying = bench.create(2)
@@ -471,7 +477,7 @@ async def test_a_drain_ends_when_every_seal_is_decided_and_no_other_begins(bench
     await bench.commit()
     leaving.status = LogStatus.MOVING
     async with asyncio.TaskGroup() as group:
-        moving = group.create_task(bench.sealing.move({leaving: 2}))
+        moving = group.create_task(move(bench, {leaving: 2}))
         await bench.settle()
         assert leaving.committed_end == leaving.end and len(bench.uploader.flights) == 1
         draining = group.create_task(bench.sealing.drain())
@@ -481,7 +487,7 @@ async def test_a_drain_ends_when_every_seal_is_decided_and_no_other_begins(bench
         await moving
         await bench.settle()
         assert draining.done()
-    await bench.sealing.move({staying: 2})
+    assert await move(bench, {staying: 2})
     bench.delete(staying)
     await bench.tick(10_000)
     assert len(bench.uploader.submitted) == 2 and not bench.failures
@@ -756,7 +762,7 @@ async def test_a_move_takes_what_is_left_and_is_decided_by_facts_alone(bench: Be
         bench.append(each)
     bench.write()
     wish(bench, log, 2)
-    moving = asyncio.ensure_future(bench.sealing.move({log: 2}))  # noqa: TID251
+    moving = asyncio.ensure_future(move(bench, {log: 2}))  # noqa: TID251
     await until(lambda: bench.uploader.flights)
     (flight,) = bench.uploader.flights
     assert held(flight) == {log.log_id: (0, 1)}, "of the others nothing is sealed for it"
@@ -770,12 +776,62 @@ async def test_a_move_takes_what_is_left_and_is_decided_by_facts_alone(bench: Be
     assert not bench.failures
 
 
+async def test_moves_are_withdrawn_while_nobody_was_asked_for_them(bench: Bench) -> None:
+    """The upload is slow: the seal goes on without them, and the log may take appends again."""
+    log, other = bench.create(2)
+    for each in (log, other):
+        bench.append(each)
+    bench.write()
+    wish(bench, log, 2)
+    assert not await move(bench, {log: 2}, patience_s=0.0)
+    assert log.status is LogStatus.MOVING, "whoever froze it thaws it"
+    log.status = LogStatus.OPEN
+    flight = await bench.commit()
+    assert flight.moves == () and log.status is LogStatus.OPEN and log.committed_end == 1
+    wish(bench, log, 2)
+    bench.uploader.asked = True
+    moving = asyncio.ensure_future(move(bench, {log: 2}, patience_s=0.0))  # noqa: TID251
+    await asyncio.sleep(0.05)
+    assert not moving.done(), "the controller may have moved it by now: only its answer tells"
+    await bench.commit()
+    assert await moving
+    assert log.status is LogStatus.CLOSED and not bench.failures
+
+
+async def test_no_seal_gets_in_front_of_the_last_one_of_logs_that_move(bench: Bench) -> None:
+    log, other = bench.create(2)
+    bench.append(log)
+    bench.write()
+    await bench.tick()
+    await bench.tick(1000)
+    bench.append(other)
+    bench.write()
+    await bench.tick()
+    async with asyncio.TaskGroup() as group, bench.sealing.undisturbed():
+        await bench.sealing.landed(0.0)
+        assert len(bench.uploader.flights) == 1, "one that is in flight is waited for, but not for ever"
+        landed = group.create_task(bench.sealing.landed(1000.0))
+        await bench.settle()
+        assert not landed.done()
+        await bench.commit()
+        await landed
+        bench.clock.advance(60_000)
+        sealing = group.create_task(bench.sealing.seal_due())
+        await bench.settle()
+        assert not bench.uploader.flights
+        wish(bench, log, 2)
+        seal = await bench.sealing.begin_moves({log: 2})
+        assert [flight.number for flight in bench.uploader.flights] == [seal]
+    await sealing
+    assert [held(flight) for flight in bench.uploader.flights] == [{}, {other.log_id: (0, 1)}]
+
+
 async def test_a_refused_move_is_told_by_the_commit_without_it(bench: Bench) -> None:
     (log,) = bench.create()
     bench.append(log)
     bench.write()
     wish(bench, log, 2)
-    moving = asyncio.ensure_future(bench.sealing.move({log: 2}))  # noqa: TID251
+    moving = asyncio.ensure_future(move(bench, {log: 2}))  # noqa: TID251
     await until(lambda: bench.uploader.flights)
     bench.controller.apply(f.MovesCancelled((log.log_id,)))
     assert not moving.done()
@@ -790,7 +846,7 @@ async def test_a_move_that_was_decided_while_facts_were_skipped(bench: Bench, wa
     bench.append(log)
     bench.write()
     wish(bench, log, 2)
-    moving = asyncio.ensure_future(bench.sealing.move({log: 2}))  # noqa: TID251
+    moving = asyncio.ensure_future(move(bench, {log: 2}))  # noqa: TID251
     await until(lambda: bench.uploader.flights)
     if not wanted:
         bench.controller.apply(f.MovesCancelled((log.log_id,)))

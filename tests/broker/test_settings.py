@@ -2,7 +2,8 @@
 
 import pytest
 
-from broker.settings import FIELDS, SettingError, Settings, build, key_of
+from broker.settings import FIELDS, SettingError, Settings, key_of
+from broker.settings_checks import build
 from broker.settings_sources import key_of_variable, load, parse_overrides, parse_properties
 
 
@@ -34,6 +35,8 @@ def test_properties_comments_continuations_and_both_separators() -> None:
     assert parse_properties(text, "f") == {"a": "1", "b": "two words", "c": "x,y"}
     with pytest.raises(SettingError, match="f line 1"):
         parse_properties("nonsense", "f")
+    with pytest.raises(SettingError, match="f: the last line ends with a backslash"):
+        parse_properties("a=1\nb=x,\\\n", "f")
 
 
 def test_unknown_keys_name_the_nearest_setting() -> None:
@@ -63,6 +66,7 @@ def test_broker_id_is_node_id() -> None:
     [
         ({"node.id": "-1"}, "node.id=-1: write 0 or more"),
         ({"node.id": "one"}, "write a whole number"),
+        ({"node.id": "1_0"}, "write a whole number"),
         ({"delete.topic.enable": "yes"}, "write true or false"),
         ({"compression.type": "brotli"}, "write one of producer"),
         ({"listeners": "localhost:9092"}, "is not NAME://host:port"),
@@ -82,6 +86,8 @@ def test_broker_id_is_node_id() -> None:
         ),
         ({"log.cleanup.policy": "shred"}, "write delete, compact or both"),
         ({"queued.max.request.bytes": "-1"}, "write 1048576 or more"),
+        ({"log.cleaner.min.cleanable.ratio": "nan"}, "write 0 or more"),
+        ({"advertised.listeners": "PLAINTEXT://broker..local:9092"}, "'broker..local' is no name of a host"),
         ({"message.max.bytes": str(64 << 20)}, "does not fit a WAL file"),
         ({"tidelog.wal.bytes.max": str(64 << 20)}, "at least three files"),
         ({"tidelog.tail.bytes.max": str(2 << 20)}, "at most half"),

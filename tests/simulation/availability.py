@@ -13,7 +13,8 @@ from functools import partial
 from typing import NamedTuple
 
 from broker.log import LogStatus
-from broker.settings import Settings, build
+from broker.settings import Settings
+from broker.settings_checks import build
 from tests.simulation.client import Part
 from tests.simulation.cluster import Options, World
 from tests.simulation.movers import Mover

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from broker.settings import Settings, build
+from broker.settings import Settings
+from broker.settings_checks import build
 from controller.entries import decode_entry
 from controller.facts import Fact, SessionEnded
 from controller.object_log import ENTRIES

@@ -19,7 +19,7 @@ import controller.runtime
 import storage.uploader
 from broker.clock import SystemClock
 from broker.node import Broker
-from broker.settings import build
+from broker.settings_checks import build
 from protocol import messages as m
 from protocol.apis import ApiKey
 from storage.memory import MemoryStore

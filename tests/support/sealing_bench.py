@@ -88,6 +88,8 @@ class HandUploader:
         self.last_seal = 0
         self.flights: deque[Flight] = deque()
         self.submitted: list[Flight] = []
+        self.asked = False
+        """Whether the controller was asked to commit what is in flight."""
 
     def submit(
         self,
@@ -102,6 +104,14 @@ class HandUploader:
         self.flights.append(flight)
         self.submitted.append(flight)
         return verdict
+
+    def withdraw_moves(self, seal: int) -> bool:
+        """As long as the seal is not decided: the test says when the controller is asked."""
+        for index, flight in enumerate(self.flights):
+            if flight.number == seal and flight.moves and not self.asked:
+                self.flights[index] = flight._replace(moves=())
+                return True
+        return False
 
     def commit(self, *, refuse: Sequence[int] = (), quietly: bool = False) -> Flight:
         """Decide the oldest seal. `refuse`: log ids against the rules; `quietly`: listeners do not hear of it."""

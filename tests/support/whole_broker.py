@@ -8,7 +8,7 @@ from pathlib import Path
 
 from broker.clock import SystemClock
 from broker.node import Broker
-from broker.settings import build
+from broker.settings_checks import build
 
 
 @asynccontextmanager
