@@ -91,6 +91,41 @@ def too_many_closed(state: ClusterState) -> list[int]:
     return list(islice(closed, max(0, len(closed) - CLOSED_MAX))) if state.format_level >= FORGET_LEVEL else []
 
 
+LOSSES_KEPT = 100
+"""So many losses stay, the newest, whether or not a log needs them: `tidelog inspect metadata` shows them."""
+
+
+def forgettable_losses(state: ClusterState) -> list[bytes]:
+    """Losses beyond those of which no log needs to know."""
+    if state.format_level < FORGET_LEVEL:
+        return []
+    losses = state.wal_table.losses
+    older = islice(losses.items(), max(0, len(losses) - LOSSES_KEPT))
+    return [wal_id for wal_id, loss in older if not state.is_needed(loss)]
+
+
+ABANDONED_MS = 7 * 24 * 3_600_000
+"""An ended instance on a disk that no log was led through is waited for so long, and is retired then: if its disk comes
+back nothing is done but to delete its files."""
+ABANDONED_MAX = 1_000
+"""Beyond so many the oldest are retired at once: who begins with an empty disk each time may restart for ever."""
+
+
+def abandoned(state: ClusterState, now_ms: int) -> list[bytes]:
+    """Instances on disks that nobody came back with, and that hold nothing of any log. `now_ms` is wall time.
+
+    Those in the bucket are recovered by whoever is alive.
+    """
+    empty = [wal for wal in state.wals.values() if wal.kind != "objects" and state.holds_nothing(wal)]
+    incarnations = state.broker_table.incarnations
+    surplus = len(empty) - ABANDONED_MAX
+    return [
+        wal.wal_id
+        for index, wal in enumerate(empty)
+        if index < surplus or now_ms >= incarnations[wal.incarnation].last_heard_ms + ABANDONED_MS
+    ]
+
+
 class Grace:
     """Since when (boottime ms) each doomed object was seen to be doomed. A new controller begins anew."""
 

@@ -363,6 +363,13 @@ class ClosedForgotten:
 
 
 @dataclass(frozen=True, slots=True)
+class LossesForgotten:
+    """Losses that no log needs any more, by WAL instance: their reports lie in the bucket."""
+
+    wal_ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StateReloaded:
     """Never written: tells listeners that the state was replaced as a whole by a snapshot. Look at everything again."""
 
@@ -409,6 +416,7 @@ Fact = (
     | AclsDeleted
     | BrokerUnregistered
     | ClosedForgotten
+    | LossesForgotten
     | CompactionOpened
     | RangesCompacted
     | CompactionClosed
@@ -462,6 +470,7 @@ TAGS: dict[int, type] = {
     81: RangesCompacted,
     82: CompactionClosed,
     83: ManifestUnpacked,
+    150: LossesForgotten,
 }
 
 FIRST_FIELDS: dict[type, int] = {}

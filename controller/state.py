@@ -2,8 +2,7 @@
 
 A state is what the facts of entries 1 to `position` made, nothing else: two processes at one position hold equal
 states. It is put together from parts that know nothing of each other (topics, brokers, WAL instances, logs, objects,
-configs); this module tells each part what a fact means for it, and names the parts' sections of a snapshot
-(`controller.rows`).
+configs); this module tells each part what a fact means for it. `state_rows` names their sections of a snapshot.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,8 +20,9 @@ from controller.log_index import LEVEL_MAX, LogIndex, LogState, PackedRange, pac
 from controller.moves import MoveTable
 from controller.objects import ObjectTable
 from controller.rows import Load, decode_rows, encode_rows
+from controller.state_rows import head_of, load_head, sections_of
 from controller.topics import Topic, TopicTable
-from controller.wals import WalState, WalTable
+from controller.wals import ENDED, Loss, WalState, WalTable
 from storage.seal import CommitAnswer, ManifestPointer, RangeRow, manifest_key, merged_key
 
 _Bytes = bytes  # the class below has a method of that name
@@ -202,6 +202,17 @@ class ClusterState:
         log = self.logs.get(log_id)
         own = 0.0 if log is None else log.range_count / RANGES_PER_LOG_MAX
         return max(own, self.log_index.range_total / RANGES_MAX)
+
+    def holds_nothing(self, wal: WalState) -> bool:
+        """Whether the instance, whose writer's session ended, was not recovered and never needs to be: no log is led
+        through it, and none ever will.
+        """
+        return wal.state == ENDED and not self.log_index.led_through.get(wal.wal_id)
+
+    def is_needed(self, loss: Loss) -> bool:
+        """Whether a log that the loss names still begins below the end of its hole."""
+        logs = self.logs
+        return any(log_id in logs and logs[log_id].start < to for log_id, _, _, _, to in loss.logs)
 
     # Applying facts
 
@@ -493,7 +504,7 @@ class ClusterState:
 
     def encode_chunks(self) -> Iterator[_Bytes]:
         """The snapshot in pieces of a few hundred rows. The state must not change until the last one was taken."""
-        return encode_rows(self._head(), {number: rows for number, (rows, _) in self._sections().items()})
+        return encode_rows(head_of(self), {number: rows for number, (rows, _) in sections_of(self).items()})
 
     def encode(self) -> _Bytes:
         """The snapshot in one piece."""
@@ -507,67 +518,12 @@ class ClusterState:
 
         def begin(cluster_id: str, *head: Any) -> dict[int, Load]:
             state = cls(cluster_id)
-            state._load_head(*head)
+            load_head(state, *head)
             made.append(state)
-            return {number: load for number, (_, load) in state._sections().items()}
+            return {number: load for number, (_, load) in sections_of(state).items()}
 
         decode_rows(data, begin)
         return made[0]
-
-    def _head(self) -> list[Any]:
-        return [
-            *[self.cluster_id, self.position, self.entry_hash, self.wall_ms, self.format_level],
-            *[self.controller_epoch, self.controller_node, self.controller_incarnation, self.controller_wal_ids],
-            *[self.controller_resigned, self.next_producer_id],
-            *[self.log_index.next_log_id, self.objects.next_number],
-        ]
-
-    def _load_head(self, position: int, entry_hash: _Bytes, wall_ms: int, format_level: int, *rest: Any) -> None:
-        self.position, self.entry_hash, self.wall_ms, self.format_level = position, entry_hash, wall_ms, format_level
-        self.controller_epoch, self.controller_node, self.controller_incarnation, self.controller_wal_ids = rest[:4]
-        self.controller_resigned, self.next_producer_id, self.log_index.next_log_id = rest[4:7]
-        (self.objects.next_number,) = rest[7:]
-
-    def _sections(self) -> dict[int, tuple[Iterator[list[Any]], Load]]:
-        return {
-            1: (self.topic_table.topic_rows(), self.topic_table.load_topic),
-            2: (self.topic_table.deleted_rows(), self.topic_table.load_deleted),
-            3: (self.broker_table.broker_rows(), self.broker_table.load_broker),
-            4: (self.broker_table.closed_rows(), self.broker_table.load_closed),
-            5: (self.wal_table.wal_rows(), self.wal_table.load_wal),
-            6: (self.wal_table.loss_rows(), self.wal_table.load_loss),
-            7: (self._log_rows(), self._load_logs),
-            8: (self.objects.named_rows(), self.objects.load_named),
-            9: (self.objects.doomed_rows(), self.objects.load_doomed),
-            10: (self.config_table.rows(), self.config_table.load),
-            11: (self.answers.rows(), self.answers.load),
-            12: (self.job_table.rows(), self.job_table.load),
-            13: (self.log_index.manifest_rows(), self.log_index.load_manifests),
-            16: (self.move_table.wanted_rows(), self.move_table.load_wanted),
-            17: (self.move_table.drained_rows(), self.move_table.load_drained),
-            18: (self.move_table.preferred_rows(), self.move_table.load_preferred),
-            19: (self.move_table.leaving_rows(), self.move_table.load_leaving),
-            20: (self.wal_table.closed_rows(), self.wal_table.load_closed),
-            22: (self.feature_table.rows(), self.feature_table.load),
-            23: (self.access.quota_rows(), self.access.load_quotas),
-            24: (self.access.scram_rows(), self.access.load_scram),
-            25: (self.access.acl_rows(), self.access.load_acl),
-            35: (self.broker_table.registered_rows(), self.broker_table.load_registered),
-            36: (self.broker_table.forgotten_rows(), self.broker_table.load_forgotten),
-            30: (self.compactions.rows(), self.compactions.load),
-        }
-
-    def _log_rows(self) -> Iterator[list[Any]]:
-        for row in self.log_index.rows():
-            log = self.logs[row[0]]
-            yield [log.topic, log.partition, row]
-
-    def _load_logs(self, row: tuple[Any, ...]) -> None:
-        topic, partition, rest = row
-        found = self.topics[topic]
-        wal = self.wals.get(rest[4])
-        wal_id = f.NO_UUID if wal is None else wal.wal_id
-        self.log_index.load((*rest[:4], wal_id, *rest[5:]), found.name, partition)
 
 
 _APPLY = cast(
@@ -618,5 +574,6 @@ _APPLY = cast(
         f.AclsDeleted: lambda state, fact: state.access.delete_acls(fact),
         f.BrokerUnregistered: ClusterState._broker_unregistered,
         f.ClosedForgotten: ClusterState._closed_forgotten,
+        f.LossesForgotten: lambda state, fact: state.wal_table.forget_losses(fact.wal_ids),
     },
 )

@@ -12,8 +12,26 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from controller.balancing import Balancing
-from controller.collector import SEGMENTS, Grace, forgettable, is_orphan, is_wal_orphan, too_many_closed
-from controller.commands import DrainBroker, ForgetClosed, ForgetObjects, FreeNames, RecoverInstances, SweepLogStarts
+from controller.collector import (
+    SEGMENTS,
+    Grace,
+    abandoned,
+    forgettable,
+    forgettable_losses,
+    is_orphan,
+    is_wal_orphan,
+    too_many_closed,
+)
+from controller.commands import (
+    DrainBroker,
+    ForgetClosed,
+    ForgetLosses,
+    ForgetObjects,
+    FreeNames,
+    RecoverInstances,
+    RetireAbandoned,
+    SweepLogStarts,
+)
 from controller.compaction_upkeep import CompactionUpkeep
 from controller.decide.moves import is_leaving
 from controller.decide.takeover import take_over
@@ -195,12 +213,21 @@ class Upkeep:
     # Objects, names, losses
 
     async def housekeeping_round(self) -> None:
-        """Deletes doomed objects after their grace, frees names of deleted topics, stores loss reports."""
+        """Deletes doomed objects after their grace, frees names of deleted topics, stores loss reports, and retires or
+        forgets what nobody waits for.
+        """
         state = self._runtime.replica.state
         names = tuple(state.topic_table.deleted)
         if names:
             await self._ask(FreeNames(self._token(16), names))
         await self._report_losses()
+        forgotten = [one for one in forgettable_losses(state) if one in self._reported]
+        if forgotten:
+            await self._ask(ForgetLosses(self._token(16), tuple(forgotten[:FORGOTTEN_PER_COMMAND])))
+            self._reported.intersection_update(state.wal_table.losses)
+        empty = abandoned(state, self._clock.now_ms())
+        if empty:
+            await self._ask(RetireAbandoned(self._token(16), tuple(empty[:FORGOTTEN_PER_COMMAND])))
         await self._forget(too_many_closed(state))
         keys = self._grace.due(state.objects.doomed, self._clock.boottime_ms(), DELETES_PER_ROUND)
         await self._delete(keys)

@@ -57,7 +57,7 @@ class Loss:
 @dataclass(slots=True)
 class WalTable:
     """`wals` by id (one per kind and restart), forgotten with their incarnation; `by_incarnation` in order; `losses` by
-    WAL.
+    WAL, as long as a log needs them.
 
     `closed_ms`: when (wall time of the entry) an instance that may have a fence in the bucket was retired or lost.
     """
@@ -132,6 +132,11 @@ class WalTable:
             wal.wal_id, wal.node_id, wal.incarnation, fact.now_ms, fact.validated_group, fact.recovered_group, []
         )
         return wal
+
+    def forget_losses(self, wal_ids: Iterable[bytes]) -> None:
+        """Nobody needs them any more."""
+        for wal_id in wal_ids:
+            del self.losses[wal_id]
 
     def validate(self, groups: Iterable[WalGroup]) -> None:
         """Validated group numbers only grow."""

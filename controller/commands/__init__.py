@@ -46,6 +46,7 @@ from controller.commands.brokers import (
     EndSession,
     EndSilentSessions,
     ForgetClosed,
+    ForgetLosses,
     NameRecoverer,
     NewWal,
     RaiseFormatLevel,
@@ -53,6 +54,7 @@ from controller.commands.brokers import (
     RegisterBroker,
     RegisterWal,
     ReportScan,
+    RetireAbandoned,
     RetireWal,
 )
 from controller.commands.compaction import (
@@ -129,6 +131,7 @@ __all__ = [
     "FeatureUpdate",
     "ForgetClosed",
     "ForgetJobs",
+    "ForgetLosses",
     "ForgetObjects",
     "FreeNames",
     "JobAnswer",
@@ -159,6 +162,7 @@ __all__ = [
     "RequestMoves",
     "Result",
     "Results",
+    "RetireAbandoned",
     "RetireWal",
     "ScanAnswer",
     "ScramAlteration",
@@ -224,6 +228,8 @@ COMMAND_TAGS: dict[int, type] = {
     101: CompactRanges,
     102: CloseCompaction,
     103: UnpackManifest,
+    180: RetireAbandoned,
+    181: ForgetLosses,
 }
 
 ANSWER_TAGS: dict[int, type] = {

@@ -157,6 +157,26 @@ class ForgetClosed:
 
 
 @dataclass(frozen=True, slots=True)
+class RetireAbandoned:
+    """The controller's own: these instances ended long ago, hold nothing of any log, and nobody came back with them.
+    Answer `Done`; those for which that is not so any more stay.
+    """
+
+    command_id: bytes
+    wal_ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetLosses:
+    """The controller's own: the reports of these losses are stored, and no log needs to know of them. Answer `Done`;
+    those of which that is not so stay.
+    """
+
+    command_id: bytes
+    wal_ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RaiseFormatLevel:
     """Answer `Done`. UNSUPPORTED_VERSION if a registered broker does not understand `level`."""
 

@@ -45,6 +45,8 @@ _DECIDE = cast(
         c.RecoverInstances: takeover.recover_instances,
         c.ReportScan: recovery.report_scan,
         c.RetireWal: recovery.retire_wal,
+        c.RetireAbandoned: recovery.retire_abandoned,
+        c.ForgetLosses: recovery.forget_losses,
         c.DeclareLost: recovery.declare_lost,
         CommitSeal: seals.commit_seal,
         CommitAndMove: moves.commit_and_move,
@@ -119,6 +121,8 @@ _NOT_REMEMBERED = (
     c.DropManifestRows,
     c.ForgetJobs,
     c.ForgetClosed,
+    c.RetireAbandoned,
+    c.ForgetLosses,
     c.OpenCompactions,
     c.UnpackManifest,
 )

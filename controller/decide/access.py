@@ -2,6 +2,7 @@
 
 import ipaddress
 import math
+from collections import Counter
 
 from controller import facts as f
 from controller.commands import (
@@ -36,10 +37,11 @@ def alter_quotas(state: ClusterState, command: AlterQuotas, context: Context) ->
     facts: list[f.Fact] = []
     results = []
     asked = [tuple(sorted(entry.entity, key=lambda item: item[0])) for entry in command.entries]
+    times = Counter(asked)
     for entity, entry in zip(asked, command.entries):
         try:
             keys = [key for key, _ in entry.changes]
-            if asked.count(entity) > 1 or len(set(keys)) != len(keys):
+            if times[entity] > 1 or len(set(keys)) != len(keys):
                 names = ", ".join(f"{kind}={name}" for kind, name in entity)
                 raise KafkaError(
                     ErrorCode.INVALID_REQUEST,
@@ -152,11 +154,12 @@ def unregister_broker(state: ClusterState, command: UnregisterBroker, context: C
         raise KafkaError(ErrorCode.RESOURCE_NOT_FOUND, f"Broker ID {node_id} is not currently registered")
     if broker.alive:
         raise KafkaError(ErrorCode.INVALID_REQUEST, f"Broker {node_id} is alive: stop it before it is unregistered.")
-    left = [wal for wal in state.wals.values() if wal.node_id == node_id and not wal.closed]
+    found = [wal for wal in state.wals.values() if wal.node_id == node_id and not wal.closed]
+    left = [wal for wal in found if not state.holds_nothing(wal)]
     if left:
         raise KafkaError(
             ErrorCode.INVALID_REQUEST,
             f"Broker {node_id} left a write-ahead log that was not recovered ({left[0].wal_id.hex()}): recover it or "
             "declare it lost first (`tidelog wal list`).",
         )
-    return Decision((f.BrokerUnregistered(node_id),), Done())
+    return Decision((*[f.WalRetired(wal.wal_id) for wal in found], f.BrokerUnregistered(node_id)), Done())

@@ -9,11 +9,13 @@ from controller import facts as f
 from controller.commands import (
     DeclareLost,
     Done,
+    ForgetLosses,
     LossReport,
     LostLog,
     NameRecoverer,
     ReplayLog,
     ReportScan,
+    RetireAbandoned,
     RetireWal,
     ScanAnswer,
 )
@@ -116,6 +118,19 @@ def retire_wal(state: ClusterState, command: RetireWal, context: Context) -> Dec
     return Decision((f.WalRetired(wal.wal_id), *leaders), Done())
 
 
+def retire_abandoned(state: ClusterState, command: RetireAbandoned, context: Context) -> Decision:
+    """Those that hold nothing still: what was never led through them cannot be missed."""
+    found = [wal for wal_id in command.wal_ids if (wal := state.wals.get(wal_id)) is not None]
+    return Decision(tuple(f.WalRetired(wal.wal_id) for wal in found if state.holds_nothing(wal)), Done())
+
+
+def forget_losses(state: ClusterState, command: ForgetLosses, context: Context) -> Decision:
+    """Those that are not needed."""
+    losses = state.wal_table.losses
+    gone = tuple(one for one in dict.fromkeys(command.wal_ids) if one in losses and not state.is_needed(losses[one]))
+    return Decision((f.LossesForgotten(gone),) if gone else (), Done())
+
+
 def declare_lost(state: ClusterState, command: DeclareLost, context: Context) -> Decision:
     """Gives an instance up: each of its logs goes on behind an explicit hole. The answer is the report."""
     wal = _find(state, command.wal_id)
@@ -168,8 +183,11 @@ def _check_silence(state: ClusterState, wal: WalState, command: DeclareLost, con
 
 
 def report_of(state: ClusterState, wal_id: bytes) -> LossReport:
-    """The report of a loss that is a fact."""
-    loss = state.wal_table.losses[wal_id]
+    """The report of a loss that is a fact. RESOURCE_NOT_FOUND if it is not remembered any more."""
+    loss = state.wal_table.losses.get(wal_id)
+    if loss is None:
+        why = f"WAL {wal_id.hex()} was declared lost long ago: `tidelog inspect losses` shows the report in the bucket"
+        raise KafkaError(ErrorCode.RESOURCE_NOT_FOUND, why)
     return LossReport(
         loss.wal_id,
         loss.node_id,

@@ -117,6 +117,8 @@ ADMINISTRATION_ANSWERS: list[object] = [c.Results((c.Result(), c.Result(42, "why
 FEATURE_FACTS: list[f.Fact] = [f.FeaturesFinalized((("transaction.version", 2), ("group.version", 0)))]
 FORGETTING_FACTS: list[f.Fact] = [f.ClosedForgotten((2**64 - 1, 5), 2**40), f.ClosedForgotten((), 0)]
 
+LOSS_FACTS: list[f.Fact] = [f.LossesForgotten((W, bytes(16))), f.LossesForgotten(())]
+
 COMPACTION_FACTS: list[f.Fact] = [
     f.CompactionOpened(12, 40, 1, 2**63, 7, 10, 2**40),
     f.RangesCompacted(
@@ -137,6 +139,7 @@ TEXTS: dict[str, tuple[list[f.Fact], list[object]]] = {
     "features-3.txt": (FEATURE_FACTS, []),
     "administration-3.txt": (ADMINISTRATION_FACTS, ADMINISTRATION_ANSWERS),
     "forgetting-3.txt": (FORGETTING_FACTS, []),
+    "losses-3.txt": (LOSS_FACTS, []),
     "compaction-3.txt": (COMPACTION_FACTS, []),
 }
 """File name, which ends in the format level, -> facts and answers."""

@@ -1,5 +1,7 @@
 """Brokers that are gone, and what else administrators decide beside topics, as the state holds it."""
 
+from time import perf_counter
+
 import pytest
 
 from controller import commands as c
@@ -43,6 +45,10 @@ def test_a_broker_whose_log_was_not_recovered_stays() -> None:
         unregister(cluster, 2)
     cluster.decide(c.DeclareLost(cluster.token(16), wal_id(200), host_is_destroyed=True))
     unregister(cluster, 2)
+    cluster.register(3, 300)
+    cluster.end_silently(300)
+    unregister(cluster, 3)
+    assert f.WalRetired(wal_id(300)) in cluster.facts, "nothing was ever led through it"
     assert set(cluster.state.brokers) == {1}
     assert all(log.leader_node == 1 for log in cluster.state.logs.values())
 
@@ -67,6 +73,19 @@ def test_what_administrators_decide_survives_a_snapshot_and_repeats_itself() -> 
     cluster.decide(c.AlterScram(cluster.token(16), (c.ScramAlteration("a", 1),)))
     cluster.decide(c.DeleteAcls(cluster.token(16), (acl,)))
     assert (cluster.state.quotas, cluster.state.scram, cluster.state.acls) == ({}, {}, {})
+
+
+def test_many_quotas_in_one_request_are_decided_in_a_moment() -> None:
+    """All of the cluster waits for a decision: its sessions end if one takes seconds."""
+    cluster = Cluster()
+    entries = tuple(
+        c.QuotaAlteration((("user", f"u{number}"),), (("producer_byte_rate", 5.0),)) for number in range(50_000)
+    )
+    began = perf_counter()
+    answer = cluster.decide(c.AlterQuotas(cluster.token(16), (*entries, entries[0])))
+    assert perf_counter() - began < 5, "each was looked for among all others: a minute"
+    codes = [one.error_code for one in answer.results]
+    assert codes[1:-1] == [0] * 49_999 and codes[0] == codes[-1] == ErrorCode.INVALID_REQUEST
 
 
 def test_it_needs_format_level_3() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from controller import collector
 from controller import commands as c
 from controller import facts as f
-from controller.collector import FENCE_MS, forgettable, too_many_closed
+from controller.collector import ABANDONED_MS, FENCE_MS, abandoned, forgettable, forgettable_losses, too_many_closed
 from controller.decide import decide
 from controller.election import Election, Identity
 from controller.state import ClusterState
@@ -144,6 +144,79 @@ def test_a_process_that_slept_finds_itself_forgotten() -> None:
     assert election.is_over(cluster.state) and not election.may_take_over(cluster.state, 10_000)
     unborn = Election(Identity(1, 3000), 3_000)
     assert not unborn.is_over(cluster.state)
+
+
+# Losses, and instances that nobody came back with
+
+
+def lose(cluster: Cluster, incarnation: int) -> bytes:
+    """The disk of an incarnation of node 1 is destroyed, and the next one starts."""
+    cluster.end_silently(incarnation)
+    cluster.decide(c.DeclareLost(cluster.token(16), wal_id(incarnation), host_is_destroyed=True))
+    cluster.register(1, incarnation + 1)
+    return wal_id(incarnation)
+
+
+def test_a_loss_is_forgotten_once_no_log_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "LOSSES_KEPT", 1)
+    cluster = Cluster()
+    cluster.register(1, 100)
+    cluster.create("t", 2)
+    cluster.create("gone")
+    first = lose(cluster, 100)
+    assert forgettable_losses(cluster.state) == [], "the newest ones stay"
+    second = lose(cluster, 101)
+    log, other = cluster.log("t", 0), cluster.log("t", 1)
+    assert [len(cluster.state.wal_table.losses[one].logs) for one in (first, second)] == [3, 3]
+    cluster.decide(c.DeleteTopics(cluster.token(16), (c.TopicRef("gone"),)))
+    hole = 2**32
+    for each, start in ((log, hole), (other, hole - 1)):
+        cluster.decide(c.AdvanceLogStart(cluster.token(16), (f.LogStart(each.log_id, start),)))
+    forget = c.ForgetLosses(cluster.token(16), (first, second, first, bytes(16)))
+    assert forgettable_losses(cluster.state) == [], "the other log may hold what lies below the hole"
+    cluster.decide(forget)
+    assert cluster.facts == []
+    cluster.decide(c.AdvanceLogStart(cluster.token(16), (f.LogStart(other.log_id, hole),)))
+    assert forgettable_losses(cluster.state) == [first]
+    cluster.decide(c.ForgetLosses(cluster.token(16), forget.wal_ids))
+    assert cluster.facts == [f.LossesForgotten((first,))]
+    assert list(cluster.state.wal_table.losses) == [second]
+    assert ClusterState.decode(cluster.state.encode()) == cluster.state
+    with pytest.raises(KafkaError, match=r"RESOURCE_NOT_FOUND.*`tidelog inspect losses` shows the report"):
+        cluster.decide(c.DeclareLost(cluster.token(16), first))
+    assert cluster.decide(c.DeclareLost(cluster.token(16), second)).wal_id == second
+
+
+def test_an_instance_that_holds_nothing_is_waited_for_a_week(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crashed broker led nothing, and its disk does not come back: nobody would ever recover or retire it."""
+    cluster = Cluster()
+    cluster.register(1, 100)
+    cluster.register(2, 200)
+    cluster.create("t", 2)
+    cluster.register(3, 300)
+    cluster.end_silently(300, 100)
+    heard_ms = cluster.state.broker_table.incarnations[300].last_heard_ms
+    assert abandoned(cluster.state, heard_ms + ABANDONED_MS - 1) == []
+    assert abandoned(cluster.state, heard_ms + ABANDONED_MS) == [wal_id(300)], "a log is led through the other one"
+    cluster.decide(c.RetireAbandoned(cluster.token(16), (wal_id(300), wal_id(100), wal_id(200), bytes(16))))
+    assert cluster.facts == [f.WalRetired(wal_id(300))]
+    cluster.register(3, 301, locked=(wal_id(300),))
+    assert list(cluster.state.broker_table.closed) == [300]
+    for incarnation in (301, 302, 303):
+        cluster.end_silently(incarnation)
+        cluster.register(3, incarnation + 1)
+    monkeypatch.setattr(collector, "ABANDONED_MAX", 1)
+    assert abandoned(cluster.state, heard_ms) == [wal_id(301), wal_id(302)], "the oldest"
+
+
+def test_an_instance_that_somebody_recovers_is_not_abandoned() -> None:
+    cluster = Cluster()
+    cluster.register(1, 100)
+    cluster.end_silently(100)
+    cluster.register(1, 101, locked=(wal_id(100),))
+    assert abandoned(cluster.state, 2**60) == []
+    cluster.decide(c.RetireAbandoned(cluster.token(16), (wal_id(100),)))
+    assert cluster.facts == []
 
 
 # Nobody can tell

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from controller import collector
 from controller import commands as c
 from controller import facts as f
 from controller.entries import NewerFormat
@@ -569,6 +570,27 @@ async def test_a_declared_loss_is_reported_in_the_bucket(group: asyncio.TaskGrou
     reports = [info.key async for info in store.list("reports/losses/")]
     assert reports == [f"reports/losses/{wal_id(100).hex()}.json"]
     assert b'"continues_at_offset": 4294967296' in (await store.get(reports[0])).data
+
+
+@virtual
+async def test_a_loss_is_forgotten_when_its_report_is_stored(group: asyncio.TaskGroup, store: MemoryStore) -> None:
+    settings = SETTINGS._replace(delete_grace_ms=4_000)
+    first = Process(group, store, 1, 100, settings=settings)
+    await first.client.wait_ready()
+    await first.register()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collector, "LOSSES_KEPT", 0)
+        first.store.before = lambda method, key: Unavailable("away") if key.startswith("reports/") else None
+        await first.client.ask(c.DeclareLost(first.token(16), wal_id(100), host_is_destroyed=True))
+        await first.kill()
+        second = Process(group, store, 2, 200, settings=settings)
+        second.store.before = first.store.before
+        await asyncio.sleep(20)
+        assert second.client.leads and list(second.state.wal_table.losses) == [wal_id(100)]
+        second.store.before = lambda method, key: None
+        await asyncio.sleep(10)
+        assert not second.state.wal_table.losses
+    assert [info.key async for info in store.list("reports/losses/")] == [f"reports/losses/{wal_id(100).hex()}.json"]
 
 
 def test_a_fact_of_a_newer_version_stops_the_follower() -> None:

@@ -120,6 +120,8 @@ def test_every_command_is_the_askers_or_any_brokers_or_the_controllers_own() -> 
         c.DropManifestRows,
         c.ForgetJobs,
         c.ForgetClosed,
+        c.RetireAbandoned,
+        c.ForgetLosses,
         c.OpenCompactions,
         c.UnpackManifest,
     }
