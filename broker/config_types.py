@@ -92,7 +92,7 @@ def _number(definition: Definition, text: str) -> float:
     convert: Callable[[str], float] = float if definition.type is ConfigType.DOUBLE else int
     wrong = f"Not a number of type {definition.type.name}"
     try:
-        number = convert(text.strip())
+        number = convert(text.strip().replace("_", " "))  # "1_000" is a number for Python alone
     except ValueError:
         raise invalid(definition.name, text, wrong) from None
     limit = _RANGES.get(definition.type)

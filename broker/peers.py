@@ -125,7 +125,7 @@ class _Lane:
             try:
                 async with asyncio.timeout(CONNECT_MS / 1000):
                     _, connection = await loop.create_connection(PeerConnection, target.host, target.port)
-            except (OSError, TimeoutError) as error:
+            except (OSError, TimeoutError, ValueError) as error:  # ValueError: no name of a host at all
                 self._backoff_ms = min(max(BACKOFF_MS, 2 * self._backoff_ms), BACKOFF_MS_MAX)
                 self._not_before = loop.time() + self._backoff_ms / 1000
                 kind = LinkTimeout if isinstance(error, TimeoutError) else LinkError

@@ -10,6 +10,8 @@ from controller.access import Entity
 
 USER, CLIENT_ID, IP = "user", "client-id", "ip"
 
+LONG_MAX = 2**63 - 1
+
 
 class Rate:
     """A sum per second over the last `samples` windows of `window_ms`, the present one included.
@@ -61,7 +63,7 @@ class Rate:
         """How long nothing must happen until the rate is at the bound again; 0: it is not above."""
         total, elapsed = self._total(now_ms)
         rate = total * 1000 / elapsed
-        return round((rate - bound) / bound * elapsed) if rate > bound else 0
+        return _whole((rate - bound) / bound * elapsed) if rate > bound else 0
 
 
 class TokenBucket:
@@ -87,7 +89,12 @@ class TokenBucket:
     def throttle_ms(self, bound: float, now_ms: int) -> int:
         """How long until the bucket is not below zero; 0: it is not."""
         self._refill(bound, now_ms)
-        return round(-self._tokens / bound * 1000) if self._tokens < 0 else 0
+        return _whole(-self._tokens / bound * 1000) if self._tokens < 0 else 0
+
+
+def _whole(ms: float) -> int:
+    """As Java rounds: a bound may be so small that no number says how long it takes."""
+    return round(ms) if ms < LONG_MAX else LONG_MAX
 
 
 class Found(NamedTuple):

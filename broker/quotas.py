@@ -15,6 +15,7 @@ partitions that a request names.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from struct import Struct
 from typing import TYPE_CHECKING, Protocol
@@ -39,7 +40,7 @@ PRODUCE_RATE, FETCH_RATE = "producer_byte_rate", "consumer_byte_rate"
 REQUEST_TIME, MUTATIONS = "request_percentage", "controller_mutation_rate"
 CONNECTIONS = "connection_creation_rate"
 METERS_MAX = 10_000
-"""Beyond so many meters those are dropped that were not used for the time of all windows."""
+"""Beyond so many meters the one goes that was not used for the longest time."""
 CUT_AFTER_MS = 24 * 3600 * 1000
 """No throttle is longer: clients keep it in 32 bits."""
 
@@ -151,7 +152,8 @@ class ClientQuotas:
         self._rates: dict[Hashable, Rate] = {}
         self._buckets: dict[Hashable, TokenBucket] = {}
         self._by_address: dict[Hashable, Rate] = {}
-        self._used_ms: dict[Hashable, int] = {}
+        self._used: OrderedDict[Hashable, None] = OrderedDict()
+        """Meters, the one last used last."""
         self._muted: dict[Connection, asyncio.TimerHandle] = {}
         self._on_change: Callable[[], None] = lambda: None
 
@@ -174,7 +176,7 @@ class ClientQuotas:
             self._rates.clear()
             self._buckets.clear()
             self._by_address.clear()
-            self._used_ms.clear()
+            self._used.clear()
         self._on_change()
 
     def _find(self, key: str, user: str, client_id: str) -> Found | None:
@@ -187,26 +189,20 @@ class ClientQuotas:
             found = self._found[asked] = find(self._quotas, key, user, client_id)
             return found
 
-    def _sweep(self, now_ms: int) -> None:
-        """Meters of clients that are gone."""
-        settings = self._settings
-        num, seconds = settings.quota_window_num, settings.quota_window_size_seconds
-        other = settings.controller_quota_window_num * settings.controller_quota_window_size_seconds
-        old = now_ms - max(num * seconds, other) * 1000
-        for meter in [meter for meter, used_ms in self._used_ms.items() if used_ms < old]:
-            del self._used_ms[meter]
-            self._rates.pop(meter, None)
-            self._buckets.pop(meter, None)
-            self._by_address.pop(meter, None)
-
-    def _note(self, meter: Hashable, now_ms: int) -> None:
-        if len(self._used_ms) >= METERS_MAX and meter not in self._used_ms:
-            self._sweep(now_ms)
-        self._used_ms[meter] = now_ms
+    def _note(self, meter: Hashable) -> None:
+        """The meter is used: it is the newest one."""
+        self._used.pop(meter, None)
+        self._used[meter] = None
+        if len(self._used) > METERS_MAX:
+            oldest = next(iter(self._used))
+            del self._used[oldest]
+            self._rates.pop(oldest, None)
+            self._buckets.pop(oldest, None)
+            self._by_address.pop(oldest, None)
 
     def _rate(self, key: str, found: Found, now_ms: int) -> Rate:
         meter = (key, *found.sharers)
-        self._note(meter, now_ms)
+        self._note(meter)
         rate = self._rates.get(meter)
         if rate is None:
             settings = self._settings
@@ -282,6 +278,8 @@ class ClientQuotas:
 
     def mute(self, connection: Connection, throttle_ms: int) -> None:
         """Hear nothing of the connection for so long; a mute that lasts longer stays."""
+        if connection.closed:
+            return  # it was forgotten: nobody would forget it once more
         loop = asyncio.get_running_loop()
         when = loop.time() + throttle_ms / 1000
         present = self._muted.get(connection)
@@ -314,7 +312,7 @@ class ClientQuotas:
         if found is None:
             return None
         now_ms = self._clock.boottime_ms()
-        self._note(found.sharers, now_ms)
+        self._note(found.sharers)
         bucket = self._buckets.get(found.sharers)
         if bucket is None:
             settings = self._settings
@@ -333,7 +331,7 @@ class ClientQuotas:
         else:
             return 0
         now_ms = self._clock.boottime_ms()
-        self._note(address, now_ms)
+        self._note(address)
         rate = self._by_address.get(address)
         settings = self._settings
         if rate is None:
@@ -365,4 +363,4 @@ class Mutations:
 
     def throttle_ms(self) -> int:
         """For how long the client is to be throttled."""
-        return self._bucket.throttle_ms(self._bound, self._clock.boottime_ms())
+        return min(self._bucket.throttle_ms(self._bound, self._clock.boottime_ms()), CUT_AFTER_MS)

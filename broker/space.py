@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -23,7 +23,7 @@ WATCH_S = 1
 class Waiting:
     """One request that waits for `n_bytes` in `n_batches`, to be appended through `wals`; none: any of them."""
 
-    __slots__ = ("expire", "n_batches", "n_bytes", "number", "over", "retry", "timer", "wals")
+    __slots__ = ("expire", "n_batches", "n_bytes", "number", "retry", "timer", "wals")
 
     def __init__(
         self,
@@ -40,9 +40,11 @@ class Waiting:
         self.expire = expire
         self.wals = wals
         self.number = number
-        self.over = False
         self.timer: asyncio.TimerHandle | None = None
 
+
+_Queue: TypeAlias = "OrderedDict[int, Waiting]"
+"""By number, first come first. Whoever gave up leaves at once: he holds the bytes of his request."""
 
 HasRoom: TypeAlias = "Callable[[int, int, tuple[Wal, ...]], bool]"
 """(bytes, batches, WAL instances): whether so much can be appended now."""
@@ -58,10 +60,10 @@ class SpaceQueue:
     def __init__(self, has_room: HasRoom, counters: Counters) -> None:
         self._has_room = has_room
         self._counters = counters
-        self._queues: dict[tuple[Wal, ...], deque[Waiting]] = {}
+        self._queues: dict[tuple[Wal, ...], _Queue] = {}
         self._came = 0
         self.waiting = 0
-        """How many wait, those included that gave up and were not passed yet."""
+        """How many wait."""
         self.on_wait: list[Callable[[], None]] = []
         """Called when a request begins to wait."""
 
@@ -87,8 +89,8 @@ class SpaceQueue:
         self.waiting += 1
         waiting = Waiting(n_bytes, n_batches, retry, expire, wals, self._came)
         seconds = max(0.0, min(timeout_s, WAIT_SECONDS_MAX))
-        waiting.timer = asyncio.get_running_loop().call_later(seconds, self._expire, waiting)
-        self._queues.setdefault(wals, deque()).append(waiting)
+        waiting.timer = asyncio.get_running_loop().call_later(seconds, self._give_up, waiting)
+        self._queues.setdefault(wals, OrderedDict())[waiting.number] = waiting
         for callback in self.on_wait:
             callback()
 
@@ -100,15 +102,11 @@ class SpaceQueue:
     def _serve_one(self) -> bool:
         """Whether somebody was passed: the first one who has room and whose instances nobody before waits for."""
         blocked: list[Wal] = []
-        for queue in sorted(self._queues.values(), key=_number):
-            first = queue[0]
-            if first.over:
-                self._pass(queue)
-                return True
+        for first in sorted((_first(queue) for queue in self._queues.values()), key=_number):
             if blocked and not set(blocked).isdisjoint(first.wals):
                 blocked += first.wals
             elif self._has_room(first.n_bytes, first.n_batches, first.wals):
-                self._pass(queue)
+                self._leave(first)
                 assert first.timer is not None
                 first.timer.cancel()
                 first.retry()
@@ -119,33 +117,37 @@ class SpaceQueue:
                 blocked += first.wals
         return False
 
-    def _pass(self, queue: deque[Waiting]) -> None:
-        first = queue.popleft()
+    def _leave(self, waiting: Waiting) -> None:
+        queue = self._queues[waiting.wals]
+        del queue[waiting.number]
         self.waiting -= 1
         if not queue:
-            del self._queues[first.wals]
+            del self._queues[waiting.wals]
 
     def expire_all(self) -> None:
         """Nobody waits any longer: the broker stops."""
-        queues, self._queues, self.waiting = self._queues, {}, 0
-        for queue in queues.values():
-            for waiting in queue:
-                if not waiting.over:
-                    assert waiting.timer is not None
-                    waiting.timer.cancel()
-                    self._expire(waiting)
+        for waiting in [waiting for queue in self._queues.values() for waiting in queue.values()]:
+            if waiting.number in self._queues.get(waiting.wals, ()):
+                assert waiting.timer is not None
+                waiting.timer.cancel()
+                self._expire(waiting)
+
+    def _give_up(self, waiting: Waiting) -> None:
+        self._expire(waiting)
+        self.serve()  # whoever came later may need less
 
     def _expire(self, waiting: Waiting) -> None:
-        waiting.over = True
+        self._leave(waiting)
         self._counters.full_timeouts += 1
-        queue = self._queues.get(waiting.wals)
-        if queue and queue[0] is waiting:
-            self._pass(queue)
         waiting.expire()
 
 
-def _number(queue: deque[Waiting]) -> int:
-    return queue[0].number
+def _first(queue: _Queue) -> Waiting:
+    return next(iter(queue.values()))
+
+
+def _number(waiting: Waiting) -> int:
+    return waiting.number
 
 
 async def watch_space(space: SpaceQueue, wals: OwnWals) -> None:

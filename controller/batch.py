@@ -15,6 +15,19 @@ from controller.topics import collision_key
 from storage.seal import CommitAndMove, CommitSeal
 
 COMMANDS_PER_ENTRY_MAX = 500
+LARGE_PER_ENTRY_MAX = 16
+"""Of commands that may be as large as a request of an administrator, a megabyte: an entry is written within a lease."""
+
+_LARGE = (
+    c.AlterConfigs,
+    c.AlterQuotas,
+    c.AlterScram,
+    c.CreateAcls,
+    c.CreatePartitions,
+    c.CreateTopics,
+    c.DeleteAcls,
+    c.DeleteTopics,
+)
 
 _T = TypeVar("_T", bound=Any)
 
@@ -113,12 +126,14 @@ def choose(state: ClusterState, waiting: Iterable[tuple[Any, _T]]) -> list[_T]:
     """The items, in order, of the commands that go into the next entry. At least the first one."""
     chosen: list[_T] = []
     taken: set[Hashable] = set()
+    large = 0
     for command, item in waiting:
         needs = touches(state, command)
         if needs is None:
             return chosen or [item]
-        if not needs & taken:
+        if not needs & taken and (large < LARGE_PER_ENTRY_MAX or not isinstance(command, _LARGE)):
             chosen.append(item)
+            large += isinstance(command, _LARGE)
         taken |= needs
         if len(chosen) == COMMANDS_PER_ENTRY_MAX:
             break

@@ -88,7 +88,10 @@ class RemoteController:
         reply = await self._call("ask", state, w.Ask(encode_command(command), timeout_ms), timeout_ms + SLACK_MS)
         if not isinstance(reply, w.Answered):
             raise _unexpected(reply)
-        return decode_answer(reply.answer), reply.position
+        try:
+            return decode_answer(reply.answer), reply.position
+        except (Malformed, UnknownTag) as error:
+            raise _unexpected(error) from None
 
     async def heartbeat(
         self, state: ClusterState, position: int, validated: Mapping[bytes, int], timeout_ms: int

@@ -84,6 +84,8 @@ def parse_s3_uri(uri: str) -> S3Location:
 
 def _check_endpoint(shown: str, endpoint: str, allow_http: str) -> str:
     parts = urlsplit(endpoint)
+    if "@" in parts.netloc:
+        raise ValueError("storage URI: no credentials in here; put them where the AWS command line finds them")
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path.strip("/") or parts.query:
         raise ValueError(f"storage URI {shown!r}: endpoint {endpoint!r}; write endpoint=https://host:port")
     if allow_http not in {"true", "false"}:

@@ -5,6 +5,8 @@ returned; **nothing is enforced**, because nobody is authenticated in this versi
 which needs nothing here.
 """
 
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 from broker.services import RequestContext
@@ -20,6 +22,10 @@ MATCH, LITERAL, PREFIXED = 2, 3, 4
 WILDCARD = "*"
 MOST = {"resourceType": 7, "patternType": 4, "operation": 15, "permissionType": 3}
 """The highest number of each kind that Kafka 4.3 knows."""
+DELETED_MAX = 10_000
+"""What one request may match, an entry that several filters match counted for each: Kafka's bound of an operation."""
+COMPARISONS_MAX = 10_000_000
+"""Filters of a request times entries of the list: some seconds of work, done beside everything else."""
 
 
 class Filter(NamedTuple):
@@ -199,18 +205,33 @@ async def delete_acls(request: m.DeleteAclsRequest, context: RequestContext) -> 
     ]
     for wanted in filters:
         _check_filter(wanted)
-    left = list(services.controller.state.acls)
     matched: list[list[Acl]] = []
-    for wanted in filters:
-        matched.append([acl for acl in left if wanted.matches(acl)])
     failure: KafkaError | None = None
-    gone = tuple(dict.fromkeys(acl for each in matched for acl in each))
-    if gone:
-        try:
+    try:
+        async for found in _matching(filters, list(services.controller.state.acls)):
+            matched.append(found)
+        gone = tuple(dict.fromkeys(acl for each in matched for acl in each))
+        if gone:
             await services.controller.ask(c.DeleteAcls(services.token(16), gone))
-        except KafkaError as error:
-            failure = error
+    except KafkaError as error:
+        failure = error
+        matched = [[] for _ in filters]
     return response(filter_results=[_deleted(acls, failure) for acls in matched])
+
+
+async def _matching(filters: Sequence[Filter], acls: Sequence[Acl]) -> AsyncIterator[list[Acl]]:
+    """The entries that each filter means. POLICY_VIOLATION, with Kafka's bound and words, when they are too many."""
+    too_many = KafkaError(ErrorCode.POLICY_VIOLATION, "Unable to perform excessively large batch operation.")
+    if len(filters) * len(acls) > COMPARISONS_MAX:
+        raise too_many
+    count = 0
+    for wanted in filters:
+        found = [acl for acl in acls if wanted.matches(acl)]
+        count += len(found)
+        if count > DELETED_MAX:
+            raise too_many
+        yield found
+        await asyncio.sleep(0)
 
 
 def _deleted(acls: list[Acl], failure: KafkaError | None) -> m.DeleteAclsResponse.DeleteAclsFilterResult:

@@ -67,7 +67,9 @@ def describe_log_dirs(request: m.DescribeLogDirsRequest, context: RequestContext
     if request.topics is None:
         wanted = dict.fromkeys(state.topics)
     else:
-        wanted = {topic.topic: set(topic.partitions) for topic in request.topics}
+        wanted = {}
+        for asked in request.topics:
+            wanted[asked.topic] = (wanted.get(asked.topic) or set()).union(asked.partitions)
     topics = []
     for name, partitions in wanted.items():
         topic = state.topics.get(name)
@@ -116,7 +118,7 @@ def alter_replica_log_dirs(
 
 
 def describe_quorum(request: m.DescribeQuorumRequest, context: RequestContext) -> m.DescribeQuorumResponse:
-    """The metadata log, for each partition asked for; only one exists."""
+    """The metadata log, if nothing else is asked for, as in Kafka; there is no other."""
     response = m.DescribeQuorumResponse
     state = context.services.controller.state
     now_ms = context.services.clock.now_ms()
@@ -129,8 +131,11 @@ def describe_quorum(request: m.DescribeQuorumRequest, context: RequestContext) -
             last_caught_up_timestamp=now_ms,
         )
 
-    def described(name: str, index: int) -> m.DescribeQuorumResponse.PartitionData:
-        if name != METADATA_TOPIC or index != 0:
+    asked = [(topic.topic_name, part.partition_index) for topic in request.topics for part in topic.partitions]
+    valid = asked == [(METADATA_TOPIC, 0)] and len(request.topics) == 1
+
+    def described(index: int) -> m.DescribeQuorumResponse.PartitionData:
+        if not valid:
             code = ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
             return response.PartitionData(
                 partition_index=index,
@@ -148,14 +153,14 @@ def describe_quorum(request: m.DescribeQuorumRequest, context: RequestContext) -
             observers=[replica(broker.node_id) for broker in state.broker_table.alive() if broker.node_id != leader],
         )
 
-    shown = context.api_version >= 2 and any(topic.topic_name == METADATA_TOPIC for topic in request.topics)
+    shown = context.api_version >= 2 and valid
     leader = state.brokers.get(state.controller_node)
     return response(
         error_message=None,
         topics=[
             response.TopicData(
                 topic_name=topic.topic_name,
-                partitions=[described(topic.topic_name, part.partition_index) for part in topic.partitions],
+                partitions=[described(part.partition_index) for part in topic.partitions],
             )
             for topic in request.topics
         ],

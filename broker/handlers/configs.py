@@ -6,6 +6,8 @@ here and with IncrementalAlterConfigs alone. DescribeConfigs v3 tells types and 
 asks for client metrics subscriptions, of which there are none: KIP-714 is not served, resource type 16 is refused.
 """
 
+import asyncio
+from collections import Counter
 from collections.abc import Sequence
 
 from broker import group_configs
@@ -19,12 +21,19 @@ from protocol import messages as m
 from protocol.errors import ErrorCode, KafkaError
 
 CLIENT_METRICS, BROKER_LOGGER = 16, 8
+REPEATS_MAX = 10
+RESOURCES_PER_STEP = 50
+"""A description of many resources gives way to the event loop after so many."""
 _DESCRIBED = (TOPIC, BROKER, BROKER_LOGGER, GROUP)
 _LISTED = (*_DESCRIBED, CLIENT_METRICS)
 
 
-def describe_configs(request: m.DescribeConfigsRequest, context: RequestContext) -> m.DescribeConfigsResponse:
-    """Every resource asked for, with the keys asked for (None: all). A type that is none refuses the whole request."""
+async def describe_configs(request: m.DescribeConfigsRequest, context: RequestContext) -> m.DescribeConfigsResponse:
+    """Every resource asked for, with the keys asked for (None: all). A type that is none refuses the whole request.
+
+    A resource that comes several times has as many results, as in Kafka, but no end of them: an answer may be a
+    thousand times as large as what was asked.
+    """
     unknown = [one.resource_type for one in request.resources if one.resource_type not in _DESCRIBED]
     if unknown:
         refused = m.DescribeConfigsResponse.DescribeConfigsResult
@@ -40,18 +49,30 @@ def describe_configs(request: m.DescribeConfigsRequest, context: RequestContext)
                 for one in request.resources
             ]
         )
-    return m.DescribeConfigsResponse(results=[_describe(resource, request, context) for resource in request.resources])
+    results = []
+    times: Counter[tuple[int, str]] = Counter()
+    for number, resource in enumerate(request.resources, 1):
+        which = (resource.resource_type, resource.resource_name)
+        times[which] += 1
+        results.append(_describe(resource, request, context, too_often=times[which] > REPEATS_MAX))
+        if number % RESOURCES_PER_STEP == 0:
+            await asyncio.sleep(0)
+    return m.DescribeConfigsResponse(results=results)
 
 
 def _describe(
     resource: m.DescribeConfigsRequest.DescribeConfigsResource,
     request: m.DescribeConfigsRequest,
     context: RequestContext,
+    *,
+    too_often: bool,
 ) -> m.DescribeConfigsResponse.DescribeConfigsResult:
     result = m.DescribeConfigsResponse.DescribeConfigsResult(
         resource_type=resource.resource_type, resource_name=resource.resource_name
     )
     try:
+        if too_often:
+            raise KafkaError(ErrorCode.INVALID_REQUEST, f"A resource is described at most {REPEATS_MAX} times.")
         values = _values(resource.resource_type, resource.resource_name, context)
     except KafkaError as error:
         result.error_code, result.error_message = error.code, error.message
@@ -94,10 +115,11 @@ def _values(resource_type: int, name: str, context: RequestContext) -> list[Conf
 
 def _check_node(context: RequestContext, name: str, words: str, what: str) -> None:
     """INVALID_REQUEST unless the resource is this broker."""
-    own = context.services.settings.node_id
-    if not name.removeprefix("-").isdecimal():
+    own = str(context.services.settings.node_id)
+    digits = name.removeprefix("-")
+    if not digits.isdecimal() or not digits.isascii():
         raise KafkaError(ErrorCode.INVALID_REQUEST, f"{what} must be an integer, but it is: {name}")
-    if int(name) != own:
+    if name != own:  # also "01": what is set for it would be found by nobody
         raise KafkaError(ErrorCode.INVALID_REQUEST, f"Unexpected {words.format(own, name)}")
 
 

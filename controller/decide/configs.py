@@ -102,9 +102,11 @@ def _change(overrides: dict[str, str], resource_type: int, change: ConfigChange,
     items = _items(overrides.get(change.key, default))
     named = _items(change.value)
     if change.operation == APPEND:
-        items += [item for item in named if item not in items]
+        has = set(items)
+        items += [item for item in dict.fromkeys(named) if item not in has]
     else:
-        items = [item for item in items if item not in named]
+        gone = set(named)
+        items = [item for item in items if item not in gone]
     overrides[change.key] = ",".join(items)
 
 

@@ -213,6 +213,21 @@ async def test_access_lists(client: RawClient, version: int) -> None:
     assert await acls(client) == set()
 
 
+async def test_one_request_deletes_only_so_many_entries(client: RawClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await create_acls(client, READ, PREFIX, DENIED) == [(0, None)] * 3
+    names = ("resource_name_filter", "principal_filter", "host_filter")
+    every: dict[str, Any] = dict.fromkeys(names) | {"resource_type_filter": 1, "pattern_type_filter": 1}
+    every |= {"operation": 1, "permission_type": 1}
+    filters = [m.DeleteAclsRequest.DeleteAclsFilter(**every) for _ in range(2)]
+    for bound, most in (("DELETED_MAX", 5), ("COMPARISONS_MAX", 5)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"broker.handlers.acls.{bound}", most)
+            answer = await client.ask(ApiKey.DELETE_ACLS, 3, m.DeleteAclsRequest(filters=filters))
+            assert [one.error_code for one in answer.filter_results] == [ErrorCode.POLICY_VIOLATION] * 2
+            assert len(await acls(client)) == 3
+    assert await delete_acls(client, ANYTHING, ANYTHING) == [3, 3]
+
+
 async def test_access_lists_refused(client: RawClient) -> None:
     bad: list[tuple[AclRow, str]] = [
         ((4, "x", 3, "User:c", "*", 5, 3), "The only valid name for the CLUSTER resource is kafka-cluster"),
@@ -358,20 +373,35 @@ async def test_quotas_refused(client: RawClient) -> None:
 @pytest.mark.parametrize("version", versions(ApiKey.DESCRIBE_QUORUM))
 async def test_describe_quorum(client: RawClient, broker: Broker, version: int) -> None:
     request = m.DescribeQuorumRequest
-    parts = [request.PartitionData(partition_index=index) for index in (0, 1)]
-    names = ("__cluster_metadata", "t")
-    asked = request(topics=[request.TopicData(topic_name=name, partitions=parts) for name in names])
-    answer = await client.ask(ApiKey.DESCRIBE_QUORUM, version, asked)
-    metadata, other = answer.topics
-    there, not_there = metadata.partitions
+
+    async def ask(*topics: tuple[str, list[int]]) -> m.DescribeQuorumResponse:
+        asked = [
+            request.TopicData(
+                topic_name=name, partitions=[request.PartitionData(partition_index=part) for part in parts]
+            )
+            for name, parts in topics
+        ]
+        answer: m.DescribeQuorumResponse = await client.ask(ApiKey.DESCRIBE_QUORUM, version, request(topics=asked))
+        return answer
+
+    answer = await ask(("__cluster_metadata", [0]))
+    ((there,),) = [topic.partitions for topic in answer.topics]
     assert (there.error_code, there.leader_id, there.leader_epoch) == (0, 1, 1)
     assert there.high_watermark > 0
     assert [(one.replica_id, one.log_end_offset) for one in there.current_voters] == [(1, there.high_watermark)]
     assert there.observers == []
-    assert {part.error_code for part in (not_there, *other.partitions)} == {ErrorCode.UNKNOWN_TOPIC_OR_PARTITION}
     if version == 2:
         (node,) = answer.nodes
         assert [(one.name, one.port) for one in node.listeners] == [("PLAINTEXT", broker.listeners[0].port)]
+    # Kafka describes it alone, and once: else an answer could be a thousand times as large as what was asked.
+    for wrong in ([("t", [0])], [("__cluster_metadata", [1])], [("__cluster_metadata", [0, 0])]):
+        (topic,) = (await ask(*wrong)).topics
+        assert {part.error_code for part in topic.partitions} == {ErrorCode.UNKNOWN_TOPIC_OR_PARTITION}
+    answer = await ask(("__cluster_metadata", [0]), ("t", [0]))
+    codes = {part.error_code for topic in answer.topics for part in topic.partitions}
+    assert codes == {ErrorCode.UNKNOWN_TOPIC_OR_PARTITION}
+    if version == 2:
+        assert answer.nodes == []
 
 
 async def test_unregister_broker(client: RawClient) -> None:

@@ -298,6 +298,33 @@ async def test_describe_configs(client: RawClient, version: int) -> None:
     assert [one.error_code for one in refused] == [ErrorCode.INVALID_REQUEST] * 2, "a type that is none refuses all"
 
 
+async def test_descriptions_of_the_same_broker_come_to_an_end(client: RawClient) -> None:
+    """A request of a megabyte names it two hundred thousand times: no machine holds the answer."""
+    resources = [topic_resource("1", kind=4, keys=["num.partitions"]) for _ in range(500)]
+    answer = await client.ask(ApiKey.DESCRIBE_CONFIGS, 4, m.DescribeConfigsRequest(resources=resources))
+    codes = [one.error_code for one in answer.results]
+    assert codes == [0] * 10 + [ErrorCode.INVALID_REQUEST] * 490
+
+
+@pytest.mark.parametrize("name", ["1" * 5000, "01", "\u0661", "-1", "--1"])
+async def test_names_of_brokers_that_are_none(client: RawClient, name: str) -> None:
+    """What is set for "01" would be found by nobody; and a number may be too long for one."""
+    resource = m.IncrementalAlterConfigsRequest.AlterConfigsResource
+    config = m.IncrementalAlterConfigsRequest.AlterableConfig
+    change = config(name="log.retention.ms", config_operation=0, value="5000")
+    request = m.IncrementalAlterConfigsRequest(
+        resources=[
+            resource(resource_type=4, resource_name=name, configs=[change]),
+            resource(resource_type=4, resource_name="1", configs=[change]),
+        ]
+    )
+    answer = await client.ask(ApiKey.INCREMENTAL_ALTER_CONFIGS, 1, request)
+    assert {one.resource_name: one.error_code for one in answer.responses} == {name: ErrorCode.INVALID_REQUEST, "1": 0}
+    described = m.DescribeConfigsRequest(resources=[topic_resource(name, kind=4), topic_resource("1", kind=4)])
+    results = (await client.ask(ApiKey.DESCRIBE_CONFIGS, 4, described)).results
+    assert [one.error_code for one in results] == [ErrorCode.INVALID_REQUEST, 0]
+
+
 @pytest.mark.parametrize("version", versions(ApiKey.ALTER_CONFIGS))
 async def test_alter_configs_replaces_all(client: RawClient, version: int) -> None:
     await create(client, "t", retention_ms="1000", cleanup_policy="compact")
@@ -409,6 +436,9 @@ async def test_describe_log_dirs(client: RawClient, version: int) -> None:
     asked = m.DescribeLogDirsRequest.DescribableLogDirTopic(topic="t", partitions=[1])
     one = await client.ask(ApiKey.DESCRIBE_LOG_DIRS, version, m.DescribeLogDirsRequest(topics=[asked]))
     assert [p.partition_index for p in one.results[0].topics[0].partitions] == [1]
+    twice = [asked, m.DescribeLogDirsRequest.DescribableLogDirTopic(topic="t", partitions=[0])]
+    both = await client.ask(ApiKey.DESCRIBE_LOG_DIRS, version, m.DescribeLogDirsRequest(topics=twice))
+    assert sorted(p.partition_index for topic in both.results[0].topics for p in topic.partitions) == [0, 1]
 
 
 async def test_bytes_behind_a_request_are_ignored_as_in_kafka(client: RawClient) -> None:

@@ -141,6 +141,16 @@ async def test_nobody_listens_and_it_is_not_tried_too_often(monkeypatch: pytest.
         assert tried > 1
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 70, "a b", "."])
+async def test_what_is_no_host_cannot_be_connected_to(host: str) -> None:
+    """What a broker says of itself is all that others know: one that is told wrong ends nobody else."""
+    async with other(echo) as (made, peers):
+        with pytest.raises(LinkError, match="cannot connect"):
+            await peers.call("ask", made.target._replace(host=host), b"x", 5000)
+        with pytest.raises(LinkError, match="just now"):
+            await peers.call("ask", made.target._replace(host=host), b"x", 5000)
+
+
 async def test_who_gives_up_does_not_confuse_the_rest() -> None:
     gate = asyncio.Event()
 

@@ -1,6 +1,6 @@
 """The meters of quotas on a virtual clock, and whose quota counts for whom."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from broker.quota_meters import Found, Rate, TokenBucket, find
@@ -66,6 +66,18 @@ def test_a_bucket_gives_what_it_holds_and_what_came_meanwhile(bound: float, take
     assert taken - last <= 11 * bound + now_ms / 1000 * bound + 1e-6 * (1 + taken)
     wait_ms = bucket.throttle_ms(bound, now_ms)
     assert bucket.throttle_ms(bound, now_ms + wait_ms + 1) == 0
+
+
+@given(st.floats(min_value=0, max_value=1, exclude_min=True))
+@example(5e-324)
+@example(1e-310)
+def test_the_smallest_bounds_are_bounds(bound: float) -> None:
+    """Whoever sets one by mistake must be able to take it back: a request that cannot be counted would end him."""
+    rate = Rate(SAMPLES, WINDOW_MS, 0)
+    rate.record(100.0, 0)
+    bucket = TokenBucket(11, bound, 0)
+    bucket.take(100, bound, 0)
+    assert rate.throttle_ms(bound, 0) > 0 and bucket.throttle_ms(bound, 0) > 0
 
 
 def test_the_more_special_quota_counts() -> None:

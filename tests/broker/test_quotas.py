@@ -4,16 +4,21 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from kafka import KafkaConsumer, KafkaProducer
 
+from broker.metrics import Counters
 from broker.node import Broker
+from broker.quotas import CUT_AFTER_MS, PRODUCE_RATE, ClientQuotas
+from broker.settings import Settings
 from protocol import messages as m
 from protocol.apis import ApiKey
 from protocol.errors import ErrorCode
 from tests.broker.test_administration import Entity, alter_quotas, quotas
+from tests.support.manual_clock import ManualClock
 from tests.support.raw_client import RawClient, batch_of, produce_request
 from tests.support.waiting import until
 from tests.support.whole_broker import whole_broker
@@ -130,6 +135,40 @@ async def test_request_time(client: RawClient, broker: Broker) -> None:
     told = [(await client.ask(ApiKey.METADATA, 12, m.MetadataRequest(topics=None))).throttle_time_ms for _ in range(3)]
     assert told[0] == 0 and 0 < max(told) <= 1000, "never longer than a window"
     assert broker.counters.throttled >= 1
+
+
+async def test_a_quota_that_nobody_can_keep_can_be_taken_back(client: RawClient, broker: Broker) -> None:
+    await set_quota(client, {"user": None}, request_percentage=5e-324, controller_mutation_rate=1e-9)
+    async with RawClient(client.port) as other:
+        assert await create(other, "a", 12) == (0, CUT_AFTER_MS), "what is told fits where it is told"
+    for _ in range(2):
+        async with RawClient(client.port) as other:
+            assert (await other.ask(ApiKey.METADATA, 12, m.MetadataRequest(topics=None))).throttle_time_ms <= 1000
+    async with RawClient(client.port) as other:
+        await set_quota(other, {"user": None}, request_percentage=None, controller_mutation_rate=None)
+    assert not broker.services.quotas.active
+
+
+async def test_a_client_that_goes_before_it_is_throttled_is_forgotten(broker: Broker) -> None:
+    async with RawClient(broker.listeners[0].port) as other:
+        await other.ask(ApiKey.METADATA, 12, m.MetadataRequest(topics=[]))
+        (connection,) = broker.server.hub.connections
+    await until(lambda: connection.closed)
+    broker.services.quotas.mute(connection, CUT_AFTER_MS)
+    assert not broker.services.quotas._muted
+
+
+def test_meters_of_clients_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who are heard now keep theirs, however many others come under names of their own."""
+    monkeypatch.setattr("broker.quotas.METERS_MAX", 10)
+    state = SimpleNamespace(quotas={(("client-id", None),): {PRODUCE_RATE: 1000.0}})
+    counted = ClientQuotas(Settings(), ManualClock(), lambda: 0, Counters(), lambda: cast(Any, state))
+    counted.follow(lambda: None)
+    for number in range(1000):
+        assert counted.took(PRODUCE_RATE, "u", f"client {number}", 1.0) == 0
+        throttle_ms = counted.took(PRODUCE_RATE, "u", "regular", 100.0)
+    assert throttle_ms > 0
+    assert len(counted._rates) == len(counted._used) == 10
 
 
 async def test_mutations(client: RawClient) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from controller import commands as c
 from controller import facts as f
-from controller.batch import COMMANDS_PER_ENTRY_MAX, choose, touches
+from controller.batch import COMMANDS_PER_ENTRY_MAX, LARGE_PER_ENTRY_MAX, choose, touches
 from controller.decide import decide
 from tests.controller.builders import Cluster, next_range, seal_command
 
@@ -77,6 +77,17 @@ def test_what_changes_sessions_goes_alone() -> None:
     assert chosen(made, end, seal) == [0]
     assert chosen(made, seal, end, c.AllocateProducerIds(t(16), 100)) == [0]
     assert chosen(made) == []
+
+
+def test_an_entry_holds_only_so_many_requests_of_administrators() -> None:
+    """Each may be a megabyte, and nobody has a session while an entry cannot be written."""
+    made = cluster()
+    large: list[Any] = [
+        c.AlterConfigs(made.token(16), (c.ConfigAlteration(32, f"group {number}", False, ()),)) for number in range(40)
+    ]
+    again = c.AlterConfigs(made.token(16), (c.ConfigAlteration(32, "group 39", False, ()),))
+    small = c.AllocateProducerIds(made.token(16), 100)
+    assert chosen(made, *large, again, small) == [*range(LARGE_PER_ENTRY_MAX), 41], "nothing is overtaken"
 
 
 def test_an_entry_is_bounded() -> None:

@@ -63,7 +63,11 @@ def test_lists(cluster: Cluster) -> None:
     assert cluster.state.topics["t"].configs[policy] == "delete,compact", "the default counts as present"
     alter(cluster, (policy, APPEND, "compact , delete"))
     assert cluster.facts == []
-    alter(cluster, (policy, SUBTRACT, "delete"))
+    alter(cluster, (policy, APPEND, "x,x"))
+    assert cluster.state.topics["t"].configs[policy] == "delete,compact,x", (
+        "what comes twice is added once, as in Kafka"
+    )
+    alter(cluster, (policy, SUBTRACT, "delete,x"))
     assert cluster.state.topics["t"].configs[policy] == "compact"
     assert alter(cluster, ("a", APPEND, "x")) is ErrorCode.INVALID_CONFIG
     assert alter(cluster, ("a", SUBTRACT, "x")) is ErrorCode.INVALID_CONFIG

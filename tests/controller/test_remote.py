@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from controller import commands as c
+from controller import wire as w
 from controller.client import Grant
 from protocol.errors import ErrorCode, KafkaError
 from storage.memory import MemoryStore
@@ -313,6 +314,29 @@ async def test_a_controller_that_answers_nonsense_is_not_believed(world: World) 
     await first.create("t")
     await asyncio.sleep(2)
     assert second.state == first.state and not second.task.done()
+
+
+@several
+async def test_an_answer_that_is_not_known_here_is_no_answer(world: World) -> None:
+    """One of a newer version, say: whoever asked hears of it in time, and what waits for the answer goes on."""
+    await world.start(1)
+    second = await world.start(2)
+    remote = second.runtime._remote
+    assert remote is not None
+    for strange in ((4_000_000,), (), "what"):
+        remote._send = answers(strange)  # type: ignore[method-assign]
+        with pytest.raises(KafkaError, match=r"REQUEST_TIMED_OUT.*not known here") as caught:
+            await second.create("t", 3_000)
+        assert caught.value.retriable
+    del remote._send
+    await second.create("t")
+
+
+def answers(strange: object) -> Callable[..., Awaitable[w.Reply]]:
+    async def send(lane: str, *_: object) -> w.Reply:
+        return w.Granted(1_000, 300) if lane == "heartbeat" else w.Answered(strange, 1)
+
+    return send
 
 
 async def nonsense(*_: object) -> list[bytes]:

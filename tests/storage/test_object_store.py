@@ -54,6 +54,7 @@ async def test_each_scheme_opens_its_engine() -> None:
         ("s3:///prefix", "no bucket name"),
         ("s3://bucket:80/", "'bucket:80' is no bucket name"),
         ("s3://key:secret@bucket/", "no credentials"),
+        ("s3://bucket/?endpoint=https://key:secret@store:9000", "no credentials"),
         ("s3://bucket/a//b", "prefix 'a//b'"),
         ("s3://bucket/a/../b", r"prefix 'a/\.\./b'"),
         ("s3://bucket/" + "x" * 256, "longer than 255"),
