@@ -137,6 +137,7 @@ class ConsumerGroup:
     assigning: int = 0
     """The epoch of the assignment under way; 0: none."""
     resolving: bool = False
+    resolve_again_ms: int = 0
 
     protocol_type: None = None
     """Offsets expire since their commit, whatever the group's state: as those of a group without members ever."""

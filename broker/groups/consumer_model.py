@@ -227,6 +227,8 @@ class RegexRun(NamedTuple):
 
     group_id: str
     running: bool
+    again_ms: int = 0
+    """Not before then, because it failed."""
 
 
 Note: TypeAlias = MetadataSeen | AssignmentRun | RegexRun

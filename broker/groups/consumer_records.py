@@ -37,6 +37,9 @@ CONSUMER_KINDS = (EPOCH, TOPICS, MEMBER, TARGET_EPOCH, TARGET, CURRENT, REGEX)
 
 _INT16 = Struct(">h")
 _VALUE_VERSION = _INT16.pack(0)
+_NOT_CLASSIC = b"\1\0\1\0"
+"""One tagged field, number 0, a byte long: null. Kafka's schema fails to say that null is the default of this field, so
+Kafka always writes it, and takes a member without it for one of the classic protocol. We take either for null."""
 _CurrentTopic = m.ConsumerGroupCurrentMemberAssignmentValue.TopicPartitions
 
 
@@ -52,7 +55,8 @@ def encode_consumer(change: ConsumerChange) -> tuple[bytes, bytes | None]:
         case TopicsOfOldVersion():
             return _key(TOPICS, m.ConsumerGroupPartitionMetadataKey(group_id=group_id)), None
         case MemberSaved(_, member_id):
-            return _member_key(group_id, member_id), _value(_member_value(change))
+            member = _value(_member_value(change))
+            return _member_key(group_id, member_id), member if change.classic else member[:-1] + _NOT_CLASSIC
         case MemberRemoved(_, member_id):
             return _member_key(group_id, member_id), None
         case TargetEpochSaved(_, epoch, timestamp_ms):

@@ -23,7 +23,7 @@ from broker.groups.consumer_model import (
     TargetSaved,
 )
 from broker.groups.model import CancelTimer, Change, Effect, GroupRemoved, GroupState, JoinAnswer, Reply, SyncAnswer
-from broker.groups.subscription import read_assignment, read_subscription, write_assignment
+from broker.groups.subscription import assignment_version, read_assignment, read_subscription, write_assignment
 from broker.groups.topics import Topics, metadata_hash
 from protocol.errors import ErrorCode, KafkaError, ProtocolError
 
@@ -171,7 +171,7 @@ def downgraded(
 
 def _classic_assignment(group: ConsumerGroup, member: ConsumerMember, topics: Topics) -> bytes:
     assert member.classic is not None, "only members of the classic protocol are left"
-    version = read_subscription(member.classic.protocols[0][1]).version
+    version = assignment_version(member.classic.protocols[0][1])
     target = group.target_of(member.member_id, member.instance_id)
     named = ((topics.with_id(topic_id), partitions) for topic_id, partitions in target.items())
     return write_assignment({topic.name: partitions for topic, partitions in named if topic is not None}, version)

@@ -227,7 +227,7 @@ class ConsumerStep:
         if new:
             counts[new] += 1
         wanted = sorted(+counts)
-        if not wanted or group.resolving:
+        if not wanted or group.resolving or self.now_ms < group.resolve_again_ms:
             return
         last_ms = max((resolved.timestamp_ms for resolved in group.regexes.values()), default=None)
         seen = max((resolved.version for resolved in group.regexes.values()), default=0)
@@ -245,7 +245,8 @@ class ConsumerStep:
     def regexes_resolved(self, resolved: Mapping[str, tuple[str, ...]] | None, version: int) -> None:
         """None: it failed, and is tried again with a later heartbeat. `version`: of the topics that were matched."""
         group = self.group
-        self.notes.append(RegexRun(group.group_id, False))
+        again_ms = 0 if resolved is not None else self.now_ms + REGEX_REFRESH_MIN_MS
+        self.notes.append(RegexRun(group.group_id, False, again_ms))
         changed = False
         topics_of = {regex: set(known.topics) for regex, known in group.regexes.items()}
         for regex, topics in sorted((resolved or {}).items()):

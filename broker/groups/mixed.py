@@ -26,7 +26,7 @@ from broker.groups.model import (
     Sync,
     SyncAnswer,
 )
-from broker.groups.subscription import Subscription, read_subscription, write_assignment
+from broker.groups.subscription import Subscription, assignment_version, read_subscription, write_assignment
 from protocol.errors import ErrorCode, KafkaError, ProtocolError
 
 
@@ -175,4 +175,4 @@ def protocol_of(member: ConsumerMember) -> str:
 def classic_version(member: ConsumerMember) -> int:
     """Version of the member's subscription, which its assignment is written in."""
     assert member.classic is not None, "asked of members of the classic protocol only"
-    return read_subscription(member.classic.protocols[0][1]).version
+    return assignment_version(member.classic.protocols[0][1])

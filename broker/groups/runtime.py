@@ -36,7 +36,8 @@ from broker.groups.model import (
 )
 from broker.groups.records import decode, encode
 from broker.groups.regexes import resolve
-from broker.groups.shard import Shard, StateKey
+from broker.groups.shard import Shard
+from broker.groups.state import StateKey
 from broker.groups.timers import Timers
 from broker.groups.topics import Topics
 from protocol.errors import ErrorCode, KafkaError

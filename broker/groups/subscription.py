@@ -81,6 +81,15 @@ def write_assignment(assigned: Mapping[str, Iterable[int]], version: int) -> byt
     return _LENGTH.pack(version) + written.encode(version)
 
 
+def assignment_version(subscription: bytes) -> int:
+    """The version in which a member that sent this reads its assignment; 0 if there is no telling: what a member wrote
+    for an assignor that was not chosen nobody has looked at."""
+    try:
+        return _version_of(subscription)
+    except ValueError:
+        return 0
+
+
 def _version_of(data: bytes) -> int:
     try:
         (version,) = _LENGTH.unpack_from(data, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from struct import pack
 from typing import NamedTuple, Protocol
 
@@ -11,6 +12,8 @@ import xxhash
 from controller.facts import Fact, PartitionsAdded, StateReloaded, TopicCreated, TopicDeleted
 from controller.state import ClusterState
 
+HASHES_KEPT = 32_768
+"""Topics whose hash is not counted again for every group that reads them whenever any topic comes, grows or goes."""
 _HASH_FORMAT = b"\0"
 _CREATIONS = (TopicCreated, StateReloaded)
 _CHANGES = (*_CREATIONS, PartitionsAdded, TopicDeleted)
@@ -84,6 +87,7 @@ class ClusterTopics:
         return list(self._state().topics)
 
 
+@lru_cache(HASHES_KEPT)
 def topic_hash(topic: TopicInfo) -> int:
     """Kafka's `Utils.computeTopicHash` of a topic whose partitions have no racks, which ours have none of: a
     partition's broker changes without its data, and no assignment depends on it. Text is hashed as Java's

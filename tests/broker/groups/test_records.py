@@ -172,7 +172,7 @@ CONSUMER_RECORDS = [
     (
         MemberSaved("g", "m", "i", None, "c", "/h", ("t", "u"), "", 300, "range", None),
         "0005 0001 67 0001 6d",
-        "0000 02 69 00 02 63 03 2f68 03 02 74 02 75 01 0000012c 06 72616e6765 00",
+        "0000 02 69 00 02 63 03 2f68 03 02 74 02 75 01 0000012c 06 72616e6765 01 00 01 00",
     ),
     (
         MemberSaved("g", "m", None, None, "c", "/h", ("t",), None, -1, None, ClassicProtocols(9, (("range", b"xy"),))),
