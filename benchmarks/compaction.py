@@ -20,11 +20,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+from broker.outputs import OutputWriter, Pacer, StreamedOutput
 from protocol.records import Codec, build_batch, parse_header
 from storage.compacting import Compactor, Place, build_map
 from storage.compaction import LastBatches
 from storage.filesystem import FileSystemStore
-from storage.seal import RangeRow, SealedLog, Writer
+from storage.merging import Write
+from storage.seal import RangeRow, SealedLog, Writer, merged_key
 from storage.segment import SegmentWriter, encode_segment
 
 LOG = 1
@@ -152,8 +154,18 @@ async def measure(kind: Kind, size: int) -> str:
             object_bytes_max=OBJECT_BYTES,
         )
         written = 0
-        async for done in compactor.outputs(itertools.count().__next__):
-            await bucket.store.put_if_absent(done.output.key, done.output.parts)
+        writer, numbers = OutputWriter(bucket.store, Pacer(0, lambda: False)), itertools.count()
+        output: StreamedOutput | None = None
+
+        def begin() -> tuple[int, Write]:
+            nonlocal output
+            number = next(numbers)
+            output = writer.output(merged_key(number, LOG))
+            return number, output.write
+
+        async for done in compactor.outputs(begin):
+            assert output is not None
+            await output.finish(done.output.parts)
             written += done.output.size
         spent, took = time.process_time() - began, time.perf_counter() - wall
         watching.cancel()

@@ -1,8 +1,8 @@
 """Does the passes of compaction that the controller opened for this broker, one after the other.
 
-A pass is taken when its fact is applied, and nothing is kept of it but what the facts say: a session that ends closes
-it, and the next pass begins anew, with what was replaced until then. Outputs are stored and named one by one, in the
-order of their offsets, each before the next one is begun. Whatever is refused, missing or damaged ends the pass.
+When a pass ends before its end, the next one begins anew, with what was replaced until then. Outputs are stored and
+named one by one, in the order of their offsets, each before the next one is begun. Whatever is refused, missing or
+damaged ends the pass.
 """
 
 import asyncio
@@ -11,19 +11,20 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from broker.configs import TopicDefaults
-from broker.outputs import ASK_ATTEMPTS, YIELD_S, OutputWriter, Pacer, ask
-from controller.client import ControllerClient
+from broker.job_worker import JobWorker, Workplace
+from broker.outputs import ASK_ATTEMPTS, YIELD_S, StreamedOutput, ask
 from controller.commands import CloseCompaction, CompactRanges
 from controller.compactions import Compaction
-from controller.facts import CompactionOpened, Fact, Merged, MergePart, StateReloaded
+from controller.facts import CompactionOpened, Merged, MergePart
 from controller.log_index import LogState
 from controller.state import ClusterState
 from storage.clock import Clock
-from storage.compacting import Compactor, Done, Place, build_map, last_batches
+from storage.compacting import Compactor, Done, Place, RangesChanged, build_map, last_batches
 from storage.compaction import LastBatches
-from storage.object_store import ObjectStore, StoreError
+from storage.merging import Write
+from storage.object_store import StoreError
 from storage.offset_map import OffsetMap
-from storage.seal import CorruptSegment, RangeMissing, RangeRow
+from storage.seal import CorruptSegment, RangeMissing, RangeRow, merged_key
 
 log = logging.getLogger(__name__)
 
@@ -48,36 +49,25 @@ def delete_retention_ms(defaults: TopicDefaults, state: ClusterState, name: str)
     return defaults.number(topic.configs, "delete.retention.ms")
 
 
-class Compacting:
-    """The worker of one broker. `run` is its task."""
+class Compacting(JobWorker[Compaction]):
+    """The worker of one broker."""
+
+    opens = CompactionOpened
 
     def __init__(
         self,
+        place: Workplace,
         *,
-        store: ObjectStore,
-        controller: ControllerClient,
-        incarnation: int,
-        cluster_id: str,
-        token: Callable[[int], bytes],
         clock: Clock,
         limits: Callable[[], Limits],
         delete_retention_ms: Callable[[str], int | None],
-        pacer: Pacer,
     ) -> None:
         """`delete_retention_ms`: of a topic; None if it is not compacted."""
-        self._store = store
-        self._controller = controller
-        self._incarnation = incarnation
-        self._cluster_id = cluster_id
-        self._token = token
+        super().__init__(place)
         self._clock = clock
         self._limits = limits
         self._delete_retention_ms = delete_retention_ms
-        self._pacer = pacer
-        self._writer = OutputWriter(store, pacer)
-        self._wake = asyncio.Event()
-        self.alarms = 0
-        """Ranges found damaged, and named ones found missing."""
+        self._rest = place.pacer.rest
         self.passes = self.given_up = self.outputs = self.ranges = 0
         self.records_in = self.records_out = 0
         self.map_bytes = 0
@@ -85,44 +75,14 @@ class Compacting:
         self.last_pass_ms = 0
         """Wall time at which the last pass came to its end; 0: none did."""
 
-    def on_facts(self, facts: Sequence[Fact]) -> None:
-        """Subscribed to the controller client."""
-        for fact in facts:
-            if isinstance(fact, StateReloaded) or (
-                isinstance(fact, CompactionOpened) and fact.incarnation == self._incarnation
-            ):
-                self._wake.set()
-
-    @property
-    def bytes_read(self) -> int:
-        """From the bucket."""
-        return self._writer.bytes_read
-
-    @property
-    def bytes_written(self) -> int:
-        """To the bucket."""
-        return self._writer.bytes_written
-
-    @property
-    def waiting(self) -> int:
-        """Open passes of this broker."""
-        return len(self._controller.state.compactions.of_incarnation(self._incarnation))
-
-    async def run(self) -> None:
-        """Do what there is to do, until cancelled."""
-        while True:
-            self._wake.clear()
-            mine = self._controller.state.compactions.of_incarnation(self._incarnation)
-            if not mine:
-                await self._wake.wait()
-            else:
-                await self._do(min(mine, key=lambda one: one.number))
+    def _mine(self) -> list[Compaction]:
+        return self._controller.state.compactions.of_incarnation(self._incarnation)
 
     async def _do(self, one: Compaction) -> None:
         clean_end = -1
         try:
             clean_end = await self._pass(one)
-        except PassGone:
+        except (PassGone, RangesChanged):
             pass
         except StoreError as error:
             log.info("compaction %d of log %d is given up: %s", one.number, one.log_id, error)
@@ -181,16 +141,36 @@ class Compacting:
             last=last,
             object_bytes_max=self._limits().object_bytes,
         )
-        async for done in compactor.outputs(lambda: self._open(one).next_output):
-            await self._name(one, done)
+        output: StreamedOutput | None = None
+
+        def begin() -> tuple[int, Write]:
+            nonlocal output
+            number = self._open(one).next_output
+            output = self._writer.output(merged_key(number, one.log_id))
+            return number, output.write
+
+        try:
+            async for done in compactor.outputs(begin):
+                assert output is not None
+                part = self._part(one, done.rows)
+                await output.finish(done.output.parts)
+                output = None
+                await self._name(one, part, done)
+        except BaseException:
+            if output is not None:
+                await output.abort()
+            raise
         self.records_in += compactor.cleaner.records_in
         self.records_out += compactor.cleaner.records_out
+        if compactor.cleaner.unreadable:
+            log.warning(
+                "log %d of %s holds %d batches that nobody can read: compaction leaves them as they are",
+                *(one.log_id, self._log_of(one).topic, compactor.cleaner.unreadable),
+            )
 
-    async def _name(self, one: Compaction, done: Done) -> None:
-        """Stores an output and makes it part of the log."""
-        part = self._part(one, done.rows)
+    async def _name(self, one: Compaction, part: MergePart, done: Done) -> None:
+        """Makes an output that is stored part of the log."""
         number = self._open(one).next_output
-        await self._writer.put(done.output.key, done.output.parts)
         made = Merged(done.output.size, done.output.range)
         command = CompactRanges(self._token(16), self._incarnation, one.number, number, part, made)
         answer = await ask(self._controller, command)
@@ -241,7 +221,7 @@ class Compacting:
     def _log_of(self, one: Compaction) -> LogState:
         self._open(one)
         known = self._controller.state.logs.get(one.log_id)
-        if known is None:
+        if known is None or known.manifests:  # what is in a manifest would not be seen
             raise PassGone
         return known
 
@@ -255,6 +235,3 @@ class Compacting:
         first = known.first_row_beyond(one.dirty_from)
         found = [self._controller.state.range_at(one.log_id, index) for index in range(first, known.range_count)]
         return [row for row in found if row.range.base < one.bound]
-
-    async def _rest(self) -> None:
-        await self._pacer.rest()

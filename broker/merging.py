@@ -1,25 +1,24 @@
 """Does the merge jobs that the controller opened for this broker, slowly, and one after the other.
 
-A job is taken when its fact is applied, and nothing is kept of it but what the facts say: a session that ends closes
-it. Outputs lie under keys of the job. A PUT whose outcome is unknown is repeated with the same bytes; a job for which
+Outputs lie under keys of the job. A PUT whose outcome is unknown is repeated with the same bytes; a job for which
 the store stays away is given up, and the controller opens another one later. A part whose inputs are damaged is left
 out, with an alarm: the other parts of its job count.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from broker.outputs import ASK_ATTEMPTS, YIELD_S, OutputWriter, Pacer, ask
-from controller.client import ControllerClient
+from broker.job_worker import JobWorker, Workplace
+from broker.outputs import ASK_ATTEMPTS, YIELD_S, ask
 from controller.commands import CloseJob, ReplaceRanges, WriteManifests
-from controller.facts import Fact, Merged, MergeJobOpened, MergePart, NewManifest, StateReloaded
+from controller.facts import Merged, MergeJobOpened, MergePart, NewManifest
 from controller.jobs import MERGE, Job
 from controller.merging import MergeRules
 from storage.manifest import ManifestRow, encode_manifest, point_to, read_manifest
 from storage.merging import Inputs, MergedObject, merge
-from storage.object_store import ObjectStore, StoreError
+from storage.object_store import StoreError
 from storage.seal import CorruptSegment, RangeMissing, RangeRow, manifest_key, merged_key
 
 log = logging.getLogger(__name__)
@@ -29,69 +28,19 @@ class JobGone(Exception):
     """The job was closed, or its inputs are not as they were."""
 
 
-class Merging:
-    """The worker of one broker. `run` is its task."""
+class Merging(JobWorker[Job]):
+    """The worker of one broker."""
 
-    def __init__(
-        self,
-        *,
-        store: ObjectStore,
-        controller: ControllerClient,
-        incarnation: int,
-        cluster_id: str,
-        token: Callable[[int], bytes],
-        rules: MergeRules,
-        pacer: Pacer,
-    ) -> None:
-        self._store = store
-        self._controller = controller
-        self._incarnation = incarnation
-        self._cluster_id = cluster_id
-        self._token = token
+    opens = MergeJobOpened
+
+    def __init__(self, place: Workplace, rules: MergeRules) -> None:
+        super().__init__(place)
         self._rules = rules
-        self._writer = OutputWriter(store, pacer)
-        self._wake = asyncio.Event()
-        self.alarms = 0
-        """Inputs found damaged, and named inputs found missing."""
         self.jobs = self.jobs_given_up = self.refused_parts = 0
         self.ranges = self.manifests_written = 0
 
-    def on_facts(self, facts: Sequence[Fact]) -> None:
-        """Subscribed to the controller client."""
-        for fact in facts:
-            if isinstance(fact, StateReloaded) or (
-                isinstance(fact, MergeJobOpened) and fact.incarnation == self._incarnation
-            ):
-                self._wake.set()
-
-    @property
-    def bytes_read(self) -> int:
-        """From the bucket."""
-        return self._writer.bytes_read
-
-    @property
-    def bytes_written(self) -> int:
-        """To the bucket."""
-        return self._writer.bytes_written
-
-    @property
-    def waiting(self) -> int:
-        """Open jobs of this broker."""
-        return sum(job.incarnation == self._incarnation for job in self._controller.state.jobs.values())
-
-    async def run(self) -> None:
-        """Do what there is to do, until cancelled."""
-        while True:
-            self._wake.clear()
-            job = self._next()
-            if job is None:
-                await self._wake.wait()
-            else:
-                await self._do(job)
-
-    def _next(self) -> Job | None:
-        mine = [job.number for job in self._controller.state.jobs.values() if job.incarnation == self._incarnation]
-        return self._controller.state.jobs[min(mine)] if mine else None
+    def _mine(self) -> list[Job]:
+        return [job for job in self._controller.state.jobs.values() if job.incarnation == self._incarnation]
 
     async def _do(self, job: Job) -> None:
         try:

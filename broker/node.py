@@ -26,6 +26,7 @@ from broker.handlers.fetch import COLD_PARALLEL
 from broker.handlers.init_producer_id import ProducerIds
 from broker.heartbeats import Heartbeats
 from broker.http.port import HttpPort
+from broker.job_worker import Workplace
 from broker.log import Log
 from broker.log_table import LogTable
 from broker.merging import Merging
@@ -393,25 +394,13 @@ class Broker:
         self.pacer = Pacer(
             settings.tidelog_merge_bytes_per_second, is_busy=lambda: bool(len(self.logs.space)) or reader.busy
         )
-        self.merging = Merging(
-            store=self.store,
-            controller=self.controller,
-            incarnation=self.incarnation,
-            cluster_id=self.cluster_id,
-            token=self.token,
-            rules=merge_rules(settings),
-            pacer=self.pacer,
-        )
+        place = Workplace(self.store, self.controller, self.incarnation, self.cluster_id, self.token, self.pacer)
+        self.merging = Merging(place, merge_rules(settings))
         self.compacting = Compacting(
-            store=self.store,
-            controller=self.controller,
-            incarnation=self.incarnation,
-            cluster_id=self.cluster_id,
-            token=self.token,
+            place,
             clock=self.clock,
             limits=lambda: compaction_limits(settings),
             delete_retention_ms=lambda topic: delete_retention_ms(defaults, self.controller.state, topic),
-            pacer=self.pacer,
         )
 
     def _build_services(self, tasks: Tasks, reader: Reader, cold: ColdReads, defaults: TopicDefaults) -> None:

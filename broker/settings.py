@@ -353,7 +353,7 @@ class Settings:
     )
     tidelog_merge_object_bytes: int = setting(
         64 * MIB,
-        "The largest object that a merge or a compaction makes. A compaction holds it in memory, a merge 16 MiB of it.",
+        "The largest object that a merge or a compaction makes. They hold 16 MiB of it in memory.",
         at_least=64 * KIB,
         at_most=1 * GIB,
     )

@@ -90,8 +90,8 @@ def _dirty_bytes(log: LogState, index: int, dirty_from: int) -> int:
 def plan(state: ClusterState, found: Iterable[Dirty], per_broker: int) -> tuple[list[NewCompaction], int]:
     """Passes over the dirtiest logs that are due, and how many have to wait because brokers have enough to do.
 
-    A log's leader does it; without one, a live broker by the log's number. A log with an open merge job that reaches
-    below the bound waits for its end.
+    A log's leader does it; without one, a live broker by the log's number. A log with an open merge job waits for its
+    end.
     """
     alive = state.broker_table.alive()
     if not alive:

@@ -12,6 +12,7 @@ from controller import facts as f
 from controller.commands import OpenCompactions, UnpackManifest
 from controller.compacting import Dirty, look, plan
 from controller.log_index import LogState
+from controller.resting import Resting
 from storage.clock import Clock
 from storage.manifest import read_manifest
 from storage.object_store import ObjectStore, StoreError
@@ -54,9 +55,7 @@ class CompactionUpkeep:
         """When (wall ms) the oldest of what was committed to them and not cleaned was committed, if it was seen."""
         self._of_pass: dict[int, tuple[int, int]] = {}
         """Log and bound of every open pass that was seen to open."""
-        self._resting: dict[int, int] = {}
-        """Logs whose last pass came to nothing, and until when (boottime) they get no other."""
-        self._rests: dict[int, int] = {}
+        self._resting = Resting(REST_MS, REST_MS_MAX)
         self._broken: set[int] = set()
         self._waiting = 0
         self._wake = asyncio.Event()
@@ -90,7 +89,6 @@ class CompactionUpkeep:
         if not self._runtime.leads:
             self._since.clear()
             self._resting.clear()
-            self._rests.clear()
             self.dirty_bytes = self.logs = 0
             self.ratio_max = 0.0
 
@@ -99,7 +97,7 @@ class CompactionUpkeep:
         if log_id < 0:
             return
         if fact.clean_end >= 0:
-            self._rests.pop(log_id, None)
+            self._resting.forget(log_id)
             log = self._runtime.replica.state.logs.get(log_id)
             if log is not None and log.end <= fact.clean_end:
                 self._since.pop(log_id, None)
@@ -108,18 +106,16 @@ class CompactionUpkeep:
             if self._waiting:
                 self._wake.set()
         else:
-            wait_ms = min(2 * self._rests.get(log_id, REST_MS // 2), REST_MS_MAX)
-            self._rests[log_id] = wait_ms
-            self._resting[log_id] = self._clock.boottime_ms() + wait_ms
+            self._resting.begin(log_id, self._clock.boottime_ms())
 
     def _oldest_ms(self, log_id: int, clean_end: int) -> int:
-        """At most the age of the oldest record that is not clean."""
+        """At most when the oldest record that is not clean came; clients may write times that are yet to come."""
         state = self._runtime.replica.state
         log = state.logs.get(log_id)
         index = 0 if log is None else log.first_row_beyond(clean_end)
         if log is None or not log.range_count:
             return state.wall_ms
-        return state.newest_ms(log.row(min(max(index - 1, 0), log.range_count - 1)))
+        return min(state.newest_ms(log.row(min(max(index - 1, 0), log.range_count - 1))), state.wall_ms)
 
     def is_compacted(self, log: LogState) -> bool:
         """Whether the topic's policy compacts the log. Coordinators keep their own topics short."""
@@ -150,8 +146,7 @@ class CompactionUpkeep:
         state = self._runtime.replica.state
         if state.format_level < COMPACTION_LEVEL or not self._runtime.settings.compaction:
             return
-        now = self._clock.boottime_ms()
-        self._resting = {log_id: until for log_id, until in self._resting.items() if until > now}
+        self._resting.wake(self._clock.boottime_ms())
         compacted: dict[int, None] = {}
         found: list[Dirty] = []
         manifests = 0
@@ -195,6 +190,8 @@ class CompactionUpkeep:
                 _log.error("ALARM: log %d cannot be compacted, its manifest cannot be read: %s", log.log_id, error)
                 self._broken.add(log.log_id)
             return
+        if manifest.first_beyond(log.start) > pointer.first:
+            return  # what lies below the start is un-named first
         rows = tuple(
             f.UnpackedRange(row.job, row.size, row.newest_ms, row.range) for row in manifest.rows(pointer.first)
         )

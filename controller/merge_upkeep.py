@@ -13,6 +13,7 @@ from controller import facts as f
 from controller.commands import DropManifestRows, ForgetJobs, OpenJobs
 from controller.log_index import LogState
 from controller.merging import MergeRules, needs_look, plan_jobs
+from controller.resting import Resting
 from controller.retention import InManifest, OldRange, start_in_manifest
 from storage.clock import Clock
 from storage.manifest import Manifest, ManifestRow, point_to, read_manifest
@@ -64,10 +65,7 @@ class MergeUpkeep:
         self._touched: dict[int, None] = {}
         self._passed: dict[int, None] = {}
         """Logs whose start may lie beyond rows of their first manifest."""
-        self._resting: dict[int, int] = {}
-        """Logs whose last job came to nothing, and until when (boottime) they get no other."""
-        self._rests: dict[int, int] = {}
-        """How long each of them rested last, ms."""
+        self._resting = Resting(REST_MS, REST_MS_MAX)
         self._of_job: dict[int, tuple[f.MergePart, ...]] = {}
         self._scanning: list[int] = []
         self._manifests: OrderedDict[str, Manifest] = OrderedDict()
@@ -102,21 +100,17 @@ class MergeUpkeep:
             self._touched.clear()  # whoever leads looks at every log before long
             self._passed.clear()
             self._resting.clear()
-            self._rests.clear()
 
     def _closed(self, job: int, done: set[int]) -> None:
-        """What was done may be merged further, and so may what changed meanwhile. What is as it was rests, longer each
-        time: most likely it is damaged, or the store is away."""
+        """What was done may be merged further, and so may what changed meanwhile. What is as it was rests."""
         logs, now = self._runtime.replica.state.logs, self._clock.boottime_ms()
         for part in self._of_job.pop(job, ()):
             log = logs.get(part.log_id)
             if part.log_id in done or log is None or log.find_part(part) is None:
                 self._touched[part.log_id] = None
-                self._rests.pop(part.log_id, None)
+                self._resting.forget(part.log_id)
             else:
-                wait_ms = min(2 * self._rests.get(part.log_id, REST_MS // 2), REST_MS_MAX)
-                self._rests[part.log_id] = wait_ms
-                self._resting[part.log_id] = now + wait_ms
+                self._resting.begin(part.log_id, now)
 
     # Jobs
 
@@ -128,10 +122,7 @@ class MergeUpkeep:
         await self._drop_rows()
         if not self._rules.enabled:
             return
-        now = self._clock.boottime_ms()
-        for log_id in [log_id for log_id, until in self._resting.items() if until <= now]:
-            del self._resting[log_id]
-            self._touched[log_id] = None
+        self._touched.update((log_id, None) for log_id in self._resting.wake(self._clock.boottime_ms()))
         due = self._scan()
         while self._touched and len(due) < LOOKS_PER_ROUND:
             log_id = next(iter(self._touched))
@@ -139,7 +130,7 @@ class MergeUpkeep:
             log = state.logs.get(log_id)
             if log is not None and needs_look(log, self._rules):
                 due[log_id] = None
-        log_ids = sorted(due.keys() - self._resting.keys())
+        log_ids = sorted(log_id for log_id in due if log_id not in self._resting)
         for at in range(0, len(log_ids), LOOKS_PER_STEP):
             some = log_ids[at : at + LOOKS_PER_STEP]
             now_ms = self._clock.now_ms()

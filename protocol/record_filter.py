@@ -112,6 +112,8 @@ def _varint(data: bytes, pos: int) -> tuple[int, int]:
         shift += 7
         if shift > 63:
             raise ProtocolError("varint is longer than 64 bits")
+    if value >> 64:
+        raise ProtocolError("varint is longer than 64 bits")
     return (value >> 1) ^ -(value & 1), pos
 
 
@@ -126,7 +128,7 @@ def _pack_varint(value: int) -> bytes:
 
 
 def with_timestamp(data: bytes, span: Span, timestamp_delta: int) -> bytes:
-    """The record with another timestamp delta."""
+    """The record with another timestamp delta, of 64 bits."""
     rest = data[span.rest : span.stop]
     stamp = _pack_varint(timestamp_delta)
     return _pack_varint(1 + len(stamp) + len(rest)) + b"\0" + stamp + rest

@@ -72,6 +72,7 @@ _ATTRIBUTES_POSITION = 21
 _MAX_TIMESTAMP_POSITION = 35
 _LOG_OVERHEAD = 12  # base offset and length, which the length does not count
 _RECORD_SIZE_MIN = 6  # attributes, timestamp, offset, key length, value length, header count: a byte each
+_HALF = 1 << 63
 
 _HEADER = Struct(">qiibIhiqqqhii")
 _unpack_header = _HEADER.unpack_from
@@ -353,10 +354,17 @@ def records(batch: Buffer, *, max_size: int) -> Iterator[Record]:
             if pos != stop:
                 raise ProtocolError(f"record ends at byte {pos}, its length says {stop}")
             timestamp = base_timestamp + timestamp_delta if append_time is None else append_time
+            if not -_HALF <= timestamp < _HALF:
+                timestamp = wrapped(timestamp)
             yield _tuple(Record, (base_offset + offset_delta, timestamp, key, value, headers))
     except IndexError:
         raise ProtocolError("record is cut off") from None
     _check_all_read(pos, end)
+
+
+def wrapped(value: int) -> int:
+    """A sum of timestamps as the 64 bits that clients count with: nobody checks the deltas that producers write."""
+    return (value + _HALF) % (2 * _HALF) - _HALF
 
 
 def first_since(batch: Buffer, timestamp: int, *, max_size: int, from_offset: int = 0) -> tuple[int, int] | None:
@@ -397,7 +405,7 @@ def _offsets_and_timestamps(batch: Buffer, max_size: int) -> Iterator[tuple[int,
             if pos > stop:
                 raise _wrong_size("record", size, end - stop + size)
             pos = stop
-            timestamp = header.base_timestamp + timestamp_delta if append_time is None else append_time
+            timestamp = wrapped(header.base_timestamp + timestamp_delta) if append_time is None else append_time
             yield header.base_offset + offset_delta, timestamp
     except IndexError:
         raise ProtocolError("record is cut off") from None

@@ -1,8 +1,9 @@
 """One pass of compaction over a log in the bucket: ranges are read block by block, outputs are what replaces them.
 
-Memory: the offset map; a block of 512 KiB and what it decompresses to, batch by batch; and one output of at most
-`object_bytes_max`, or of one range that is larger. A range of which nothing goes is left where it is, unless an output
-has been begun.
+Memory: the offset map; blocks of 512 KiB that are read and written, and what they decompress to, batch by batch. An
+output goes to its writer block by block. A range of which nothing goes is left where it is, unless an output has been
+begun: so an output begins when something goes for the first time, and what its first range holds before that is read
+once more.
 """
 
 import asyncio
@@ -15,8 +16,8 @@ from crc32c import crc32c
 from protocol import Buffer
 from protocol.errors import ProtocolError
 from protocol.records import BatchHeader, iterate_batches, parse_header
-from storage.compaction import CleanedTransactions, Cleaner, LastBatches, Work, note_keys
-from storage.merging import Inputs, MergedObject, Pace, encode_output
+from storage.compaction import CleanedTransactions, Cleaner, LastBatches, Unreadable, Work, note_keys
+from storage.merging import Inputs, MergedObject, Pace, Write, encode_output
 from storage.object_store import BLOCK_BYTES, ObjectStore
 from storage.offset_map import OffsetMap
 from storage.producers import last_appends
@@ -32,6 +33,13 @@ _T = TypeVar("_T")
 RowAt = Callable[[int], RangeRow | None]
 """The range that holds an offset, or else the next one; None behind the last one."""
 
+Begin = Callable[[], tuple[int, Write]]
+"""Begins an output: the number that names it, and what takes its bytes."""
+
+
+class RangesChanged(Exception):
+    """Somebody else has put together ranges that a pass is at work on: it would see batches twice."""
+
 
 class Place(NamedTuple):
     """Where a log is read from."""
@@ -45,7 +53,7 @@ class Place(NamedTuple):
 
 
 class Done(NamedTuple):
-    """An output, and the ranges that it replaces."""
+    """An output that is written but for its `parts`, and the ranges that it replaces."""
 
     output: MergedObject
     rows: tuple[RangeRow, ...]
@@ -57,7 +65,7 @@ class Half:
     def __init__(self, place: Place, transactions: CleanedTransactions, start: int) -> None:
         """`start`: the first batch that is looked at begins there or later."""
         self._place = place
-        self._transactions = transactions
+        self.transactions = transactions
         self._fed_to = start
         self._stable = -1
         self._inputs: tuple[RangeRow, Inputs] | None = None
@@ -73,6 +81,13 @@ class Half:
     def _open(self, row: RangeRow) -> Inputs:
         return Inputs(self._place.store, self._place.cluster_id, [row], self._place.pace)
 
+    def row(self, offset: int, *, first: bool = False) -> RangeRow | None:
+        """The next range to look at, from `offset` on; the `first` one may begin before that."""
+        row = self._place.row_at(offset)
+        if row is not None and row.range.base < offset and not first:
+            raise RangesChanged
+        return row
+
     async def feed(self, row: RangeRow) -> None:
         """All aborted transactions with data in the range: their markers may lie in later ones. Each is told once: a
         second time it would be taken for the next transaction of its producer."""
@@ -82,7 +97,7 @@ class Half:
                 return
             if following.range.length:
                 log = await (self.inputs(row) if following == row else self._open(following)).log(following)
-                self._transactions.add(entry for entry in log.aborted if entry.last_offset >= self._fed_to)
+                self.transactions.add(entry for entry in log.aborted if entry.last_offset >= self._fed_to)
             self._fed_to = following.range.end
             self._stable = max(self._stable, following.range.last_stable_offset)
 
@@ -130,15 +145,27 @@ async def build_map(
 ) -> tuple[OffsetMap, int]:
     """The map of the keys from `dirty_from` on, up to `bound` or as far as there is room; and the bytes that were read.
 
-    Raises RangeMissing, CorruptSegment, what the store raises.
+    Raises RangeMissing, RangesChanged, CorruptSegment, what the store raises.
     """
     expected = min(dirty_bytes // RECORD_BYTES_GUESS, bytes_max)
-    offsets = OffsetMap(bytes_max, dirty_from - 1, seed=seed, expected=expected)
-    transactions = CleanedTransactions()
-    half = Half(place, transactions, dirty_from)
+    bytes_read = 0
+    for check in (False, True):  # what nobody can read is so rare that its price is to begin once more
+        offsets = OffsetMap(bytes_max, dirty_from - 1, seed=seed, expected=expected)
+        half = Half(place, CleanedTransactions(), dirty_from)
+        try:
+            await _fill(offsets, half, dirty_from, bound, check=check)
+            break
+        except Unreadable:
+            assert not check
+        finally:
+            bytes_read += half.bytes_read
+    return offsets, bytes_read
+
+
+async def _fill(offsets: OffsetMap, half: Half, dirty_from: int, bound: int, *, check: bool) -> None:
     offset = dirty_from
     while offset < bound:
-        row = place.row_at(offset)
+        row = half.row(offset, first=offset == dirty_from)
         if row is None or row.range.base >= bound:
             break
         await half.feed(row)
@@ -147,20 +174,21 @@ async def build_map(
                 continue
             if header.base_offset >= bound:
                 break
-            if not await half.work(row, note_keys(header, batch, offsets, transactions, dirty_from)):
-                return offsets, half.bytes_read
+            noting = note_keys(header, batch, offsets, half.transactions, dirty_from, check=check)
+            if not await half.work(row, noting):
+                return
         offset = row.range.end
         offsets.latest = max(offsets.latest, min(offset, bound) - 1)
     offsets.latest = max(offsets.latest, bound - 1)
-    return offsets, half.bytes_read
 
 
 @dataclass(slots=True)
 class _Output:
-    """Ranges that are being put together."""
+    """Ranges that are being put together. `write` None: nothing of them has gone so far, and nothing is written."""
 
     rows: list[RangeRow] = field(default_factory=list)
-    parts: list[Buffer] = field(default_factory=list)
+    number: int = -1
+    write: Write | None = None
     blocks: list[int] = field(default_factory=list)
     aborted: list[AbortedEntry] = field(default_factory=list)
     size: int = 0
@@ -171,11 +199,11 @@ class _Output:
     _block_newest: int = -1
     _block_base: int = -1
 
-    def add(self, header: BatchHeader, batch: Buffer, base: int) -> None:
-        """A batch; `base` is that of the output."""
+    async def add(self, header: BatchHeader, batch: Buffer) -> None:
+        """The next batch."""
         size = len(batch)
         if self._block and self._block_size + size > BLOCK_BYTES:
-            self.close_block(base)
+            await self.close_block()
         if not self._block:
             self._block_base = header.base_offset
         self._block.append(batch)
@@ -185,14 +213,15 @@ class _Output:
         self.batches += 1
         self.newest = max(self.newest, header.max_timestamp)
 
-    def close_block(self, base: int) -> None:
+    async def close_block(self) -> None:
         """What was added since the last block becomes one: copied, so that the blocks that were read are let go."""
         if not self._block:
             return
+        assert self.write is not None
         block = b"".join(self._block)
-        self.parts.append(block)
-        self.blocks += (self._block_base - base, len(block), self._block_newest, crc32c(block))
+        self.blocks += (self._block_base - self.rows[0].range.base, len(block), self._block_newest, crc32c(block))
         self._block, self._block_size, self._block_newest = [], 0, -1
+        await self.write(block)
 
 
 class Compactor:
@@ -223,27 +252,26 @@ class Compactor:
         """Of batches."""
         return self._half.bytes_read
 
-    async def outputs(self, number_of: Callable[[], int]) -> AsyncIterator[Done]:
-        """Every output is complete when it is given; the next ranges are asked for when it was taken care of.
-
-        `number_of`: the number that names the next one. Raises as `build_map`.
+    async def outputs(self, begin: Begin) -> AsyncIterator[Done]:
+        """Every output is written but for its end when it is given; the next ranges are asked for when it was taken
+        care of. Raises as `build_map`.
         """
         making = _Output()
         offset = self._start
         while offset <= self._offsets.latest:
-            row = self._place.row_at(offset)
+            row = self._half.row(offset, first=offset == self._start)
             if row is None or row.range.base > self._offsets.latest:
                 break
             if making.rows and not self._fits(making, row):
-                yield await self._finish(making, number_of())
+                yield await self._finish(making)
                 making = _Output()
-                continue  # the row may have been merged meanwhile
-            changed = await self._take(making, row)
-            if not changed and len(making.rows) == 1:
+                continue  # the range may be gone by now
+            await self._take(making, row, begin)
+            if making.write is None:
                 making = _Output()
             offset = row.range.end
         if making.rows:
-            yield await self._finish(making, number_of())
+            yield await self._finish(making)
 
     def _fits(self, making: _Output, row: RangeRow) -> bool:
         return (
@@ -252,26 +280,29 @@ class Compactor:
             and len(making.rows) < ROWS_PER_OUTPUT_MAX
         )
 
-    async def _take(self, making: _Output, row: RangeRow) -> bool:
-        """Adds what stays of a range; whether anything of it goes or changes."""
+    async def _take(self, making: _Output, row: RangeRow, begin: Begin) -> None:
+        """Adds what stays of a range; of the first one nothing, unless something of it goes or changes."""
         await self._half.feed(row)
         making.rows.append(row)
-        base = making.rows[0].range.base
-        changed = False
         async for header, batch in self._half.batches(row):
             cleaned, entry = await self._half.work(row, self.cleaner.clean(header, batch))
             if entry is not None:
                 making.aborted.append(entry)
-            if cleaned is batch:
-                making.add(header, batch, base)
-                continue
-            changed = True
-            if cleaned is not None:
-                making.add(parse_header(cleaned), cleaned, base)
-        making.close_block(base)
-        return changed
+            if cleaned is not batch and making.write is None:
+                making.number, making.write = begin()
+                await self._add_again(making, row, header.base_offset)
+            if making.write is not None and cleaned is not None:
+                await making.add(header if cleaned is batch else parse_header(cleaned), cleaned)
+        await making.close_block()
 
-    async def _finish(self, making: _Output, number: int) -> Done:
+    async def _add_again(self, making: _Output, row: RangeRow, end: int) -> None:
+        """The batches of the range below `end`, of which all stays."""
+        async for header, batch in self._half.batches(row):
+            if header.base_offset >= end:
+                return
+            await making.add(header, batch)
+
+    async def _finish(self, making: _Output) -> Done:
         last = making.rows[-1]
         range_ = Range(
             last.range.log_id,
@@ -287,7 +318,7 @@ class Compactor:
         inputs = self._half.inputs(last)
         snapshot = await inputs.producers(last, await inputs.log(last))
         aborted = [value for entry in making.aborted for value in entry]
-        output = encode_output(self._place.cluster_id, number, range_, making.parts, making.blocks, aborted, *snapshot)
+        output = encode_output(self._place.cluster_id, making.number, range_, making.blocks, aborted, *snapshot)
         return Done(output, tuple(making.rows))
 
 

@@ -16,6 +16,9 @@ thing is stricter than in Kafka: a batch beyond where the map reached gets no ho
 may still be there. So what was superseded is always gone before its tombstone, as long as ranges are replaced in the
 order of their offsets.
 
+A batch that its producer wrote wrongly, so that its records cannot be read, stays as it is, and makes nothing
+superfluous: topics that were not compacted when it came may hold some.
+
 Work that takes long is yielded: generators give None where others may go on, or a function that may be called off the
 event loop, and get its result.
 """
@@ -27,17 +30,24 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from protocol import Buffer
 from protocol.compression import Codec, compress, decompress
+from protocol.errors import ProtocolError
 from protocol.record_filter import rewrite, spans, with_timestamp, without_records
-from protocol.records import HEADER_SIZE, BatchHeader, parse_end_txn_marker, records
+from protocol.records import HEADER_SIZE, BatchHeader, parse_end_txn_marker, records, wrapped
 from storage.offset_map import OffsetMap
 from storage.seal import AbortedEntry
 
-BATCH_BYTES_MAX = 256 * 1024 * 1024
-"""The most that one batch may decompress to."""
+BATCH_BYTES_MAX = 64 * 1024 * 1024
+"""What decompresses to more is taken for unreadable. Producers to compacted topics may send a quarter of it."""
 MARKER_BYTES_MAX = 64 * 1024
+TIMESTAMP_MAX = 2**63 - 1
 INLINE_BYTES = 8 * 1024
 """Up to here compressing takes less than asking somebody else to do it."""
 STEP_RECORDS = 256
+
+
+class Unreadable(Exception):
+    """The records of a batch are not as the format says."""
+
 
 _T = TypeVar("_T")
 Work: TypeAlias = Generator[Callable[[], Any] | None, Any, _T]
@@ -125,17 +135,34 @@ class CleanedTransactions:
 
 
 def note_keys(
-    header: BatchHeader, batch: Buffer, offsets: OffsetMap, transactions: CleanedTransactions, dirty_from: int
+    header: BatchHeader,
+    batch: Buffer,
+    offsets: OffsetMap,
+    transactions: CleanedTransactions,
+    dirty_from: int,
+    *,
+    check: bool = False,
 ) -> Work[bool]:
     """The keys of one batch go into the map; whether there was room for all of them.
 
-    ProtocolError: the batch is not as the format says.
+    Unreadable: they should not have, the map is spoilt. With `check` all records are looked at first, which takes
+    longer, and of an unreadable batch no key is noted.
     """
     if header.is_control:
         transactions.may_discard(header, batch)
     elif not transactions.is_aborted(header) and header.record_count > 0:
         data = yield from _decompressed(header, batch)
-        base = header.base_offset
+        if data is not None and (not check or (yield from _is_readable(header, data))):
+            noted = yield from _note(header, data, offsets, dirty_from)
+            if not noted:
+                return False
+    offsets.latest = max(offsets.latest, header.last_offset)
+    return True
+
+
+def _note(header: BatchHeader, data: bytes, offsets: OffsetMap, dirty_from: int) -> Work[bool]:
+    base = header.base_offset
+    try:
         for number, span in enumerate(spans(header, data)):
             offset, key = base + span[4], span[5]
             if key is not None and offset >= dirty_from:
@@ -145,18 +172,37 @@ def note_keys(
                     yield from offsets.grow()
             if number % STEP_RECORDS == STEP_RECORDS - 1:
                 yield None
-    offsets.latest = max(offsets.latest, header.last_offset)
+    except ProtocolError as error:
+        raise Unreadable from error
     return True
 
 
-def _decompressed(header: BatchHeader, batch: Buffer) -> Work[bytes]:
+def _is_readable(header: BatchHeader, data: bytes) -> Work[bool]:
+    try:
+        for number, _ in enumerate(spans(header, data)):
+            if number % STEP_RECORDS == STEP_RECORDS - 1:
+                yield None
+    except ProtocolError:
+        return False
+    return True
+
+
+def _decompressed(header: BatchHeader, batch: Buffer) -> Work[bytes | None]:
+    """The bytes of the records; None if there is no telling them."""
     payload = memoryview(batch)[HEADER_SIZE:]
     if header.codec == Codec.NONE:
         return bytes(payload)
     if len(payload) <= INLINE_BYTES:
-        return bytes(decompress(header.codec, payload, BATCH_BYTES_MAX))
-    data: bytes = yield lambda: bytes(decompress(header.codec, payload, BATCH_BYTES_MAX))
+        return _decompress(header.codec, payload)
+    data: bytes | None = yield lambda: _decompress(header.codec, payload)
     return data
+
+
+def _decompress(codec: int, payload: Buffer) -> bytes | None:
+    try:
+        return bytes(decompress(codec, payload, BATCH_BYTES_MAX))
+    except ProtocolError:
+        return None
 
 
 class Cleaned(NamedTuple):
@@ -200,13 +246,15 @@ class Cleaner:
     ) -> None:
         self._offsets = offsets
         self._now_ms = now_ms
-        self._horizon_ms = now_ms + delete_retention_ms
+        self._horizon_ms = min(now_ms + delete_retention_ms, TIMESTAMP_MAX)
         self._last = last
         self.transactions = CleanedTransactions()
         self.records_in = self.records_out = 0
+        self.unreadable = 0
+        """Batches that nobody can read."""
 
     def clean(self, header: BatchHeader, batch: Buffer) -> Work[Cleaned]:
-        """What stays of the batch: the very same bytes if all does. ProtocolError: it is not as the format says."""
+        """What stays of the batch: the very same bytes if all does. ProtocolError: a marker that nobody wrote so."""
         entry: AbortedEntry | None = None
         horizon_passed = header.has_delete_horizon and header.base_timestamp <= self._now_ms
         within = header.last_offset <= self._offsets.latest
@@ -221,9 +269,15 @@ class Cleaner:
         self.records_in += max(header.record_count, 0)
         if discard or header.record_count <= 0:
             return Cleaned(self._empty(header, batch) if stays else None, entry)
+        if header.base_offset > self._offsets.latest:
+            self.records_out += header.record_count
+            return Cleaned(batch, entry)
         kept = _Kept()
         data = yield from _decompressed(header, batch)
-        yield from self._sift(header, data, kept, horizon_passed)
+        if data is None or not (yield from self._sift(header, data, kept, horizon_passed)):
+            self.unreadable += 1
+            self.records_out += header.record_count
+            return Cleaned(batch, entry)
         self.records_out += kept.count
         marked = (kept.tombstones or marker_alone) and within and not header.has_delete_horizon
         if not kept.count:
@@ -237,21 +291,27 @@ class Cleaner:
         """The batch without records; itself if it has none."""
         return batch if not header.record_count and len(batch) == HEADER_SIZE else without_records(header)
 
-    def _sift(self, header: BatchHeader, data: bytes, kept: _Kept, horizon_passed: bool) -> Work[None]:
+    def _sift(self, header: BatchHeader, data: bytes, kept: _Kept, horizon_passed: bool) -> Work[bool]:
+        """Finds what stays; whether all records could be read."""
         base, latest, last_of = header.base_offset, self._offsets.latest, self._offsets.get
         control = header.is_control
-        for number, (start, stop, _, timestamp_delta, offset_delta, key, has_value) in enumerate(spans(header, data)):
-            offset = base + offset_delta
-            if (
-                control
-                or offset > latest
-                or (key is not None and (has_value or not horizon_passed) and offset >= last_of(key))
-            ):
-                kept.add(start, stop, timestamp_delta)
-                if not has_value:
-                    kept.tombstones = True
-            if number % STEP_RECORDS == STEP_RECORDS - 1:
-                yield None
+        try:
+            for number, span in enumerate(spans(header, data)):
+                start, stop, _, timestamp_delta, offset_delta, key, has_value = span
+                offset = base + offset_delta
+                if (
+                    control
+                    or offset > latest
+                    or (key is not None and (has_value or not horizon_passed) and offset >= last_of(key))
+                ):
+                    kept.add(start, stop, timestamp_delta)
+                    if not has_value:
+                        kept.tombstones = True
+                if number % STEP_RECORDS == STEP_RECORDS - 1:
+                    yield None
+        except ProtocolError:
+            return False
+        return True
 
     def _rewrite(self, header: BatchHeader, data: bytes, kept: _Kept, marked: bool) -> Work[bytes]:
         if marked:
@@ -266,7 +326,8 @@ class Cleaner:
                 payload = yield lambda: compress(header.codec, plain)
         newest = header.max_timestamp
         if not header.log_append_time and kept.newest_delta is not None:
-            newest = header.base_timestamp + kept.newest_delta
+            # What a client wrote into its records may be later than what it said of them; ranges go by the latter.
+            newest = min(wrapped(header.base_timestamp + kept.newest_delta), newest)
         return rewrite(header, payload, kept.count, newest, self._horizon_ms if marked else None)
 
     def _with_horizon(self, header: BatchHeader, data: bytes, kept: _Kept) -> Work[bytes]:
@@ -282,7 +343,7 @@ class Cleaner:
                     break
                 first, last = following
             if span.start >= first:
-                parts.append(with_timestamp(data, span, span.timestamp_delta + shift))
+                parts.append(with_timestamp(data, span, wrapped(span.timestamp_delta + shift)))
             if number % STEP_RECORDS == STEP_RECORDS - 1:
                 yield None
         return b"".join(parts)
@@ -293,6 +354,7 @@ __all__ = [
     "CleanedTransactions",
     "Cleaner",
     "LastBatches",
+    "Unreadable",
     "Work",
     "note_keys",
     "run",

@@ -180,21 +180,20 @@ async def merge(inputs: Inputs, cluster_id: str, job: int, rows: Sequence[RangeR
         sum(row.range.batch_count for row in rows),
     )
     snapshot = await inputs.producers(last, await inputs.log(last))
-    return encode_output(cluster_id, job, range_, [], blocks, aborted, *snapshot)
+    return encode_output(cluster_id, job, range_, blocks, aborted, *snapshot)
 
 
 def encode_output(
     cluster_id: str,
     job: int,
     range_: Range,
-    parts: list[Buffer],
     blocks: list[int],
     aborted: list[int],
     snapshot: bytes,
     snapshot_offset: int,
 ) -> MergedObject:
-    """The object of one range: `parts` are its batches (none: they are written already), `blocks` and `aborted` as the
-    index has them, flat."""
+    """What follows the batches in the object of one range; `blocks` and `aborted` as the index has them, flat."""
+    parts: list[Buffer] = []
     position = range_.length
     producers: list[str | int] = []
     if snapshot:

@@ -48,9 +48,12 @@ class OffsetMap:
         self._seed = seed
         self.count = 0
         self.latest = latest
-        self._make(min(max(_SLOTS_MIN, int(expected / _LOAD)), self._slots_max))
+        self._make(max(_SLOTS_MIN, int(expected / _LOAD)))
 
     def _make(self, slots: int) -> None:
+        """Arrays of so many slots: all there may be, if they could not grow by `_GROWTH` within the bound."""
+        if slots > self._slots_max // _GROWTH:
+            slots = self._slots_max
         self._slots = slots
         self._room = int(slots * _LOAD) if slots < self._slots_max else self._entries_max
         self._high = array("Q", bytes(8)) * slots
@@ -101,7 +104,7 @@ class OffsetMap:
     def grow(self) -> Iterator[None]:
         """Makes room, in steps; nothing else may be asked of the map between them."""
         highs, lows, offsets = self._high, self._low, self._offsets
-        self._make(min(self._slots * _GROWTH, self._slots_max))
+        self._make(self._slots * _GROWTH)
         yield
         for number, (high, low, offset) in enumerate(zip(highs, lows, offsets)):
             if offset != _FREE:

@@ -195,9 +195,12 @@ class Tail:
         return greatest, self._batches[self._timestamps.index(greatest, first, limit)]
 
     def max_timestamp_between(self, from_offset: int, to_offset: int) -> int:
-        """The greatest max timestamp of the batches that begin in [from_offset, to_offset); -1 without a batch."""
+        """The greatest max timestamp of the batches that begin in [from_offset, to_offset); -1 if none has one.
+
+        Clients may send times before 1970: a range has none of those, as its blocks have none.
+        """
         first = bisect_left(self._bases, from_offset)
-        return max(self._timestamps[first : bisect_left(self._bases, to_offset, first)], default=-1)
+        return max(max(self._timestamps[first : bisect_left(self._bases, to_offset, first)], default=-1), -1)
 
     def _bounds(self, from_offset: int, limit_offset: int) -> tuple[int, int]:
         first = self._index(max(from_offset, self.start))

@@ -48,9 +48,11 @@ def open_compactions(state: ClusterState, command: OpenCompactions, context: Con
 
 
 def _may_open(state: ClusterState, log: LogState, new: NewCompaction, context: Context) -> bool:
-    """Whether the bounds hold: nothing that is not committed, or not decided, is cleaned."""
+    """Whether the bounds hold: nothing that is not committed, or not decided, is cleaned. And whether nobody else is
+    at work on the log: an open job could move ranges to a manifest, where a pass would not see them."""
     return (
         _is_compacted(state, log, context)
+        and not any(job.part(log.log_id) for job in state.jobs.values())
         and not log.manifests
         and log.range_count > 0
         and new.dirty_from == max(state.compactions.clean.get(log.log_id, 0), log.start)
@@ -130,6 +132,7 @@ def unpack_manifest(state: ClusterState, command: UnpackManifest, context: Conte
         and sum(row.range.length for row in rows) == found.bytes
         and all(row.range.base >= end for row, end in zip(rows[1:], ends))
         and all(row.range.log_id == log.log_id and not row.range.position for row in rows)
+        and rows[0].range.end > log.start  # what lies below it is un-named first: in the state it might stay for ever
     )
     if not fits or log.range_count + len(rows) > context.limits.ranges_per_log:
         return Decision((), Done())

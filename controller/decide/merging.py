@@ -32,7 +32,7 @@ def open_jobs(state: ClusterState, command: OpenJobs, context: Context) -> Decis
     number = state.job_table.next_job
     for new in command.jobs:
         broker = state.broker_table.incarnations.get(new.incarnation)
-        parts = _unique(part for part in new.parts if part.log_id in state.logs and _stands(state, part))
+        parts = _unique(part for part in new.parts if _stands(state, part) and _is_free(state, part, new.kind))
         if broker is None or not broker.alive or not parts or new.kind not in (MERGE, MANIFEST):
             continue
         if number >= NUMBERS_MAX:
@@ -51,6 +51,13 @@ def _stands(state: ClusterState, part: f.MergePart) -> bool:
     """Whether the inputs of a part are all still named, next to each other and the same."""
     log = state.logs.get(part.log_id)
     return log is not None and log.find_part(part) is not None
+
+
+def _is_free(state: ClusterState, part: f.MergePart, kind: str) -> bool:
+    """Whether no pass of compaction is at work on what the part holds: what it reads stays as it is until it is over,
+    because a range that it sees twice, or not at all, would make it drop what has to stay."""
+    begun = state.compactions.of_log(part.log_id)
+    return begun is None or (kind == MERGE and part.base >= begun.bound)
 
 
 def _open_job(state: ClusterState, number: int, incarnation: int, kind: str) -> Job:

@@ -185,6 +185,25 @@ async def test_the_last_value_of_every_key_is_left(tmp_path: Path) -> None:
         await until(lambda: not state.objects.doomed and not state.job_table.void, "what was replaced is deleted")
 
 
+async def test_no_time_of_a_client_stops_it(tmp_path: Path) -> None:
+    """Times before 1970, times that fit nowhere once they are counted from a delete horizon, and tombstones that are
+    kept for ever."""
+    async with topic_on(tmp_path, log_message_timestamp_after_max_ms=2**63 - 1) as topic:
+        await topic.create(delete_retention_ms=str(2**63 - 1))
+        for stamp in (-5, -(2**62), 2**62, -1):
+            for key, value in ((b"k", b"v"), (b"gone", None)):
+                made = [(stamp, key, value, ()), (stamp, b"%d" % stamp, None, ())]
+                answer = await topic.client.produce(topic.name, build_batch(made))
+                assert answer.error_code == 0
+                await until(lambda: topic.log.committed_end == topic.log.end, "sealed")
+        await topic.cleaned()
+        left = [(record.offset, record.timestamp, record.key) for record in await topic.read()]
+        stamps = (-5, -(2**62), 2**62, -1)
+        lasts = [(4 * at + 3, stamp, b"%d" % stamp) for at, stamp in enumerate(stamps)]
+        assert left == sorted([*lasts, (12, -1, b"k"), (14, -1, b"gone")])
+        assert topic.broker.compacting.passes and not topic.broker.compacting.alarms
+
+
 async def test_reads_of_offsets_that_are_gone(tmp_path: Path) -> None:
     async with topic_on(tmp_path) as topic:
         await topic.create()

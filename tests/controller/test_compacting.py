@@ -240,6 +240,24 @@ def test_merging_keeps_away_from_a_pass(cluster: Cluster) -> None:
     assert choice is not None and log.find_part(choice.part) == 1, "what is clean is not merged with what is not"
 
 
+def test_two_are_never_at_work_on_the_same_ranges(cluster: Cluster) -> None:
+    """Whatever was chosen at the same time: who comes first counts."""
+    commit(cluster, *[5] * 6)
+    log = cluster.log("t")
+    cluster.decide(c.OpenJobs(cluster.token(16), (c.NewJob(100, "merge", (log.part(0, 2),)),)))
+    assert opened(cluster) == -1, "a range that is merged meanwhile would be seen twice"
+    cluster.decide(c.CloseJob(cluster.token(16), 100, 0))
+    job = opened(cluster)
+    assert job >= 0
+    parts = [log.part(0, 2), log.part(2, 2), log.part(3, 2)]
+    for kind in ("merge", "manifest"):
+        for part in parts[: 2 if kind == "merge" else 3]:
+            cluster.decide(c.OpenJobs(cluster.token(16), (c.NewJob(100, kind, (part,)),)))
+            assert cluster.facts == [], (kind, part)
+    cluster.decide(c.OpenJobs(cluster.token(16), (c.NewJob(100, "merge", (parts[2],)),)))
+    assert len(cluster.state.jobs) == 1, "what lies beyond the pass may be merged"
+
+
 def with_manifest(cluster: Cluster) -> tuple[ManifestPointer, list[ManifestRow]]:
     log = cluster.log("t")
     for index in range(2):
@@ -275,6 +293,21 @@ def test_manifests_are_unpacked(cluster: Cluster) -> None:
     assert "manifests/0000000002/0" in cluster.state.objects.doomed
     assert cluster.state.log_index.range_total == 4
     assert opened(cluster) >= 0
+
+
+def test_rows_below_the_start_are_not_unpacked(cluster: Cluster) -> None:
+    """They would stay in the state, and their objects in the bucket, until the start moves once more."""
+    commit(cluster, *[5] * 4)
+    pointer, held = with_manifest(cluster)
+    cluster.decide(c.AdvanceLogStart(cluster.token(16), (f.LogStart(0, 12),)))
+    rows = tuple(f.UnpackedRange(row.job, row.size, row.newest_ms, row.range) for row in held)
+    cluster.decide(c.UnpackManifest(cluster.token(16), 0, pointer, rows))
+    assert cluster.facts == []
+    left = point_to(pointer.job, pointer.size, held, 1)
+    gone = f.UnnamedObject(merged_key(held[0].job, 0), held[0].size)
+    cluster.decide(c.DropManifestRows(cluster.token(16), 0, pointer, left, (gone,)))
+    cluster.decide(c.UnpackManifest(cluster.token(16), 0, left, rows[1:]))
+    assert not cluster.log("t").manifests and cluster.log("t").range_count == 3
 
 
 def test_compaction_needs_format_level_3() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import ProtocolError
-from protocol.record_filter import spans
+from protocol.record_filter import rewrite, spans
 from protocol.records import (
     BatchHeader,
     Codec,
@@ -17,8 +17,10 @@ from protocol.records import (
     build_batch,
     build_control_batch,
     check_crc,
+    offset_of_max_timestamp,
     parse_header,
     records,
+    wrapped,
 )
 from storage.compaction import CleanedTransactions, Cleaner, LastBatches, note_keys, run
 from storage.offset_map import OffsetMap
@@ -356,6 +358,45 @@ def test_markers_go_last() -> None:
     assert run(cleaner(offsets, now_ms=102).clean(parse_header(marked), marked)).batch is None
 
 
+def test_a_tombstone_may_be_kept_for_ever() -> None:
+    """`delete.retention.ms` may be as large as a timestamp; the horizon is one."""
+    gone = batch_of((b"a", None))
+    work = cleaner(map_of(gone), now_ms=1_700_000_000_000, retention_ms=2**63 - 1)
+    marked = bytes(run(work.clean(*gone)).batch or b"")
+    header = parse_header(marked)
+    assert header.has_delete_horizon and header.base_timestamp == 2**63 - 1
+    assert next(records(marked, max_size=MAX)).timestamp == 5
+
+
+def stamped(base_ms: int, delta: int, max_ms: int) -> tuple[BatchHeader, bytes]:
+    """Records of keys `a` and `b` from a client that writes what it likes: the second is `delta` after the first."""
+    zigzag = (delta << 1) ^ (delta >> 63)
+    varint = b"".join(bytes([zigzag >> at & 0x7F | 0x80]) for at in range(0, 63, 7)) + bytes([zigzag >> 63])
+    body = b"\0" + varint + b"\2\2b\1\0"
+    payload = b"\x10\0\0\0\2a\2v\0" + bytes([2 * len(body)]) + body
+    header = parse_header(build_batch([(0, b"a", b"v", ()), (0, b"b", None, ())]))
+    batch = rewrite(header._replace(base_timestamp=base_ms), payload, 2, max_ms)
+    return parse_header(batch), batch
+
+
+@pytest.mark.parametrize("base_ms", [-(2**63), -7, 0, 1_700_000_000_000, 2**63 - 1])
+@pytest.mark.parametrize("delta", [-(2**63), -1, 0, 2**63 - 1])
+@pytest.mark.parametrize("max_ms", [-(2**63), -1, 1_700_000_000_000])
+def test_times_that_nobody_checked(base_ms: int, delta: int, max_ms: int) -> None:
+    """What is left has the times that clients read before, counted in 64 bits as they do; and a batch never gets newer
+    than it was, or the range that holds it would."""
+    one, newer = stamped(base_ms, delta, max_ms), batch_of((b"a", b"2"), base=2)
+    for retention_ms in (0, 2**63 - 1):
+        work = cleaner(map_of(one, newer), now_ms=1_700_000_000_000, retention_ms=retention_ms)
+        left = bytes(run(work.clean(*one)).batch or b"")
+        header = parse_header(left)
+        assert header.has_delete_horizon and header.record_count == 1 and header.max_timestamp <= max_ms
+        (span,) = spans(header, left[61:])
+        assert wrapped(header.base_timestamp + span.timestamp_delta) == wrapped(base_ms + delta)
+        assert [record.timestamp for record in records(left, max_size=MAX)] == [wrapped(base_ms + delta)]
+        assert offset_of_max_timestamp(left, max_size=MAX) == (1, wrapped(base_ms + delta))
+
+
 def test_damage_is_an_error() -> None:
     header, batch = batch_of((b"a", b"1"), (b"b", None))
     data = batch[61:]
@@ -365,6 +406,23 @@ def test_damage_is_an_error() -> None:
             list(spans(header, data[:at]))
     with pytest.raises(ProtocolError):
         list(spans(header, data + b"\0"))
+
+
+@pytest.mark.parametrize("expected", [0, 10, 1_000, 5_000, 9_000, 20_000, 10**9])
+def test_the_map_grows_within_its_bound(expected: int) -> None:
+    room = 400_000
+    offsets = OffsetMap(room, -1, expected=expected)
+    most = offsets.memory_bytes
+    for offset in range(20_000):
+        if not offsets.put(b"%d" % offset, offset):
+            if not offsets.may_grow:
+                break
+            held = offsets.memory_bytes
+            for _ in offsets.grow():
+                pass
+            most = max(most, held + offsets.memory_bytes)
+            assert offsets.put(b"%d" % offset, offset)
+    assert offsets.count == int(room // 30 * 0.8) and most <= room
 
 
 @given(keys=st.lists(st.binary(max_size=20), max_size=300), room=st.integers(60, 10_000))

@@ -104,6 +104,14 @@ def test_offsets_may_jump_where_a_loss_was_declared() -> None:
     assert tail.read(12, 2000, 1000)[0][-1] == b"b" * 70
 
 
+def test_times_before_1970_are_no_times() -> None:
+    """Neither are they to the blocks of a segment, and both must say the same."""
+    tail = Tail(0)
+    tail.append(0, 1, b"a" * 70, 1, -5)
+    tail.append(1, 2, b"b" * 70, 2, 7)
+    assert [tail.max_timestamp_between(*ends) for ends in ((0, 1), (0, 2), (2, 2))] == [-1, 7, -1]
+
+
 def test_memory_counts_a_frame_once_from_its_first_view_to_its_last() -> None:
     memory = TailMemory()
     one, other = Tail(0, memory), Tail(0, memory)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import storage.compaction
 import storage.offset_map
 from controller.log_index import LogState
 from protocol.records import BatchHeader
-from storage.compacting import Compactor, Done, Half
+from storage.compacting import Begin, Compactor, Done, Half
 from storage.compaction import Cleaner
 from storage.seal import RangeRow
 from tests.simulation.plants.registry import Patches, plant
@@ -105,15 +105,16 @@ def outputs_from_the_end_to_the_start() -> Patches:
     deleted."""
     sift, replaces = Cleaner._sift, controller.decide.compacting._replaces
 
-    async def backwards(self: Compactor, number_of: Callable[[], int]) -> AsyncIterator[Done]:
+    async def backwards(self: Compactor, begin: Begin) -> AsyncIterator[Done]:
         rows, offset = [], self._start
         while (row := self._place.row_at(offset)) is not None and row.range.base <= self._offsets.latest:
             rows.append(row)
             offset = row.range.end
         for row in reversed(rows):
             making = storage.compacting._Output()
-            if await self._take(making, row):
-                yield await self._finish(making, number_of())
+            await self._take(making, row, begin)
+            if making.write is not None:
+                yield await self._finish(making)
 
     yield Compactor, "outputs", backwards
     yield Cleaner, "_sift", lambda self, header, data, kept, passed: sift(self, header, data, kept, True)
