@@ -24,7 +24,7 @@ from broker.config_types import (
 )
 from broker.settings import FIELDS, LONG_MAX, SettingError, Settings
 from broker.settings_checks import check, parse_value
-from broker.settings_sources import without_effect
+from broker.settings_sources import ALWAYS_TRUE, without_effect
 from protocol.errors import ErrorCode, KafkaError
 
 log = logging.getLogger(__name__)
@@ -103,8 +103,14 @@ def text_of(value: object) -> str | None:
 SETTINGS = _defined()
 """Every setting as a config."""
 
+
+def _said_of(key: str) -> str:
+    why = ALWAYS_TRUE.get(key)
+    return f"Stored and returned; always true here: {why}." if why else "Stored and returned; without effect here."
+
+
 STORED = {
-    key: Definition(key, kind, "", key, "Stored and returned; without effect here.", -LONG_MAX - 1)
+    key: Definition(key, kind, "", key, _said_of(key), -LONG_MAX - 1)
     for kind, keys in _STORED_KEYS.items()
     for key in keys.split()
     if key not in FIELDS

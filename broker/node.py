@@ -48,7 +48,8 @@ from broker.settings import Listener, Settings
 from broker.shutdown import Shutdown
 from broker.siblings import Siblings
 from broker.space import watch_space
-from broker.transactions.calls import CoordinatorCalls, MarkerCalls, Neighbours
+from broker.transactions.abandoned import Abandoned
+from broker.transactions.calls import CoordinatorCalls, MarkerCalls, Neighbours, OpenTransactionCalls
 from broker.transactions.coordinator import TransactionCoordinators
 from broker.transactions.marker_sender import MarkerSender
 from broker.wals import OwnWals
@@ -408,6 +409,8 @@ class Broker:
         settings, controller = self.settings, self.controller
         producer_ids = ProducerIds(controller, self.token, incarnation=self.incarnation)
         neighbours = Neighbours(self._peers, controller, node_id=settings.node_id, listener=settings.peer_listener)
+        markers = MarkerSender(lambda: controller.state, MarkerCalls(neighbours, self.logs, self.counters), tasks)
+        describe = OpenTransactionCalls(neighbours, self.logs)
         coordinators = TransactionCoordinators(
             settings,
             controller,
@@ -415,7 +418,8 @@ class Broker:
             self.token,
             tasks,
             advance_start=self._advance_start,
-            markers=MarkerSender(lambda: controller.state, MarkerCalls(neighbours, self.logs, self.counters), tasks),
+            markers=markers,
+            abandoned=Abandoned(lambda: controller.state, describe, markers),
             producer_ids=producer_ids,
         )
         self.services = Services(

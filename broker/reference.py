@@ -11,7 +11,7 @@ from broker.configs import TOPIC_CONFIGS
 from broker.dispatch import HANDLERS, INTERNAL
 from broker.dynamic_configs import DYNAMIC
 from broker.settings import FIELDS
-from broker.settings_sources import WITHOUT_EFFECT, WITHOUT_EFFECT_PREFIXES
+from broker.settings_sources import ALWAYS_TRUE, WITHOUT_EFFECT, WITHOUT_EFFECT_PREFIXES
 from protocol.apis import APIS, PRODUCE_ADVERTISED_MIN, ApiKey
 
 
@@ -27,6 +27,7 @@ def settings_table() -> str:
     prefixes = ", ".join(f"`{prefix}*`" for prefix in WITHOUT_EFFECT_PREFIXES)
     keys = ", ".join(f"`{key}`" for key in sorted(WITHOUT_EFFECT))
     rows += ["", f"Kafka settings that are accepted and have no effect here: {prefixes}, {keys}."]
+    rows += [line for key, why in ALWAYS_TRUE.items() for line in ("", f"`{key}` is always `true`: {why}.")]
     return "\n".join(rows)
 
 

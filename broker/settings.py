@@ -258,7 +258,7 @@ class Settings:
         at_least=1,
     )
     add_partitions_to_txn_retry_backoff_max_ms: int = setting(
-        100, "How long that is tried before the producer hears of it.", at_least=0
+        100, "How long that is tried, or its completion waited for, before the producer hears of it.", at_least=0
     )
 
     quota_window_num: int = setting(

@@ -63,6 +63,15 @@ unclean.leader.election.interval.ms unstable.api.versions.enable unstable.featur
 """
 WITHOUT_EFFECT = frozenset(_WITHOUT_EFFECT_KEYS.split())
 
+ALWAYS_TRUE = {
+    "transaction.partition.verification.enable": (
+        "leaders always ask the transaction coordinator before a batch opens a transaction. Without that a batch that "
+        "comes late opens one that nobody ends, or joins the next one and is committed with it. `false` is accepted, "
+        "for the sake of files written for Kafka, and changes nothing"
+    )
+}
+"""Of those, what is on whatever they say, and why."""
+
 
 class Loaded(NamedTuple):
     """Settings, and what the operator should be told about where they came from."""
@@ -137,6 +146,8 @@ def load(
         key = ALIASES.get(key, key)
         if key in FIELDS:
             values[key] = value
+        elif key in ALWAYS_TRUE and value.strip().lower() != "true":
+            warnings.append(f"{source}: {key} stays true: {ALWAYS_TRUE[key]}")
         elif without_effect(key):
             ineffective.add(key)
         elif strict or key.startswith("tidelog."):

@@ -10,7 +10,8 @@ tasks. Three rules:
 - The log is kept compacted: when what was appended since the last rewrite exceeds max(1 MiB, twice that rewrite), all
   live state is appended again and then the log start moves to where that began, but not over a transaction that is
   still open in the log. So loading is bounded. Every prefix of the log loads to the right state: a rewrite only repeats
-  what is in force, and the start moves after it is durable.
+  what is in force, and the start moves after it is durable. While a transaction is open from below what was declared
+  lost of the log nothing is rewritten: nothing may go on with it, and the start could not move.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ REWRITE_FACTOR = 2
 SLICE_RECORDS = 256
 """Records read, expired or rewritten between two turns of the event loop."""
 RETRY_MS = 1000
+_PASSING = (ErrorCode.NOT_LEADER_OR_FOLLOWER, ErrorCode.NOT_ENOUGH_REPLICAS)
+"""Why an append is refused for a while."""
 _RECORD_OVERHEAD_BYTES = 32
 _BATCH_OVERHEAD_BYTES = 64
 _DECOMPRESSED_BYTES_MAX = 64 * 1024 * 1024
@@ -212,6 +215,14 @@ class PartitionRuntime(ABC, Generic[ChangeT]):
     def replay_marker(self, state: Any, producer_id: int, committed: bool) -> None:
         """A transaction ended in the log."""
 
+    def replay_loss(self, state: Any) -> None:
+        """What followed in the log, before what is read now, was declared lost."""
+
+    @property
+    def may_rewrite(self) -> bool:
+        """Whether all that is in force may be written down again, and the start of the log can move then."""
+        return self.log.lso >= self.log.producers.hole_end
+
     def decide_waiting(self) -> None:
         """Decide and append what was put off, so that what follows sees it."""
 
@@ -367,8 +378,12 @@ class PartitionRuntime(ABC, Generic[ChangeT]):
     async def _replay(self, state: Any) -> tuple[int, int]:
         """Read the log into `state`; (bytes, records) read."""
         size = count = 0
+        hole_end = self.log.producers.hole_end
         async for buffer in self.log.read_all(self.log.start):
             for position, header in iterate_batches(buffer):
+                if header.base_offset >= hole_end > 0:
+                    self.replay_loss(state)
+                    hole_end = 0
                 size += header.size
                 batch = memoryview(buffer)[position : position + header.size]
                 producer = Producer(header.producer_id, header.producer_epoch) if header.is_transactional else None
@@ -380,6 +395,8 @@ class PartitionRuntime(ABC, Generic[ChangeT]):
                     count += 1
                     if count % SLICE_RECORDS == 0:
                         await asyncio.sleep(0)
+        if hole_end:
+            self.replay_loss(state)
         return size, count
 
     def _replay_control(self, state: Any, header: BatchHeader, record: Record) -> None:
@@ -407,7 +424,9 @@ class PartitionRuntime(ABC, Generic[ChangeT]):
 
     def _rewrite_if_due(self) -> None:
         limit = max(REWRITE_BYTES_MIN, REWRITE_FACTOR * self.rewrite_bytes)
-        if self.active and not self.rewriting and self._knows_all_records and self.bytes_since_rewrite > limit:
+        if self.rewriting or not (self.active and self._knows_all_records and self.bytes_since_rewrite > limit):
+            return
+        if self.may_rewrite:
             self.rewriting = True
             self.own(self._rewrite(), "rewrite")
 
@@ -415,8 +434,13 @@ class PartitionRuntime(ABC, Generic[ChangeT]):
         begin = self.log.end
         self.bytes_since_rewrite = 0
         size = 0
-        for live in self.live_slices():
-            size += await self._rewrite_slice(live)
+        try:
+            for live in self.live_slices():
+                size += await self._rewrite_slice(live)
+        except KafkaError as error:
+            log.error("%s cannot be written down again, so its log stays as long as it is: %s", self, error)
+            self.rewriting = False
+            return
         await self.until_validated(self._last_sequence)
         while True:
             try:
@@ -434,7 +458,7 @@ class PartitionRuntime(ABC, Generic[ChangeT]):
         self._rewrite_if_due()
 
     async def _rewrite_slice(self, live: Callable[[], list[ChangeT]]) -> int:
-        """Append what is in force at this moment; bytes appended."""
+        """Append what is in force at this moment; bytes appended. KafkaError: trying again does not help."""
         while True:
             self.decide_waiting()
             before = self.bytes_since_rewrite
@@ -442,6 +466,8 @@ class PartitionRuntime(ABC, Generic[ChangeT]):
                 for batch in self.batches(live()):
                     self.append(batch)
             except KafkaError as error:
+                if error.code not in _PASSING:
+                    raise
                 log.info("%s waits to be rewritten: %s", self, error)
                 await asyncio.sleep(RETRY_MS / 1000)
                 continue

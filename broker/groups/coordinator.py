@@ -166,11 +166,13 @@ class GroupCoordinators:
             self.close(log.partition)
 
     def _before_marker(self, marked: Log) -> None:
-        """KafkaError while the log is being read, which would miss the marker."""
+        """KafkaError while the log is being read, which would miss the marker. The code is one on which Kafka's tools
+        try again too."""
         shard = self.shards.get(marked.partition)
         if marked.topic == OFFSETS_TOPIC and (shard is None or not shard.active):
-            code = ErrorCode.NOT_LEADER_OR_FOLLOWER if shard is None else shard.inactive_error
-            raise KafkaError(code, f"the group coordinator of partition {marked.partition} is not active")
+            raise KafkaError(
+                ErrorCode.NOT_LEADER_OR_FOLLOWER, f"the group coordinator of partition {marked.partition} is not active"
+            )
 
     def _marked(self, marked: Log, producer_id: int, committed: bool) -> None:
         if marked.topic == OFFSETS_TOPIC:

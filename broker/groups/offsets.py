@@ -83,6 +83,18 @@ class Offsets:
         """The changes that remove everything the group committed."""
         return [OffsetRemoved(group_id, topic, partition) for topic, partition in self.places(group_id)]
 
+    def of_deleted_topics(self, group_id: str, exists: Callable[[str, bytes], bool]) -> list[OffsetRemoved]:
+        """The changes that remove what is stored of topics that do not exist any more, by `exists(name, topic id or
+        zero)`; also what open transactions would bring back when they are committed."""
+        stored = [(topic, partition, offset.topic_id) for topic, partition, offset in self.of_group(group_id)]
+        stored += [(topic, partition, ZERO_UUID) for _, topic, partition in self.pending.places(group_id)]
+        gone = {(topic, partition) for topic, partition, topic_id in stored if not exists(topic, topic_id)}
+        return [OffsetRemoved(group_id, topic, partition) for topic, partition in sorted(gone)]
+
+    def is_stored(self, group_id: str, topic: str, partition: int) -> bool:
+        """Whether an offset is committed, or will be when an open transaction is."""
+        return self.get(group_id, topic, partition) is not None or self.pending.is_unstable(group_id, topic, partition)
+
     def expired(self, group: ClassicGroup | ConsumerGroup, now_ms: int, retention_ms: int) -> list[OffsetRemoved]:
         """Offsets of `group` whose time is over (KIP-211): those of an empty group since it became empty, those of a
         consumer group with members and of a group without members ever since their commit, but none of a topic that

@@ -367,7 +367,7 @@ class Shard(ShardState):
                 errors.append(ErrorCode.GROUP_SUBSCRIBED_TO_TOPIC)
                 continue
             errors.append(ErrorCode.NONE)
-            if self.offsets.get(command.group_id, topic, partition) is not None:
+            if self.offsets.is_stored(command.group_id, topic, partition):
                 outcome.changes.append(OffsetRemoved(command.group_id, topic, partition))
         outcome.effects.append(Reply(command.waiter, DeleteOffsetsAnswer(ErrorCode.NONE, tuple(errors))))
         return outcome
@@ -400,13 +400,7 @@ class Shard(ShardState):
 
     def forget_topics(self, group_id: str, exists: Callable[[str, bytes], bool]) -> Outcome:
         """Remove one group's offsets of topics that do not exist any more: `exists(name, topic id or zero)`."""
-        return Outcome(
-            [
-                OffsetRemoved(group_id, topic, partition)
-                for topic, partition, offset in self.offsets.of_group(group_id)
-                if not exists(topic, offset.topic_id)
-            ]
-        )
+        return Outcome(list(self.offsets.of_deleted_topics(group_id, exists)))
 
     # -- look
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import re2
 
-from broker.groups.answering import answer_with
 from broker.groups.coordinator import OFFSETS_TOPIC
 from broker.services import RequestContext
 from broker.transactions.model import (
@@ -24,7 +23,6 @@ from broker.transactions.model import (
     AddPartitions,
     EndTxn,
     Part,
-    PartitionsAnswer,
     ProducerAnswer,
     State,
     TransactionView,
@@ -63,11 +61,12 @@ def add_partitions_to_txn(
         TV0,
     )
 
-    def respond(answer: PartitionsAnswer) -> m.AddPartitionsToTxnResponse:
+    async def respond() -> m.AddPartitionsToTxnResponse:
+        answer = await context.services.coordinators.add_patiently(adding)
         answer = answer._replace(error=_fenced(answer.error, context))
         return _Added(results_by_topic_v3_and_below=_results(topics, answer.of))
 
-    return answer_with(context.services.coordinators.add(adding), respond)
+    return respond()
 
 
 async def _add_batched(request: m.AddPartitionsToTxnRequest, context: RequestContext) -> m.AddPartitionsToTxnResponse:
@@ -146,7 +145,7 @@ async def add_offsets_to_txn(request: m.AddOffsetsToTxnRequest, context: Request
     adding = AddPartitions(
         0, request.transactional_id, request.producer_id, request.producer_epoch, frozenset({part}), TV0
     )
-    answer = await context.services.coordinators.add(adding)
+    answer = await context.services.coordinators.add_patiently(adding)
     return m.AddOffsetsToTxnResponse(error_code=_fenced(answer.error, context))
 
 

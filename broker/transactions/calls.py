@@ -1,8 +1,9 @@
 """What coordinators and leaders of the cluster say to each other about transactions, here or over the network.
 
 Leaders ask coordinators whether a log is part of a transaction (AddPartitionsToTxn v5, many transactions in a request,
-one request at a time to each broker); coordinators tell leaders how transactions end (WriteTxnMarkers v2). Both are
-Kafka's own APIs on the inter-broker listener. What this broker asks itself takes no connection.
+one request at a time to each broker); coordinators tell leaders how transactions end (WriteTxnMarkers v2), and ask them
+where some are open (DescribeProducers). All are Kafka's own APIs on the inter-broker listener. What this broker asks
+itself takes no connection.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
 
 ADD_PARTITIONS_VERSION = 5
 WRITE_MARKERS_VERSION = 2
+DESCRIBE_PRODUCERS_VERSION = 0
 ADD_PARTITIONS_MS = 5_000
 WRITE_MARKERS_MS = 5_000
+DESCRIBE_PRODUCERS_MS = 5_000
 """How long an answer is waited for; then it is asked again, of whoever leads then."""
 PARTITIONS_MAX = 1000
 """Of one request, unless one transaction alone has more."""
@@ -91,15 +94,52 @@ class MarkerCalls:
             ),
             WRITE_MARKERS_MS,
         )
-        results = {
-            one.producer_id: {
-                (topic.name, partition.partition_index): ErrorCode(partition.error_code)
+        results: dict[int, dict[Part, ErrorCode]] = {}
+        for one in answer.markers:
+            results.setdefault(one.producer_id, {}).update(
+                ((topic.name, partition.partition_index), ErrorCode(partition.error_code))
                 for topic in one.topics
                 for partition in topic.partitions
-            }
-            for one in answer.markers
-        }
+            )
         return [results.get(marker.producer_id, {}) for marker, _ in wanted]
+
+
+class OpenTransactionCalls:
+    """An `abandoned.Describe`."""
+
+    def __init__(self, neighbours: Neighbours, logs: LogTable) -> None:
+        self._neighbours = neighbours
+        self._logs = logs
+
+    async def __call__(self, node: int, parts: list[Part]) -> dict[Part, list[int]]:
+        if node == self._neighbours.node_id:
+            led = [(part, self._logs.find.get(part)) for part in parts]
+            return {
+                part: [producer_id for producer_id, _ in log.producers.open_transactions()]
+                for part, log in led
+                if log is not None and log.serving and log.may_answer_authoritatively()
+            }
+        answer: m.DescribeProducersResponse = await self._neighbours.ask(
+            "producers",
+            node,
+            ApiKey.DESCRIBE_PRODUCERS,
+            DESCRIBE_PRODUCERS_VERSION,
+            m.DescribeProducersRequest(
+                topics=[
+                    m.DescribeProducersRequest.TopicRequest(name=topic, partition_indexes=partitions)
+                    for topic, partitions in _by_topic(parts).items()
+                ]
+            ),
+            DESCRIBE_PRODUCERS_MS,
+        )
+        return {
+            (topic.name, one.partition_index): [
+                producer.producer_id for producer in one.active_producers if producer.current_txn_start_offset >= 0
+            ]
+            for topic in answer.topics
+            for one in topic.partitions
+            if one.error_code == ErrorCode.NONE
+        }
 
 
 class _Question(NamedTuple):
@@ -155,7 +195,7 @@ class CoordinatorCalls:
         asked = frozenset(partitions)
         if implicit:
             adding = AddPartitions(0, transactional_id, producer_id, epoch, asked, TV2)
-            answer = await self._coordinators.add(adding)
+            answer = await self._coordinators.add_patiently(adding)
         else:
             verifying = VerifyPartitions(0, transactional_id, producer_id, epoch, asked)
             answer = await self._coordinators.verify(verifying)

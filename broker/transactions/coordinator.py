@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from broker.log import Log
     from broker.log_table import LogTable
     from broker.settings import Settings
+    from broker.transactions.abandoned import Abandoned
     from controller.client import ControllerClient
     from storage.clock import Clock
 
@@ -71,6 +72,7 @@ class TransactionCoordinators:
         *,
         advance_start: Callable[[CoordinatorLog, int], Awaitable[None]],
         markers: MarkerSender,
+        abandoned: Abandoned,
         producer_ids: ProducerIds,
     ) -> None:
         """`advance_start` as `GroupCoordinators`."""
@@ -81,6 +83,7 @@ class TransactionCoordinators:
         self.tasks = tasks
         self.advance_start = advance_start
         self.markers = markers
+        self.abandoned = abandoned
         self.producer_ids = producer_ids
         self.topic = InternalTopic(
             TRANSACTION_TOPIC,
@@ -121,6 +124,7 @@ class TransactionCoordinators:
             batch_bytes_max=self.settings.message_max_bytes,
             advance_start=self.advance_start,
             markers=self.markers,
+            abandoned=self.abandoned,
         )
         if not self._timers:
             settings = self.settings
@@ -249,6 +253,18 @@ class TransactionCoordinators:
             lambda waiter: runtime.shard.add_partitions(command._replace(waiter=waiter), self.clock.now_ms()),
             PartitionsAnswer,
         )
+
+    async def add_patiently(self, command: AddPartitions) -> PartitionsAnswer:
+        """As `add`; the completion of the transaction before is waited for, up to `add.partitions.to.txn.retry.backoff.
+        max.ms`: that takes a few milliseconds, and whoever is told to come again takes twenty or more."""
+        answer = await self.add(command)
+        runtime = self.partitions.get(self.topic.partition_for(command.transactional_id))
+        if answer.error is not ErrorCode.CONCURRENT_TRANSACTIONS or runtime is None:
+            return answer
+        await runtime.until_complete(
+            command.transactional_id, self.settings.add_partitions_to_txn_retry_backoff_max_ms / 1000
+        )
+        return await self.add(command)
 
     def verify(self, command: VerifyPartitions) -> asyncio.Future[PartitionsAnswer]:
         """Whether partitions are part of the producer's transaction."""

@@ -62,6 +62,8 @@ class Shard:
         self.config = config
         self.version = version
         self.transactions: dict[str, Transaction] = {}
+        self.suspects: dict[str, None] = {}
+        """Transactional ids whose newest record lies below what was declared lost of the log, newer ones perhaps."""
 
     # -- decide
 
@@ -244,13 +246,38 @@ class Shard:
         done = current._replace(
             state=State.COMPLETE_COMMIT if ending.commit else State.COMPLETE_ABORT,
             producer_id=producer_id,
-            producer_epoch=epoch,
+            producer_epoch=EPOCH_MAX if ending.transactional_id in self.suspects else epoch,
             partitions=frozenset(),
             updated_ms=now_ms,
             previous_producer_id=current.producer_id,
             next_producer_id=NO_PRODUCER_ID,
         )
         return Outcome([self._saved(ending.transactional_id, done)])
+
+    def fence_lost(self, transactional_id: str, now_ms: int) -> Outcome:
+        """Fence whoever has a suspect transactional id, with the last epoch there is: the next producer gets a new
+        producer id, of which no log can have seen a later epoch than the coordinator has.
+
+        What was going on is aborted: nobody knows what became of it. A decision to commit is carried out if its markers
+        have an epoch of their own, by which a log knows what they end; of the first generation they would also commit
+        what may have been begun and lost after it, so they are not sent: what is open is left to the operator.
+        """
+        current = self.transactions[transactional_id]
+        if current.state is State.PREPARE_COMMIT and current.client_version >= TV2:
+            return Outcome()  # `complete` fences
+        fenced = current._replace(
+            producer_epoch=EPOCH_MAX,
+            last_epoch=NO_EPOCH,
+            updated_ms=now_ms,
+            previous_producer_id=current.producer_id,
+            next_producer_id=NO_PRODUCER_ID,
+        )
+        if current.state in (State.ONGOING, State.PREPARE_ABORT):
+            aborting = fenced._replace(state=State.PREPARE_ABORT, client_version=self.version())
+            return self._ended(transactional_id, aborting, [])
+        if current.state is State.PREPARE_COMMIT:
+            fenced = fenced._replace(state=State.COMPLETE_COMMIT, partitions=frozenset())
+        return Outcome([self._saved(transactional_id, fenced)])
 
     def expired(self, transactional_ids: Iterable[str], now_ms: int) -> Outcome:
         """Remove those that nothing happened to for `transactional.id.expiration.ms` and that have no transaction."""
@@ -278,11 +305,16 @@ class Shard:
             self.replay(change)
 
     def replay(self, change: Change) -> None:
+        self.suspects.pop(change.transactional_id, None)
         match change:
             case TransactionSaved(transactional_id, value):
                 self.transactions[transactional_id] = value
             case TransactionRemoved(transactional_id):
                 self.transactions.pop(transactional_id, None)
+
+    def replay_loss(self) -> None:
+        """What followed all that was replayed by now was declared lost."""
+        self.suspects = dict.fromkeys(self.transactions)
 
     def live(self, transactional_ids: Iterable[str]) -> list[Change]:
         """What is persisted now of these, as changes."""
@@ -378,7 +410,8 @@ def _check_end(command: EndTxn, current: Transaction) -> tuple[ErrorCode, bool]:
         and command.producer_epoch == EPOCH_LAST
         and current.producer_epoch == 0
     )
-    repeated = of_used_up or current.producer_epoch == command.producer_epoch + 1
+    was_fenced = current.producer_epoch == EPOCH_MAX
+    repeated = of_used_up or (current.producer_epoch == command.producer_epoch + 1 and not was_fenced)
     if command.producer_id != current.producer_id and not of_used_up:
         return ErrorCode.INVALID_PRODUCER_ID_MAPPING, False
     if current.producer_epoch == command.producer_epoch:

@@ -57,6 +57,13 @@ def test_kafka_keys_without_effect_are_listed_and_foreign_environment_is_a_warni
     assert loaded.warnings == ["environment variable KAFKA_PORT: not a setting, ignored"]
 
 
+def test_what_is_always_on_says_why() -> None:
+    key = "transaction.partition.verification.enable"
+    assert load(f"{key}=true").without_effect == [key]
+    loaded = load(f"{key}=false")
+    assert loaded.without_effect == [] and f"{key} stays true: leaders always ask" in loaded.warnings[0]
+
+
 def test_broker_id_is_node_id() -> None:
     assert load("broker.id=5").settings.node_id == 5
 

@@ -382,10 +382,10 @@ class Banker(Consumer):
             if isinstance(error, Abortable):
                 raise Over(str(error)) from error
             raise
-        self._told("end.ok", **fields)
         if self.bank_load.second:
             self.producer = answer.producer_id, answer.producer_epoch
             self.sequences.clear()
+        self._told("end.ok", **fields, producer=self.producer)
 
 
 def _own_code(answer: Any) -> list[int]:

@@ -2,7 +2,8 @@
 
 `id` is a transactional id, `session`, `txn` and entries are numbers, unique in the history.
 
-- `bank.init.invoke/ok {id, session}`: whoever has an older session of that id is fenced once it is answered.
+- `bank.init.invoke/ok {id, session}`: whoever has an older session of that id is fenced once it is answered. `producer`
+  is the producer id and epoch; of `bank.end.ok` those that the session goes on with.
 - `bank.begin {id, session, txn, start, end, transfers}`: the transaction fulfils the requests at [start, end) of the
   banker's partition, one `Transfer` each.
 - `bank.write.invoke/ok {session, txn, topic, partition, entries}`, `bank.end.invoke {session, txn, commit}`,
@@ -93,6 +94,7 @@ def bank(book: Book) -> Iterator[Finding]:
     if not ledger.transactions:
         return
     yield from _fenced(book)
+    yield from _epochs(book)
     yield from _audits(book, ledger)
     yield from _last_stable(book)
     if book.final.losses:
@@ -104,7 +106,7 @@ def bank(book: Book) -> Iterator[Finding]:
 
 def _fenced(book: Book) -> Iterator[Finding]:
     """Whoever was fenced before he asked neither writes nor commits. Of two sessions the one with the higher producer
-    epoch fences the other."""
+    epoch fences the other; behind a declared loss, the one with another producer id."""
     newest: dict[str, Event] = {}
     began: dict[int, Event] = {}
     asked: dict[tuple[str, object], Event] = {}
@@ -113,7 +115,7 @@ def _fenced(book: Book) -> Iterator[Finding]:
         if event.kind == "bank.init.ok":
             began[fields["session"]] = event
             known = newest.setdefault(fields["id"], event)
-            if fields["producer"] > known.fields["producer"]:
+            if _fences(fields["producer"], known.fields["producer"]):
                 newest[fields["id"]] = event
         elif event.kind in ("bank.write.invoke", "bank.end.invoke"):
             fence = newest[fields["id"]]
@@ -125,6 +127,21 @@ def _fenced(book: Book) -> Iterator[Finding]:
                 yield Finding(
                     "zombie-banker", f"{fields['client']} was fenced before it asked, and got it", (before, event)
                 )
+
+
+def _epochs(book: Book) -> Iterator[Finding]:
+    """An epoch of a producer id belongs to one session: logs know nobody else by it."""
+    told: dict[tuple[int, int], Event] = {}
+    for event in book.events:
+        if event.kind in ("bank.init.ok", "bank.end.ok") and "producer" in event.fields:
+            before = told.setdefault(event.fields["producer"], event)
+            if before.fields["session"] != event.fields["session"]:
+                message = f"{event.fields['client']} was told to be {event.fields['producer']}, which another one is"
+                yield Finding("epoch-twice", message, (before, event))
+
+
+def _fences(producer: tuple[int, int], before: tuple[int, int]) -> bool:
+    return producer[0] != before[0] or producer[1] > before[1]
 
 
 def _which(event: Event) -> object:

@@ -204,6 +204,23 @@ def test_who_was_fenced_neither_writes_nor_commits() -> None:
     assert refused.close() == set()
 
 
+def test_an_epoch_is_one_sessions_alone() -> None:
+    day = good_day()
+    day.session(2, 0)
+    assert day.close(Loss("__transaction_state", 1, 2, 1 << 32)) == {"epoch-twice"}
+
+
+def test_behind_a_loss_any_other_producer_id_fences() -> None:
+    day = good_day()
+    day.record("bank.init.ok", client="c2", id="b", session=2, producer=(6, 0))
+    day.begin(4, 2, session=2)
+    day.write(4, "invoke", session=2), day.write(4, "ok", session=2)
+    assert day.close() == set()
+    day.begin(5, 3)
+    day.write(5, "invoke"), day.write(5, "ok")
+    assert "zombie-banker" in {finding.anomaly for finding in check(day.events, Final())}
+
+
 def test_a_declared_loss_tears_transactions() -> None:
     day = good_day()
     day.read[1].pop()

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from broker.transactions.verification import Verifications
+from controller.facts import LOSS_GAP
 from protocol import Buffer
 from protocol.errors import ErrorCode, KafkaError
 from protocol.records import build_control_batch, parse_header, patch_offset_and_epoch
@@ -115,12 +116,17 @@ class MemoryLog:
             if header.next_offset > max(from_offset, self.start) and header.next_offset <= limit:
                 yield batch
 
-    def cut(self, count: int, start: int | None = None) -> MemoryLog:
-        """What a new leader finds after a crash that left the first `count` batches."""
+    def cut(self, count: int, start: int | None = None, *, lost: bool = False) -> MemoryLog:
+        """What a new leader finds after a crash that left the first `count` batches; `lost`: what followed was declared
+        lost."""
         log = MemoryLog(self.partition, epoch=self.epoch + 1, validate_soon=self.validate_soon)
+        log.topic = self.topic
         log.start = self.start if start is None else start
         log.batches = self.batches[:count]
         log.end = log.hw = parse_header(log.batches[-1]).next_offset if log.batches else 0
+        if lost:
+            log.end = log.hw = log.end + LOSS_GAP
+        log.producers = ProducerStates(hole_end=log.end if lost else self.producers.hole_end)
         log._ends = [log.end]
         for batch in log.batches:
             log.producers.replay(parse_header(batch), 0, batch)

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from broker.background import Tasks
 from broker.transactions import calls
-from broker.transactions.calls import CoordinatorCalls, MarkerCalls, Neighbours
+from broker.transactions.calls import CoordinatorCalls, MarkerCalls, Neighbours, OpenTransactionCalls
 from broker.transactions.markers import Marker
 from broker.transactions.model import AddPartitions, PartitionsAnswer, VerifyPartitions
 from controller.remote import LinkError, Target
@@ -40,7 +40,12 @@ class FakePeers:
         await self.gate.wait()
         if self.down:
             raise LinkError("down")
-        answer = self._transactions(request) if api_key == ApiKey.ADD_PARTITIONS_TO_TXN else self._markers(request)
+        answers = {
+            ApiKey.ADD_PARTITIONS_TO_TXN: self._transactions,
+            ApiKey.WRITE_TXN_MARKERS: self._markers,
+            ApiKey.DESCRIBE_PRODUCERS: self._producers,
+        }
+        answer = answers[api_key](request)
         return type(answer).decode(answer.encode(version), version)
 
     def _transactions(self, request: Any) -> Any:
@@ -92,6 +97,28 @@ class FakePeers:
             ]
         )
 
+    def _producers(self, request: Any) -> Any:
+        described = m.DescribeProducersResponse
+        return described(
+            topics=[
+                described.TopicResponse(
+                    name=topic.name,
+                    partitions=[
+                        described.PartitionResponse(
+                            partition_index=n,
+                            error_code=self.refused.get((topic.name, n), ErrorCode.NONE),
+                            active_producers=[
+                                described.ProducerState(producer_id=7, current_txn_start_offset=12),
+                                described.ProducerState(producer_id=8, current_txn_start_offset=-1),
+                            ],
+                        )
+                        for n in topic.partition_indexes
+                    ],
+                )
+                for topic in request.topics
+            ]
+        )
+
 
 class FakeCoordinators:
     """Those of this broker; `leader` says where all transactional ids are."""
@@ -101,7 +128,7 @@ class FakeCoordinators:
         self.leader: int | None = 2
         self.topic = SimpleNamespace(partition_for=lambda key: 0, leader=lambda partition: self.leader)
 
-    async def add(self, command: AddPartitions) -> PartitionsAnswer:
+    async def add_patiently(self, command: AddPartitions) -> PartitionsAnswer:
         self.asked.append(command)
         return PartitionsAnswer(ErrorCode.PRODUCER_FENCED)
 
@@ -199,3 +226,29 @@ async def test_markers_of_another_broker(bench: Bench) -> None:
     bench.peers.down = True
     with pytest.raises(LinkError):
         await send(2, [(first, [T0])])
+
+
+async def test_where_transactions_are_open(bench: Bench) -> None:
+    bench.peers.refused = {T1: ErrorCode.NOT_LEADER_OR_FOLLOWER}
+
+    def led(serving: bool, authoritative: bool) -> Any:
+        return SimpleNamespace(
+            serving=serving,
+            may_answer_authoritatively=lambda: authoritative,
+            producers=SimpleNamespace(open_transactions=lambda: iter([(9, 40)])),
+        )
+
+    logs = SimpleNamespace(find={T0: led(True, True), T1: led(True, False), U0: led(False, True)})
+    describe = OpenTransactionCalls(bench.neighbours, logs)  # type: ignore[arg-type]
+    assert await describe(2, [T0, T1, U0]) == {T0: [7], U0: [7]}
+    assert await describe(1, [T0, T1, U0, ("u", 1)]) == {T0: [9]}
+    bench.peers.down = True
+    with pytest.raises(LinkError):
+        await describe(2, [T0])
+
+
+async def test_two_markers_of_one_producer_in_a_request(bench: Bench) -> None:
+    send = MarkerCalls(bench.neighbours, None, None)  # type: ignore[arg-type]
+    marker = Marker(7, 3, 9, False, 2)
+    first, second = await send(2, [(marker, [T0]), (marker, [T1])])
+    assert first[T0] is second[T1] is ErrorCode.NONE

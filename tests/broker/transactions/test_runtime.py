@@ -15,6 +15,7 @@ from broker.settings import Settings
 from broker.transactions.coordinator import TRANSACTION_TOPIC, TransactionCoordinators
 from broker.transactions.model import (
     EPOCH_LAST,
+    EPOCH_MAX,
     TV2,
     AddPartitions,
     Ending,
@@ -56,6 +57,16 @@ class Markers:
             done()
 
 
+class Abandoned:
+    """Keeps whose transactions are to be looked for."""
+
+    def __init__(self) -> None:
+        self.ended: list[tuple[dict[int, str], int]] = []
+
+    async def end(self, owner: object, producers: dict[int, str], coordinator_epoch: int) -> None:
+        self.ended.append((producers, coordinator_epoch))
+
+
 class Ids:
     """Producer ids; `refuse` is raised while it is set."""
 
@@ -78,6 +89,7 @@ class Bench:
         self.controller.state.features["transaction.version"] = 2
         self.controller.state.add(TRANSACTION_TOPIC, 1)
         self.markers = Markers()
+        self.abandoned = Abandoned()
         self.ids = Ids()
         self.moved: list[int] = []
         self.coordinators = TransactionCoordinators(
@@ -87,6 +99,7 @@ class Bench:
             lambda count: bytes(count),
             tasks,
             advance_start=self.advance_start,
+            abandoned=self.abandoned,  # type: ignore[arg-type]
             markers=self.markers,  # type: ignore[arg-type]
             producer_ids=self.ids,  # type: ignore[arg-type]
         )
@@ -201,7 +214,7 @@ async def test_a_successor_sends_the_markers_of_what_was_decided(bench: Bench, t
     await bench.end(producer, commit)
     assert len(bench.markers.begun) == 1
     bench.coordinators.close(0)
-    assert bench.markers.dropped == 1
+    assert bench.markers.dropped == 2
     other = Bench(tasks)
     later = await other.open(log.cut(len(log.batches)))
     ((marker, epoch, _),) = other.markers.begun
@@ -228,6 +241,114 @@ async def test_a_decision_that_was_not_durable_never_was(bench: Bench, tasks: Ta
     assert await other.state() is State.ONGOING and not other.markers.begun
     assert await other.end(producer, commit=False) == ProducerAnswer(NONE, 5001, 1), "the other way, and no harm done"
     other.coordinators.stop()
+
+
+async def test_behind_a_declared_loss_everybody_is_fenced_before_anything_is_served(
+    bench: Bench, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the markers of what that aborts wait until the fence is durable."""
+    monkeypatch.setattr(runtime, "RETRY_MS", 1)
+    log = await bench.open()
+    idle, busy = await bench.init("idle"), await bench.init("busy")
+    await bench.add(busy, "busy")
+    kept = len(log.batches)
+    idle, busy = await bench.init("idle"), await bench.end(busy, True, "busy")
+    bench.markers.write_all()
+    assert await bench.add(busy, "busy") is NONE, "its records are there, and nothing tells of it any more"
+    bench.coordinators.close(0)
+    behind = log.cut(kept, lost=True)
+    behind.refuse, behind.validate_soon = ErrorCode.NOT_ENOUGH_REPLICAS, False
+    other = Bench(tasks)
+    other.ids.last = bench.ids.last
+    other.coordinators.open(0, behind)
+    await asyncio.sleep(0.01)
+    assert (await other.init("idle")).error is ErrorCode.COORDINATOR_LOAD_IN_PROGRESS
+    behind.refuse = None
+    while not other.coordinators.partitions[0].active:
+        await asyncio.sleep(0.001)
+    await turns()
+    assert not other.markers.begun and not other.abandoned.ended
+    behind.validate()
+    await turns()
+    assert other.abandoned.ended == [({idle.producer_id: "idle", busy.producer_id: "busy"}, behind.epoch)]
+    ((ending, _, _),) = other.markers.begun
+    assert (ending.producer_id, ending.producer_epoch, ending.commit) == (busy.producer_id, EPOCH_MAX, False)
+    other.markers.write_all()
+    behind.validate_soon = True
+    assert await other.add(idle, "idle") is ErrorCode.PRODUCER_FENCED
+    assert await other.init("idle") == ProducerAnswer(NONE, 5003, 0)
+    assert await other.init("busy") == ProducerAnswer(NONE, 5004, 0)
+    third = Bench(tasks)
+    await third.open(behind.cut(len(behind.batches)))
+    assert await third.init("busy") == ProducerAnswer(NONE, 5004, 1), "only what is below it is suspect"
+    assert not third.abandoned.ended
+    third.coordinators.stop(), other.coordinators.stop()
+
+
+async def test_who_begins_the_next_transaction_waits_for_the_end_of_the_last(bench: Bench, tasks: Tasks) -> None:
+    log = await bench.open()
+
+    def adding(where: Bench = bench) -> asyncio.Future[Any]:
+        command = AddPartitions(0, "tx", 5001, epoch, frozenset({T0}), 0)
+        return asyncio.ensure_future(where.coordinators.add_patiently(command))  # noqa: TID251
+
+    await bench.init()
+    epoch = 0
+    for _ in range(3):
+        assert (await adding()).error is NONE
+        await bench.end(ProducerAnswer(NONE, 5001, epoch))
+        epoch += 1
+        waiting, other = adding(), adding()
+        await turns()
+        assert not waiting.done()
+        bench.markers.write_all()
+        assert (await waiting).error is (await other).error is NONE
+        await bench.end(ProducerAnswer(NONE, 5001, epoch), commit=False)
+        bench.markers.write_all()
+        epoch += 1
+    await adding()
+    await bench.end(ProducerAnswer(NONE, 5001, epoch))
+    epoch += 1
+    waiting = adding()
+    await turns()
+    bench.coordinators.close(0)
+    assert (await waiting).error is ErrorCode.NOT_COORDINATOR
+    hasty = Bench(tasks, add_partitions_to_txn_retry_backoff_max_ms=1)
+    await hasty.open(log.cut(len(log.batches)))
+    assert (await adding(hasty)).error is ErrorCode.CONCURRENT_TRANSACTIONS
+    assert not hasty.coordinators.partitions[0]._until_complete
+    hasty.coordinators.stop()
+
+
+async def test_a_suspect_that_waits_for_its_markers_stays_one(
+    bench: Bench, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rewrite would put it behind the loss."""
+    monkeypatch.setattr(runtime, "REWRITE_BYTES_MIN", 500)
+    log = await bench.open()
+    producer = await bench.init()
+    await bench.add(producer)
+    await bench.end(producer)
+    bench.coordinators.close(0)
+    behind = log.cut(len(log.batches), lost=True)
+    for _ in range(2):
+        other = Bench(tasks)
+        await other.open(behind)
+        for _ in range(20):
+            await other.init("other")
+        assert not other.moved and other.markers.begun[0][0].producer_epoch == 1 and not other.abandoned.ended
+        other.coordinators.close(0)
+    last = Bench(tasks)
+    last.ids.last = 6000
+    await last.open(behind)
+    last.markers.write_all()
+    assert await last.init() == ProducerAnswer(NONE, 6001, 0)
+    await turns()
+    assert last.abandoned.ended == [({producer.producer_id: "tx"}, behind.epoch)], "what was begun after it, perhaps"
+    while not last.moved:
+        await last.init("other")
+        await asyncio.sleep(0)
+    last.coordinators.stop()
 
 
 async def test_while_loading_and_elsewhere(bench: Bench) -> None:

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from broker.transactions.model import (
     EPOCH_LAST,
+    EPOCH_MAX,
     AddPartitions,
     Change,
     Ending,
@@ -44,6 +45,8 @@ class World:
         self.now_ms = 1_000_000
         self.next_id = 5000
         self.written: list[Change] = []
+        self.hole: int | None = None
+        """How many changes lie below what was declared lost."""
         self.markers: list[Ending] = []
 
     def take(self, outcome: Outcome) -> Any:
@@ -109,9 +112,21 @@ class World:
     def restart(self) -> None:
         """Another coordinator loads what was written."""
         self.shard = Shard(self.shard.config, lambda: self.level)
-        for change in self.written:
+        for number, change in enumerate(self.written):
+            if number == self.hole:
+                self.shard.replay_loss()
             self.shard.replay(change)
+        if self.hole == len(self.written):
+            self.shard.replay_loss()
+        for name in list(self.shard.suspects):
+            self.take(self.shard.fence_lost(name, self.now_ms))
         self.markers = [ending for name in self.shard.endings() if (ending := self.shard.ending(name)) is not None]
+
+    def lose(self, count: int) -> None:
+        """The last so many changes are declared lost, and another coordinator loads the rest."""
+        del self.written[len(self.written) - count :]
+        self.hole = len(self.written)
+        self.restart()
 
     def state(self, name: str = "t") -> State:
         return self.shard.transactions[name].state
@@ -321,6 +336,63 @@ def test_ids_nobody_uses_expire() -> None:
     assert world.init(5001, 0, name="idle") == ProducerAnswer(NONE, 5004, 0)
 
 
+def test_behind_a_loss_a_transactional_id_gets_another_producer_id() -> None:
+    """The logs may know later epochs of the one it had."""
+    for level in (0, 2):
+        world = World(level)
+        world.init()
+        world.init()
+        world.lose(1)
+        assert world.shard.transactions["t"].producer_epoch == EPOCH_MAX
+        assert world.add(5001, 0) is ErrorCode.PRODUCER_FENCED
+        assert world.verify(5001, 1, T0) == [ErrorCode.PRODUCER_FENCED]
+        assert world.init(5001, 0).error is ErrorCode.PRODUCER_FENCED
+        assert world.init() == ProducerAnswer(NONE, 5002, 0)
+        world.restart()
+        assert world.init() == ProducerAnswer(NONE, 5002, 1), "once"
+
+
+def test_behind_a_loss_what_was_going_on_is_aborted_whatever_epoch_it_has() -> None:
+    world = World()
+    world.init()
+    world.add(5001, 0, T0)
+    world.end(5001, 0, False)
+    world.lose(1)
+    assert world.markers == [Ending("t", 5001, EPOCH_MAX, False, frozenset({T0}), 2)]
+    assert world.end(5001, 0, True).error is ErrorCode.CONCURRENT_TRANSACTIONS
+    world.restart()
+    assert len(world.markers) == 1
+    world.complete()
+    for epoch in (0, EPOCH_LAST):
+        assert world.end(5001, epoch, False).error is ErrorCode.PRODUCER_FENCED
+    assert world.init() == ProducerAnswer(NONE, 5002, 0)
+
+
+def test_behind_a_loss_a_commit_is_carried_out_where_that_ends_nothing_else() -> None:
+    world = World()
+    world.init()
+    world.add(5001, 0, T0)
+    world.end(5001, 0, True)
+    world.complete()
+    world.lose(1)
+    assert world.markers == [Ending("t", 5001, 1, True, frozenset({T0}), 2)], "a log that knows epoch 1 refuses it"
+    world.complete()
+    assert world.state() is State.COMPLETE_COMMIT and world.add(5001, 1) is ErrorCode.PRODUCER_FENCED
+    assert world.init() == ProducerAnswer(NONE, 5002, 0)
+
+
+def test_behind_a_loss_a_commit_of_the_first_generation_is_left_alone() -> None:
+    """Its marker would commit the next transaction too, which has the same epoch."""
+    world = World()
+    world.init()
+    world.add(5001, 0, T0, client=0)
+    world.end(5001, 0, True, client=0)
+    world.complete()
+    world.lose(1)
+    assert not world.markers and world.state() is State.COMPLETE_COMMIT
+    assert world.init() == ProducerAnswer(NONE, 5002, 0)
+
+
 def test_completion_of_what_is_not_going_on_changes_nothing() -> None:
     world = World()
     world.init()
@@ -368,6 +440,8 @@ class Producers(RuleBasedStateMachine):
         self.decided: dict[tuple[int, int], set[bool]] = {}
         """(producer id, epoch of the marker) -> how it ended."""
         self.epochs: list[tuple[int, int]] = []
+        self.lost: set[int] = set()
+        """Producer ids of which epochs may be lost."""
 
     @initialize(client=st.sampled_from([0, 2]), level=st.sampled_from([0, 1, 2]))
     def begin(self, client: int, level: int) -> None:
@@ -391,6 +465,7 @@ class Producers(RuleBasedStateMachine):
             self.identity = (answer.producer_id, answer.producer_epoch)
             self.open = False
             assert self.identity not in self.epochs or known, "a new producer has an epoch of its own"
+            assert answer.producer_id not in self.lost
             self.epochs.append(self.identity)
 
     @rule(part=st.sampled_from([T0, T1, ("other", 0)]))
@@ -413,10 +488,10 @@ class Producers(RuleBasedStateMachine):
     def end_as_a_fenced_producer(self, commit: bool, data: st.DataObject) -> None:
         old = [identity for identity in self.old if identity[0] >= 0 and identity != self.identity]
         if old:
-            before = self.world.shard.transactions["t"]
+            before = self.world.shard.transactions.get("t")
             identity = data.draw(st.sampled_from(old))
             answer = self.world.end(*identity, commit, client=self.client)
-            after = self.world.shard.transactions["t"]
+            after = self.world.shard.transactions.get("t")
             assert answer.error is not NONE or after == before, "a fenced producer changes nothing"
 
     @rule()
@@ -453,6 +528,12 @@ class Producers(RuleBasedStateMachine):
         } == before
         if self.world.level >= 1:
             assert {name: one.next_producer_id for name, one in after.items()} == next_ids
+
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        self.lost.update(producer_id for producer_id, _ in self.epochs)
+        self.world.lose(data.draw(st.integers(0, len(self.world.written))))
+        self.note()
 
     @invariant()
     def decisions_do_not_change(self) -> None:
