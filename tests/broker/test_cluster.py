@@ -4,7 +4,7 @@ doubled, and clients see what they retry by themselves."""
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +18,18 @@ PARTITIONS = 9
 
 @contextlib.contextmanager
 def three(
-    path: Path, *, one_machine: bool, module: str = "broker", **overrides: object
+    path: Path,
+    *,
+    one_machine: bool,
+    module: str = "broker",
+    make: Callable[..., BrokerProcess] = BrokerProcess,
+    **overrides: object,
 ) -> Iterator[dict[int, BrokerProcess]]:
-    """Nodes 1 to 3; 1 was there first and controls."""
+    """Nodes 1 to 3; 1 was there first and controls. `make(directory, **overrides)`: one of them."""
     with contextlib.ExitStack() as stack:
         nodes = {}
         for node_id in (1, 2, 3):
-            nodes[node_id] = BrokerProcess(
+            nodes[node_id] = make(
                 path / f"node-{node_id}",
                 node_id=node_id,
                 tidelog_storage=f"file:{path}/bucket",

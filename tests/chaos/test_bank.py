@@ -23,9 +23,12 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from tests.broker.test_cluster import everybody, three
 from tests.chaos.bank import GROUP, LEDGER, ORDERS, Books, Entry, Order, judge
+from tests.chaos.cluster import lasting_port
+from tests.chaos.outage import Background
 from tests.compatibility import versions
 from tests.compatibility.jvm import tools as tools_of
 from tests.support.broker_process import BrokerProcess
+from tests.support.disturbed_link import NONE, DisturbedLink, Trouble
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
@@ -213,9 +216,98 @@ def give_orders(bootstrap: str, books: Books, rng: random.Random, count: int, pr
     producer.flush(60)
 
 
-def fail_something(nodes: dict[int, BrokerProcess], workers: Workers, rng: random.Random) -> str:
+class LinkedBroker(BrokerProcess):
+    """One whose ports stay, and who is reached through links."""
+
+    def spawn(self, *, fixed_port: bool = True) -> None:
+        super().spawn(fixed_port=False)
+
+
+class Links:
+    """A link before each broker for its clients, and one for the other brokers, all of which may be disturbed."""
+
+    def __init__(self) -> None:
+        self._background = Background("links")
+        self.clients: list[DisturbedLink] = []
+        self.peers: list[DisturbedLink] = []
+
+    def broker(self, directory: Path, **overrides: object) -> BrokerProcess:
+        """The next broker, to be reached through links."""
+        ports = lasting_port(), lasting_port()
+        for port, links in zip(ports, (self.clients, self.peers)):
+            links.append(DisturbedLink("127.0.0.1", port))
+            self._background.call(links[-1].open())
+        return LinkedBroker(
+            directory,
+            **overrides,
+            listeners=f"CLIENTS://127.0.0.1:{ports[0]},PEERS://127.0.0.1:{ports[1]}",
+            advertised_listeners=(
+                f"CLIENTS://127.0.0.1:{self.clients[-1].port},PEERS://127.0.0.1:{self.peers[-1].port}"
+            ),
+            listener_security_protocol_map="CLIENTS:PLAINTEXT,PEERS:PLAINTEXT",
+            inter_broker_listener_name="PEERS",
+        )
+
+    @property
+    def bootstrap(self) -> str:
+        return ",".join(f"127.0.0.1:{link.port}" for link in self.clients)
+
+    def disturb(self, links: list[DisturbedLink], rng: random.Random) -> None:
+        """Some of these for a while, which may be longer than a session."""
+        chosen = rng.sample(links, rng.choice([1, 1, 3]))
+        trouble = rng.choice(
+            [
+                NONE,  # connections end
+                Trouble(refuse=True),
+                Trouble(hold_up=True, hold_down=True),
+                Trouble(hold_down=True),
+                Trouble(hold_up=True),
+                Trouble(delay_s=0.3),
+                Trouble(cut_after=rng.randint(1, 200)),
+            ]
+        )
+        resets = trouble in (NONE, Trouble(refuse=True)) or rng.random() < 0.3
+
+        async def put(trouble: Trouble) -> None:
+            for link in chosen:
+                await link.set(trouble)
+
+        self._background.call(put(trouble))
+        if resets:
+            self._background.call(self._reset(chosen))
+        sleep(rng.uniform(0.3, 4))
+        self._background.call(put(NONE))
+
+    @staticmethod
+    async def _reset(links: list[DisturbedLink]) -> None:
+        for link in links:
+            link.reset()
+
+    def close(self) -> None:
+        for link in (*self.clients, *self.peers):
+            self._background.call(link.close())
+        self._background.close()
+
+
+def revive(nodes: dict[int, BrokerProcess]) -> None:
+    """What a supervisor does: a broker that was cut off for longer than its session ends, and begins again."""
+    for node in nodes.values():
+        if node.process is not None and node.process.poll() is not None:
+            node.start()
+
+
+def fail_something(
+    nodes: dict[int, BrokerProcess], workers: Workers, rng: random.Random, links: Links | None = None
+) -> str:
     """One fault, and its end."""
-    kind = rng.choice(["broker", "broker", "worker", "worker", "worker", "stop", "pause", "both"])
+    kinds = ["broker", "broker", "worker", "worker", "worker", "stop", "pause", "both"]
+    if links is not None:
+        kinds += ["clients cut", "brokers cut"] * 4
+    kind = rng.choice(kinds)
+    if links is not None and kind.endswith("cut"):
+        links.disturb(links.clients if kind == "clients cut" else links.peers, rng)
+        return kind
+    revive(nodes)
     node = nodes[rng.choice(sorted(nodes))]
     worker = rng.randrange(len(workers.commands))
     if kind in ("worker", "both"):
@@ -235,7 +327,7 @@ def fail_something(nodes: dict[int, BrokerProcess], workers: Workers, rng: rando
 
 
 @contextlib.contextmanager
-def cluster(path: Path, wal: str) -> Iterator[dict[int, BrokerProcess]]:
+def cluster(path: Path, wal: str, links: Links | None) -> Iterator[dict[int, BrokerProcess]]:
     settings = {
         "offsets_topic_num_partitions": 3,
         "transaction_state_log_num_partitions": 3,
@@ -245,7 +337,8 @@ def cluster(path: Path, wal: str) -> Iterator[dict[int, BrokerProcess]]:
         "tidelog_wal": wal,
         "tidelog_internal_wal": wal,
     }
-    with three(path, one_machine=True, **settings) as nodes:
+    make = BrokerProcess if links is None else links.broker
+    with three(path, one_machine=True, make=make, **settings) as nodes:
         yield nodes
 
 
@@ -261,17 +354,30 @@ def java_worker(bootstrap: str, number: int) -> Callable[[int], list[str]]:
     return lambda turn: tools.command("main.BankWorker", bootstrap, f"bank-{number}", 1000 * number + turn)
 
 
-@pytest.mark.parametrize("wal", ["volume", "objects"])
-@pytest.mark.parametrize("generation", [1, 2])
-def test_money_transfers(tmp_path: Path, generation: int, wal: str) -> None:
-    """Generation 1: librdkafka, 2: Kafka's own client of 4.x."""
+@pytest.mark.parametrize(
+    ("generation", "wal", "network"),
+    [
+        (1, "volume", "good"),
+        (1, "objects", "good"),
+        (1, "volume", "bad"),
+        (2, "volume", "good"),
+        (2, "objects", "good"),
+        (2, "volume", "bad"),
+    ],
+)
+def test_money_transfers(tmp_path: Path, generation: int, wal: str, network: str) -> None:
+    """Generation 1: librdkafka, 2: Kafka's own client of 4.x. In a bad network links are disturbed too."""
     if generation == 2 and shutil.which("java") is None:
         pytest.skip("java is not installed")
     rng = random.Random(generation)
     books = Books()
     with contextlib.ExitStack() as stack:
-        nodes = stack.enter_context(cluster(tmp_path, wal))
-        bootstrap = everybody(nodes)
+        links = None
+        if network == "bad":
+            links = Links()
+            stack.callback(links.close)
+        nodes = stack.enter_context(cluster(tmp_path, wal, links))
+        bootstrap = everybody(nodes) if links is None else links.bootstrap
         admin = AdminClient({"bootstrap.servers": bootstrap})
         for future in admin.create_topics([NewTopic(ORDERS, PARTITIONS, 1), NewTopic(LEDGER, PARTITIONS, 1)]).values():
             future.result(30)
@@ -284,19 +390,25 @@ def test_money_transfers(tmp_path: Path, generation: int, wal: str) -> None:
         stack.callback(reader.stop)
         until("the first transfers", lambda: len(books.committed) > 3, 60)
         faults: Counter[str] = Counter()
+
+        def look() -> None:
+            workers.look()
+            revive(nodes)
+
         for _ in range(FAULTS):
             give_orders(bootstrap, books, rng, 30, producer)
-            faults[fail_something(nodes, workers, rng)] += 1
+            faults[fail_something(nodes, workers, rng, links)] += 1
             had = len(books.committed)
             until(
                 f"transfers go on after {dict(faults)}",
                 lambda had=had: len(books.committed) > had or all_done(bootstrap),
                 90,
-                workers.look,
+                look,
                 lambda: workers.chatter[-5:],
             )
-        took_s = until("every order is carried out", lambda: all_done(bootstrap), 120, workers.look)
+        took_s = until("every order is carried out", lambda: all_done(bootstrap), 120, look)
         workers.stop()
+        revive(nodes)
         until("no transaction hangs", lambda: not hanging(bootstrap), 40)
         reader.stop()
         read_ledger(bootstrap, books)
