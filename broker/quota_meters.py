@@ -17,10 +17,11 @@ class Rate:
     """A sum per second over the last `samples` windows of `window_ms`, the present one included.
 
     Before so many windows went by the time is counted as if all but one had: a burst after silence is a rate over the
-    whole of it.
+    whole of it. Unlike in Kafka what is too large for the windows, which would be forgotten before it is paid for, is
+    not put into them: nothing more must happen until it is.
     """
 
-    __slots__ = ("_at", "_samples", "_starts", "_sums", "_window_ms")
+    __slots__ = ("_at", "_debt", "_debt_ms", "_samples", "_starts", "_sums", "_window_ms")
 
     def __init__(self, samples: int, window_ms: int, now_ms: int) -> None:
         self._samples = samples
@@ -28,6 +29,8 @@ class Rate:
         self._starts = [now_ms]
         self._sums = [0.0]
         self._at = 0
+        self._debt = 0.0
+        self._debt_ms = now_ms
 
     def record(self, value: float, now_ms: int) -> None:
         """So much happened now."""
@@ -39,6 +42,28 @@ class Rate:
             else:
                 self._starts[self._at], self._sums[self._at] = now_ms, 0.0
         self._sums[self._at] += value
+
+    def most(self, bound: float) -> int:
+        """The largest amount that the windows are there for, at least one."""
+        return max(1, _whole(bound * (self._samples - 1) * self._window_ms / 1000))
+
+    def room(self, bound: float, now_ms: int) -> int:
+        """What may happen now: what is left of the bound, but at least what one window brings, which is worth to wait
+        for.
+        """
+        total, elapsed = self._total(now_ms)
+        left = max(bound * elapsed / 1000 - total, bound * self._window_ms / 1000)
+        return max(1, min(_whole(left), self.most(bound)))
+
+    def record_large(self, value: float, bound: float, now_ms: int) -> None:
+        """So much happened now, and is more than `most`."""
+        self._debt = self._owed(bound, now_ms) + value
+
+    def _owed(self, bound: float, now_ms: int) -> float:
+        """What of large amounts is not paid for."""
+        self._debt = max(0.0, self._debt - (now_ms - self._debt_ms) * bound / 1000)
+        self._debt_ms = now_ms
+        return self._debt
 
     def _total(self, now_ms: int) -> tuple[float, int]:
         """(sum of what is not too old, milliseconds that it is divided by)."""
@@ -63,7 +88,8 @@ class Rate:
         """How long nothing must happen until the rate is at the bound again; 0: it is not above."""
         total, elapsed = self._total(now_ms)
         rate = total * 1000 / elapsed
-        return _whole((rate - bound) / bound * elapsed) if rate > bound else 0
+        over_ms = _whole((rate - bound) / bound * elapsed) if rate > bound else 0
+        return max(over_ms, _whole(self._owed(bound, now_ms) * 1000 / bound))
 
 
 class TokenBucket:
@@ -92,9 +118,11 @@ class TokenBucket:
         return _whole(-self._tokens / bound * 1000) if self._tokens < 0 else 0
 
 
-def _whole(ms: float) -> int:
-    """As Java rounds: a bound may be so small that no number says how long it takes."""
-    return round(ms) if ms < LONG_MAX else LONG_MAX
+def _whole(value: float) -> int:
+    """As Java rounds: a bound may be so small that no number says how long it takes, or so large that none says how much
+    it allows.
+    """
+    return round(value) if value < LONG_MAX else LONG_MAX
 
 
 class Found(NamedTuple):

@@ -6,10 +6,11 @@ how long the event loop is kept (`request_percentage`: of one thread, as there i
 when they are made (`consumer_byte_rate`). The answer of who is above says `throttle_time_ms`, and its connection is
 muted for so long. Each broker measures on its own.
 
-As in Kafka the answer itself is not held back. Unlike in Kafka the answer of a throttled Fetch keeps its records, and
-the pause comes after it; a fetch is cut to what the quota allows in all windows together. What a request does after its
-first wait is not counted as time. Controller mutations (KIP-599) are counted in the handlers of topics, by the
-partitions that a request names.
+As in Kafka the answer itself is not held back, and that of a throttled Fetch is empty: its records count when they go
+out. A fetch is cut to what the quota has room for. Unlike in Kafka nobody waits for ever: a batch larger than all
+windows allow goes out as soon as the rate without it is within the quota, and a Fetch that only the request time would
+empty is emptied once, not again and again. What a request does after its first wait is not counted as time.
+Controller mutations (KIP-599) are counted in the handlers of topics, by the partitions that a request names.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class MeteredReply(Reply):
 class MeteredRequest:
     """One request of a client while quotas are set."""
 
-    __slots__ = ("api_key", "client_id", "connection", "quotas", "throttle_ms", "user", "version")
+    __slots__ = ("api_key", "client_id", "connection", "counted", "quotas", "throttle_ms", "user", "version")
 
     def __init__(
         self, quotas: ClientQuotas, connection: Connection, api_key: int, version: int, client_id: str
@@ -85,6 +86,8 @@ class MeteredRequest:
         self.client_id = client_id
         self.user = connection.principal.partition(":")[2]
         self.throttle_ms = 0
+        self.counted: int | None = None
+        """Bytes of a Fetch that are counted already; None: nothing was decided about them."""
 
     def owed(self, waits: int, latency: list[int], payload: bytes | list[Buffer]) -> Reply:
         """The reply that the connection owes."""
@@ -96,12 +99,21 @@ class MeteredRequest:
 
     def answered(self, payload: bytes | list[Buffer]) -> bytes | list[Buffer]:
         """The answer as it goes out."""
-        if self.api_key == ApiKey.FETCH:
+        if self.api_key == ApiKey.FETCH and not self.throttle_ms:
             size = sum(map(len, payload)) if type(payload) is list else len(payload)
-            self.wait(self.quotas.took(FETCH_RATE, self.user, self.client_id, size))
+            throttle_ms = self.quotas.took(FETCH_RATE, self.user, self.client_id, size - (self.counted or 0))
+            if self.counted is None:  # a refusal, which holds no records
+                self.wait(max(throttle_ms, self.quotas.busy(self)))
         if not self.throttle_ms:
             return payload
         return with_throttle(self.api_key, self.version, payload, self.throttle_ms)
+
+    def empties_fetch(self, size: int) -> bool:
+        """Whether a Fetch that found records of so many bytes is answered without them. Then they are not counted."""
+        throttle_ms, empty = self.quotas.throttle_fetch(self, size)
+        self.wait(throttle_ms)
+        self.counted = size
+        return empty
 
     def wait(self, throttle_ms: int) -> None:
         """Mute the connection for so long from now on, and say so in the answer."""
@@ -155,6 +167,8 @@ class ClientQuotas:
         self._used: OrderedDict[Hashable, None] = OrderedDict()
         """Meters, the one last used last."""
         self._muted: dict[Connection, asyncio.TimerHandle] = {}
+        self._emptied: dict[Connection, None] = {}
+        """Those whose last fetch was emptied for the time of their requests: the next one is not."""
         self._on_change: Callable[[], None] = lambda: None
 
     def follow(self, on_change: Callable[[], None]) -> None:
@@ -217,7 +231,10 @@ class ClientQuotas:
             return 0
         now_ms = self._clock.boottime_ms()
         rate = self._rate(key, found, now_ms)
-        rate.record(amount, now_ms)
+        if amount > rate.most(found.bound) and key != REQUEST_TIME:
+            rate.record_large(amount, found.bound, now_ms)
+        else:
+            rate.record(amount, now_ms)
         return rate.throttle_ms(found.bound, now_ms)
 
     # Requests
@@ -237,7 +254,8 @@ class ClientQuotas:
                 request.wait(self.took(PRODUCE_RATE, request.user, client_id, end - start + 4))
             elif api_key == ApiKey.FETCH:
                 self._cut_fetch(request, buf, body, end)
-            request.wait(self._busy(request))
+            if api_key != ApiKey.FETCH:  # which may wait for long before it is answered
+                request.wait(self.busy(request))
             began = self._ticks_us()
             connection.metered = request
             try:
@@ -248,8 +266,10 @@ class ClientQuotas:
 
         return metered
 
-    def _busy(self, request: MeteredRequest) -> int:
-        """By what was used up to now, at most one window (KIP-124): this request counts for the next one."""
+    def busy(self, request: MeteredRequest) -> int:
+        """For how long the client is to be throttled for the time of its requests: by what was used up to now, at most
+        one window (KIP-124). This request counts for the next one.
+        """
         found = self._find(REQUEST_TIME, request.user, request.client_id)
         if found is None:
             return 0
@@ -257,8 +277,33 @@ class ClientQuotas:
         throttle_ms = self._rate(REQUEST_TIME, found, now_ms).throttle_ms(found.bound, now_ms)
         return min(throttle_ms, self._settings.quota_window_size_seconds * 1000)
 
+    def throttle_fetch(self, request: MeteredRequest, size: int) -> tuple[int, bool]:
+        """For how many ms the client of a Fetch that found so many bytes is to be throttled, and whether they stay
+        here. What goes out is counted.
+        """
+        busy_ms, over_ms = self.busy(request), 0
+        found = self._find(FETCH_RATE, request.user, request.client_id)
+        rate, large = None, False
+        if found is not None:
+            now_ms = self._clock.boottime_ms()
+            rate = self._rate(FETCH_RATE, found, now_ms)
+            large = size > rate.most(found.bound)
+            rate.record(0 if large else size, now_ms)
+            over_ms = rate.throttle_ms(found.bound, now_ms)
+        if over_ms or (busy_ms and request.connection not in self._emptied):
+            if not over_ms:
+                self._emptied[request.connection] = None
+            if rate is not None and not large:
+                rate.record(-size, now_ms)
+            return max(over_ms, busy_ms), True
+        self._emptied.pop(request.connection, None)
+        if rate is not None and found is not None and large:
+            rate.record_large(size, found.bound, now_ms)
+            over_ms = rate.throttle_ms(found.bound, now_ms)
+        return max(over_ms, busy_ms), False
+
     def _cut_fetch(self, request: MeteredRequest, buf: bytearray, body: int, end: int) -> None:
-        """A fetch gets at most what its quota allows in all windows but one."""
+        """A fetch gets at most what its quota has room for: with more it would be emptied, again and again."""
         found = self._find(FETCH_RATE, request.user, request.client_id)
         at = _FETCH_MAX_BYTES.get(request.version)
         if found is None or at is None:
@@ -269,10 +314,10 @@ class ClientQuotas:
             body += 1
         if body + at + 4 > end:
             return
-        settings = self._settings
-        most = int(found.bound * (settings.quota_window_num - 1) * settings.quota_window_size_seconds)
+        now_ms = self._clock.boottime_ms()
+        most = self._rate(FETCH_RATE, found, now_ms).room(found.bound, now_ms)
         if _INT32.unpack_from(buf, body + at)[0] > most:
-            _INT32.pack_into(buf, body + at, max(most, 1))
+            _INT32.pack_into(buf, body + at, most)
 
     # Muting
 
@@ -298,6 +343,7 @@ class ClientQuotas:
 
     def forget(self, connection: Connection) -> None:
         """The connection is gone."""
+        self._emptied.pop(connection, None)
         handle = self._muted.pop(connection, None)
         if handle is not None:
             handle.cancel()

@@ -100,6 +100,7 @@ class Poll:
         "failed",
         "logs",
         "max_bytes",
+        "metered",
         "reading",
         "reply",
         "request",
@@ -130,6 +131,7 @@ class Poll:
         self.version = version
         self.correlation_id = correlation_id
         self.started_us = connection.started_us
+        self.metered = connection.metered
         self.max_bytes = min(request.max_bytes, services.settings.fetch_max_bytes)
         if connection.hub.unsent_bytes > connection.hub.budget.limit:
             self.max_bytes = min(self.max_bytes, CROWDED_BYTES)
@@ -401,6 +403,9 @@ class Poll:
     def _answer(self) -> None:
         self.done = True
         self._leave()
+        if self.metered is not None and self.metered.empties_fetch(self.size):
+            self._answer_nothing()
+            return
         services, turn = self.services, self.turn
         session = turn.session
         session_id = NO_SESSION
@@ -435,9 +440,20 @@ class Poll:
             endpoints=endpoints_of(services, self.connection.listener, leaders) if leaders else (),
         )
         services.counters.fetch_bytes += self.size
-        pieces = coalesce(size, pieces)
+        self._send(coalesce(size, pieces))
+
+    def _answer_nothing(self) -> None:
+        """The client took more than its share: it asks again later. Nothing was told, so its session stays as it is,
+        and none is opened (KIP-219).
+        """
+        session = self.turn.session
+        session_id = NO_SESSION if session is None else session.id
+        size, pieces = encode_fetch_response(self.version, self.correlation_id, (), session_id=session_id)
+        self._send(coalesce(size, pieces))
+
+    def _send(self, pieces: list[Buffer]) -> None:
         if self.reply is None:
-            self.connection.answer(pieces, services.counters.fetch_latency)
+            self.connection.answer(pieces, self.services.counters.fetch_latency)
         else:
             self.reply.fill(pieces)
         self.results = []

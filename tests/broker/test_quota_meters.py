@@ -39,6 +39,18 @@ def test_who_waits_as_told_stays_within_the_bound(bound: float, requests: list[t
     assert sum(amount for _, amount in taken) <= bound * (span_ms / 1000 + SAMPLES) + largest
 
 
+def test_what_is_too_large_for_the_windows_is_paid_for() -> None:
+    rate = Rate(SAMPLES, WINDOW_MS, 0)
+    assert (rate.most(100), rate.room(100, 0), rate.most(1e-9)) == (1000, 1000, 1)
+    assert rate.most(1e308) == rate.room(1e308, 0) > 2**62
+    rate.record_large(5000, 100, 0)
+    assert rate.throttle_ms(100, 0) == 50_000
+    rate.record_large(2000, 100, 20_000)
+    assert rate.throttle_ms(100, 20_000) == 50_000
+    assert rate.throttle_ms(1000, 21_000) == 4000, "at the new rate, if the quota changes"
+    assert rate.throttle_ms(1000, 25_000) == 0 == rate.throttle_ms(1000, 99_000)
+
+
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 2500)), max_size=60))
 def test_a_rate_is_a_plain_sum_over_the_windows_that_are_left(events: list[tuple[float, int]]) -> None:
     rate, now_ms, seen = Rate(SAMPLES, WINDOW_MS, 0), 0, []
