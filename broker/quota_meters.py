@@ -119,8 +119,8 @@ class TokenBucket:
 
 
 def _whole(value: float) -> int:
-    """As Java rounds: a bound may be so small that no number says how long it takes, or so large that none says how much
-    it allows.
+    """As Java rounds: a bound may be so small that no number says how long it takes, or so large that none says what it
+    allows.
     """
     return round(value) if value < LONG_MAX else LONG_MAX
 

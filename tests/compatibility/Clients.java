@@ -525,7 +525,8 @@ public class Clients {
             var directories = admin.describeLogDirs(List.of(1)).allDescriptions().get().get(1);
             same(directories.size(), 1);
             check(directories.values().iterator().next().replicaInfos().get(where).size() > 20, directories);
-            check(admin.describeFeatures().featureMetadata().get().finalizedFeatures().isEmpty(), "features");
+            same(admin.describeFeatures().featureMetadata().get().finalizedFeatures().get("group.version")
+                    .maxVersionLevel(), (short) 1);
 
             groups(admin, where);
 

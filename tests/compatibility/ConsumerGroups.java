@@ -191,6 +191,15 @@ public class ConsumerGroups {
         }
     }
 
+    /** A machine that stalls for seconds is to end no session of this group: who is fenced gives up what he has. */
+    static void keepMembers() throws Exception {
+        try (Admin admin = Admin.create(properties())) {
+            ConfigEntry entry = new ConfigEntry("consumer.session.timeout.ms", "45000");
+            admin.incrementalAlterConfigs(Map.of(new ConfigResource(ConfigResource.Type.GROUP, topic),
+                    List.of(new AlterConfigOp(entry, AlterConfigOp.OpType.SET)))).all().get();
+        }
+    }
+
     static Set<String> send(String to, String prefix, int count, int partitions) throws Exception {
         Set<String> sent = new HashSet<>();
         try (KafkaProducer<String, String> producer = new KafkaProducer<>(properties())) {
@@ -250,6 +259,7 @@ public class ConsumerGroups {
 
     static void staticMembers() throws Exception {
         create(topic, 4);
+        keepMembers();
         Member one = Member.modern("group.instance.id", "i");
         Member two = Member.modern("group.instance.id", "j");
         until("halves", () -> even(4, one, two));

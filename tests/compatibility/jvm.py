@@ -1,5 +1,8 @@
-"""Kafka's own command-line tools and small Java programs of ours, each in a JVM of its own, ended by its id."""
+"""Kafka's own command-line tools and small Java programs of ours, each in a JVM of its own, ended by its id; or many
+commands one after the other in one JVM.
+"""
 
+import base64
 import contextlib
 import os
 import subprocess
@@ -19,6 +22,14 @@ _OPTIONS = (
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
 )
 TIMEOUT_S = 60
+
+_ONCE_IN_A_JVM = {
+    "VerifiableProducer",
+    "VerifiableShareConsumer",
+    "consumer.ConsoleConsumer",
+    "consumer.ConsoleShareConsumer",
+}
+"""They count in static fields what they print, or end their work in a hook of the JVM's own end."""
 
 _BEFORE_4 = {"ConsoleProducer": "kafka.tools.", "BrokerApiVersionsCommand": "kafka.admin."}
 
@@ -48,14 +59,15 @@ class Tools:
         """Whether options are spelled as before Kafka 4."""
         return self.version == versions.OLDER_KAFKA
 
-    def command(self, name: str, *arguments: object) -> list[str]:
-        """The command line of a tool: its class is below `org.apache.kafka.tools`, in `kafka.`, or ours in `main.`."""
+    def main_class(self, name: str) -> str:
+        """The class of a tool: it is below `org.apache.kafka.tools`, in `kafka.`, or ours in `main.`."""
         if name.startswith(("kafka.", "main.")):
-            full = name.removeprefix("main.")
-        else:
-            full = (_BEFORE_4.get(name) if self.older else None) or "org.apache.kafka.tools."
-            full += name
-        return [java.tool("java"), *_OPTIONS, "-cp", self.classpath, full, *map(str, arguments)]
+            return name.removeprefix("main.")
+        return ((_BEFORE_4.get(name) if self.older else None) or "org.apache.kafka.tools.") + name
+
+    def command(self, name: str, *arguments: object) -> list[str]:
+        """The command line of a tool."""
+        return [java.tool("java"), *_OPTIONS, "-cp", self.classpath, self.main_class(name), *map(str, arguments)]
 
     def try_run(self, name: str, *arguments: object, text: str = "", timeout_s: float = TIMEOUT_S) -> Output:
         """Run to the end."""
@@ -66,23 +78,12 @@ class Tools:
 
     def run(self, name: str, *arguments: object, text: str = "", timeout_s: float = TIMEOUT_S) -> Output:
         """Run to the end; it has to succeed, and the client inside must not have complained."""
-        told = self.try_run(name, *arguments, text=text, timeout_s=timeout_s)
-        assert told.code == 0, f"{name} ended with {told.code}:\n{told.out[-3000:]}\n{told.err[-3000:]}"
-        complaints = [line for line in told.err.splitlines() if " WARN " in line or " ERROR " in line]
-        assert not [line for line in complaints if not _harmless(line)], complaints
-        return told
+        return _succeeded(name, self.try_run(name, *arguments, text=text, timeout_s=timeout_s))
 
     @contextlib.contextmanager
     def running(self, name: str, *arguments: object) -> "Iterator[Running]":
         """A tool that runs until it is told to end."""
-        process = subprocess.Popen(
-            self.command(name, *arguments),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        tool = Running(process)
+        tool = Running(_spawn(self.command(name, *arguments)))
         try:
             yield tool
         finally:
@@ -145,6 +146,61 @@ class Running:
                     stream.close()
 
 
+class Shell:
+    """The tools of one Kafka version, one after the other in one JVM (`Shell.java`): a command costs what its work
+    costs, and not the start of a JVM. Used as `Tools`.
+    """
+
+    def __init__(self, tools: Tools) -> None:
+        self.tools = tools
+        self.older = tools.older
+        self.running = tools.running
+        self._jvm: Running | None = None
+
+    def try_run(self, name: str, *arguments: object, text: str = "", timeout_s: float = TIMEOUT_S) -> Output:
+        """Run to the end."""
+        if name in _ONCE_IN_A_JVM:
+            return self.tools.try_run(name, *arguments, text=text, timeout_s=timeout_s)
+        jvm = self._jvm
+        if jvm is None:
+            jvm = self._jvm = Running(_spawn(self.tools.command("main.Shell")))
+        words = [text, self.tools.main_class(name), *map(str, arguments)]
+        stdin = jvm.process.stdin
+        assert stdin is not None
+        had = len(jvm.lines)
+        stdin.write(" ".join(base64.b64encode(word.encode()).decode() or "-" for word in words) + "\n")
+        stdin.flush()
+        try:
+            jvm.wait_for(lambda lines: len(lines) > had, timeout_s)
+        except BaseException:
+            self.close()
+            raise
+        code, out, err = jvm.lines[-1].split(" ")
+        return Output(int(code), *("" if part == "-" else base64.b64decode(part).decode() for part in (out, err)))
+
+    def run(self, name: str, *arguments: object, text: str = "", timeout_s: float = TIMEOUT_S) -> Output:
+        """See `Tools.run`."""
+        return _succeeded(name, self.try_run(name, *arguments, text=text, timeout_s=timeout_s))
+
+    def close(self) -> None:
+        """End the JVM."""
+        if self._jvm is not None:
+            self._jvm.kill()
+            self._jvm = None
+
+
+def _spawn(command: list[str]) -> "subprocess.Popen[str]":
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def _succeeded(name: str, told: Output) -> Output:
+    assert told.code == 0, f"{name} ended with {told.code}:\n{told.out[-3000:]}\n{told.err[-3000:]}"
+    complaints = [line for line in told.err.splitlines() if " WARN " in line or " ERROR " in line]
+    assert not [line for line in complaints if not _harmless(line)], complaints
+    return told
+
+
 def _harmless(line: str) -> bool:
     """What the same tools say to an Apache Kafka too."""
     return any(text in line for text in ("These configurations", "AppInfo", "deprecated", "SLF4J"))
@@ -159,3 +215,13 @@ def tools(version: str, sources: Sequence[Path] = ()) -> Tools:
     for source in sources:
         classpath = java.compile_source(source, classpath)
     return Tools(version, classpath)
+
+
+@contextlib.contextmanager
+def shell(version: str) -> Iterator[Shell]:
+    """The tools of a version in one JVM, which is started with the first command."""
+    opened = Shell(tools(version, [Path(__file__).with_name("Shell.java")]))
+    try:
+        yield opened
+    finally:
+        opened.close()

@@ -9,8 +9,7 @@ import pytest
 
 from broker.settings import AUTHORIZER
 from tests.compatibility import versions
-from tests.compatibility.jvm import Output, Tools
-from tests.compatibility.jvm import tools as tools_of
+from tests.compatibility.jvm import Output, Shell, shell
 from tests.support.broker_process import BrokerProcess
 
 pytestmark = pytest.mark.compatibility
@@ -20,8 +19,9 @@ Command = Callable[..., list[str]]
 
 
 @pytest.fixture(scope="module", params=[versions.KAFKA, versions.OLDER_KAFKA])
-def tools(request: pytest.FixtureRequest) -> Tools:
-    return tools_of(request.param)
+def tools(request: pytest.FixtureRequest) -> Iterator[Shell]:
+    with shell(request.param) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def where(broker: BrokerProcess) -> tuple[str, str]:
 
 
 @pytest.fixture
-def configs(tools: Tools, where: tuple[str, str]) -> Command:
+def configs(tools: Shell, where: tuple[str, str]) -> Command:
     """`kafka-configs.sh`; the lines that it prints, stripped."""
 
     def command(*arguments: object) -> list[str]:
@@ -51,7 +51,7 @@ def refused(told: Output, words: str) -> None:
     assert told.code == 1 and words in told.out + told.err, told
 
 
-def test_brokers(tools: Tools, where: tuple[str, str], configs: Command) -> None:
+def test_brokers(tools: Shell, where: tuple[str, str], configs: Command) -> None:
     everybody, one = ("--entity-type", "brokers", "--entity-default"), ("--entity-type", "brokers", "--entity-name", 1)
     added = "log.retention.ms=123456,leader.replication.throttled.rate=5"
     assert configs("--alter", *everybody, "--add-config", added) == [
@@ -78,7 +78,7 @@ def test_brokers(tools: Tools, where: tuple[str, str], configs: Command) -> None
     assert len(configs("--describe", *everybody)) == 1
 
 
-def test_loggers_and_groups(tools: Tools, configs: Command) -> None:
+def test_loggers_and_groups(tools: Shell, configs: Command) -> None:
     loggers = ("--entity-type", "broker-loggers", "--entity-name", 1)
     configs("--alter", *loggers, "--add-config", "broker.sealing=DEBUG")
     shown = configs("--describe", *loggers)
@@ -89,10 +89,11 @@ def test_loggers_and_groups(tools: Tools, configs: Command) -> None:
         return
     group = ("--entity-type", "groups", "--entity-name", "configured")
     configs("--alter", *group, "--add-config", "consumer.session.timeout.ms=50000")
-    assert configs("--describe", "--entity-type", "groups")[1:] == [
+    shown = configs("--describe", "--entity-type", "groups")
+    assert shown[shown.index("Dynamic configs for group configured are:") + 1] == (
         "consumer.session.timeout.ms=50000 sensitive=false synonyms={DYNAMIC_GROUP_CONFIG:"
         "consumer.session.timeout.ms=50000, DEFAULT_CONFIG:group.consumer.session.timeout.ms=45000}"
-    ]
+    )
     configs("--alter", *group, "--delete-config", "consumer.session.timeout.ms")
 
 
@@ -127,7 +128,7 @@ def test_credentials(configs: Command) -> None:
     assert configs("--describe", "--entity-type", "users") == []
 
 
-def test_access_lists(tools: Tools, where: tuple[str, str], secured: BrokerProcess) -> None:
+def test_access_lists(tools: Shell, where: tuple[str, str], secured: BrokerProcess) -> None:
     name = "kafka.admin.AclCommand" if tools.older else "AclCommand"
     refused(
         tools.try_run(name, *where, "--list"), "SecurityDisabledException: No Authorizer is configured on the broker"
@@ -143,7 +144,7 @@ def test_access_lists(tools: Tools, where: tuple[str, str], secured: BrokerProce
     assert tools.run(name, *with_authorizer, "--list").lines == []
 
 
-def test_features(tools: Tools, where: tuple[str, str]) -> None:
+def test_features(tools: Shell, where: tuple[str, str]) -> None:
     def command(*arguments: object) -> list[str]:
         return tools.run("FeatureCommand", *where, *arguments).lines
 
@@ -166,7 +167,7 @@ def test_features(tools: Tools, where: tuple[str, str]) -> None:
     refused(wrong, "Local controller 1 does not support this feature")
 
 
-def test_quorum_and_brokers(tools: Tools, where: tuple[str, str], broker: BrokerProcess) -> None:
+def test_quorum_and_brokers(tools: Shell, where: tuple[str, str], broker: BrokerProcess) -> None:
     status = tools.run("MetadataQuorumCommand", *where, "describe", "--status").out
     assert re.search(r"LeaderId: +1\n", status) and re.search(r"CurrentObservers: +\[\]", status)
     assert f"PLAINTEXT://{broker.bootstrap}" in status

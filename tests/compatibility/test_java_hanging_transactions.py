@@ -1,6 +1,7 @@
 """A transaction that its coordinator does not know of, found and ended with Kafka's own tool."""
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,7 @@ import pytest
 from protocol import messages as m
 from protocol.apis import ApiKey
 from tests.compatibility import versions
-from tests.compatibility.jvm import Output, Tools
-from tests.compatibility.jvm import tools as tools_of
+from tests.compatibility.jvm import Output, Shell, shell
 from tests.support.raw_client import RawClient, batch_of
 from tests.support.waiting import until
 from tests.support.whole_broker import whole_broker
@@ -21,11 +21,12 @@ HOUR_MS = 3_600_000
 
 
 @pytest.fixture(scope="module", params=[versions.KAFKA, versions.OLDER_KAFKA])
-def tools(request: pytest.FixtureRequest) -> Tools:
-    return tools_of(request.param)
+def tools(request: pytest.FixtureRequest) -> Iterator[Shell]:
+    with shell(request.param) as opened:
+        yield opened
 
 
-async def test_find_and_abort(tools: Tools, tmp_path: Path) -> None:
+async def test_find_and_abort(tools: Shell, tmp_path: Path) -> None:
     async with whole_broker(tmp_path / "data", tidelog_seal_ms=50) as broker:
         port = broker.listeners[0].port
 

@@ -1,6 +1,7 @@
 """Kafka's tools that move leaders: kafka-reassign-partitions.sh and kafka-leader-election.sh, on two brokers."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,7 @@ from confluent_kafka.admin import AdminClient
 
 from tests.chaos.load import create_topic
 from tests.compatibility import versions
-from tests.compatibility.jvm import Tools
-from tests.compatibility.jvm import tools as tools_of
+from tests.compatibility.jvm import Shell, shell
 from tests.support.broker_process import BrokerProcess
 
 pytestmark = pytest.mark.compatibility
@@ -20,8 +20,9 @@ ELECT = "LeaderElectionCommand"
 
 
 @pytest.fixture(scope="module", params=[versions.KAFKA, versions.OLDER_KAFKA])
-def tools(request: pytest.FixtureRequest) -> Tools:
-    return tools_of(request.param)
+def tools(request: pytest.FixtureRequest) -> Iterator[Shell]:
+    with shell(request.param) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def leaders(where: str) -> list[int]:
     return [topic.partitions[index].leader for index in range(2)]
 
 
-def test_reassign_and_elect(tools: Tools, two: str, tmp_path: Path) -> None:
+def test_reassign_and_elect(tools: Shell, two: str, tmp_path: Path) -> None:
     where = ("--bootstrap-server", two)
 
     def plan(*nodes: int) -> str:
@@ -72,3 +73,31 @@ def test_reassign_and_elect(tools: Tools, two: str, tmp_path: Path) -> None:
     # The tool asks every broker of the plan to forget its throttles: one that does not exist it waits for.
     cancelled = tools.run(MOVE, *where, "--cancel", "--reassignment-json-file", plan(*before))
     assert "None of the specified partition moves are active." in cancelled.out, cancelled.out
+
+
+def test_a_generated_plan(tools: Shell, two: str, tmp_path: Path) -> None:
+    """What `--generate` proposes is what `--execute` takes; partitions of a file are elected as well."""
+    where = ("--bootstrap-server", two)
+    topics, file, parts = tmp_path / "topics.json", tmp_path / "plan.json", tmp_path / "parts.json"
+    topics.write_text(json.dumps({"version": 1, "topics": [{"topic": "load"}]}))
+    told = tools.run(MOVE, *where, "--generate", "--topics-to-move-json-file", topics, "--broker-list", 2)
+    now, proposed = [json.loads(line) for line in told.lines if line.startswith("{")]
+    assert [part["replicas"] for part in now["partitions"]] == [[node] for node in leaders(two)]
+    assert [part["replicas"] for part in proposed["partitions"]] == [[2], [2]]
+    file.write_text(json.dumps(proposed))
+    tools.run(MOVE, *where, "--execute", "--reassignment-json-file", file, "--throttle", 10_000_000)
+    verified = tools.run(MOVE, *where, "--verify", "--reassignment-json-file", file)
+    assert verified.out.count("is completed.") == 2
+    assert leaders(two) == [2, 2]
+    file.write_text(json.dumps(now))
+    tools.run(MOVE, *where, "--additional", "--execute", "--reassignment-json-file", file)
+    assert (
+        "Reassignment of partition load-1 is completed."
+        in tools.run(MOVE, *where, "--verify", "--preserve-throttles", "--reassignment-json-file", file).lines
+    )
+    parts.write_text(json.dumps({"partitions": [{"topic": "load", "partition": index} for index in range(2)]}))
+    for kind in ("preferred", "unclean"):
+        told = tools.run(ELECT, *where, "--election-type", kind, "--path-to-json-file", parts)
+        assert re.search(r"Valid replica already elected for partitions load-[01], load-[01]", told.out), kind
+    unknown = tools.try_run(ELECT, *where, "--election-type", "preferred", "--topic", "none", "--partition", 0)
+    assert unknown.code == 1 and "UnknownTopicOrPartition" in unknown.out + unknown.err

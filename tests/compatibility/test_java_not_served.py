@@ -3,6 +3,7 @@
 A row leaves this table when its API is served.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,7 @@ import pytest
 from tests.compatibility import versions
 from tests.compatibility.admin import create_topic
 from tests.compatibility.clients import confluent
-from tests.compatibility.jvm import Tools
-from tests.compatibility.jvm import tools as tools_of
+from tests.compatibility.jvm import Shell, shell
 from tests.support.broker_process import BrokerProcess
 
 pytestmark = pytest.mark.compatibility
@@ -21,6 +21,14 @@ CONFIGS = "kafka.admin.ConfigCommand"
 REFUSED: list[tuple[str, str, str]] = [
     # Share groups, streams groups
     ("consumer.ConsoleShareConsumer", "--topic TOPIC --timeout-ms 4000", "does not support SHARE_GROUP_HEARTBEAT"),
+    ("VerifiableShareConsumer", "--topic TOPIC --group-id g", "does not support SHARE_GROUP_HEARTBEAT"),
+    (
+        "ShareConsumerPerformance",
+        "--topic TOPIC --group g --num-records 1 --timeout 4000",
+        "does not support SHARE_GROUP_HEARTBEAT",
+    ),
+    ("consumer.group.ShareGroupCommand", "--describe --group g", "does not support SHARE_GROUP_DESCRIBE"),
+    ("streams.StreamsGroupCommand", "--describe --group g", "does not support STREAMS_GROUP_DESCRIBE"),
     # Client metrics
     (
         CONFIGS,
@@ -34,13 +42,14 @@ REFUSED: list[tuple[str, str, str]] = [
 
 
 @pytest.fixture(scope="module")
-def tools() -> Tools:
-    return tools_of(versions.KAFKA)
+def tools() -> Iterator[Shell]:
+    with shell(versions.KAFKA) as opened:
+        yield opened
 
 
 @pytest.mark.parametrize(("name", "arguments", "error"), REFUSED, ids=[f"{row[0]} {row[1]}"[:70] for row in REFUSED])
 def test_refusal(
-    tools: Tools, broker: BrokerProcess, topic: str, tmp_path: Path, name: str, arguments: str, error: str
+    tools: Shell, broker: BrokerProcess, topic: str, tmp_path: Path, name: str, arguments: str, error: str
 ) -> None:
     create_topic(broker, topic)
     file = tmp_path / "file"
@@ -55,6 +64,6 @@ def test_refusal(
 
 
 @pytest.mark.parametrize("name", ["streams.StreamsGroupCommand", "consumer.group.ShareGroupCommand"])
-def test_nothing_listed(tools: Tools, broker: BrokerProcess, name: str) -> None:
+def test_nothing_listed(tools: Shell, broker: BrokerProcess, name: str) -> None:
     """There are no groups of these kinds, which is true."""
     assert tools.run(name, "--bootstrap-server", broker.bootstrap, "--list").lines == []
