@@ -358,7 +358,7 @@ class ConsumerGroup:
                     member.client_id,
                     member.client_host,
                     member.topics,
-                    member.regex or None,
+                    member.regex or "",
                     {topic_id: frozenset(held) for topic_id, held in member.assigned.items()},
                     self.target.get(member.member_id, {}),
                     member.classic is not None,

@@ -285,7 +285,8 @@ class ConsumerMemberView(NamedTuple):
     client_id: str
     client_host: str
     topics: tuple[str, ...]
-    regex: str | None
+    regex: str
+    """Empty: none."""
     assigned: Partitions
     target: Partitions
     is_classic: bool

@@ -6,9 +6,9 @@ assignment is made if the epoch is ahead of the last one; the member goes one st
 
 Two things are done beside the requests, and come back as commands: the assignment of a large group, and resolving
 regular expressions. Semantics are those of Kafka 4.3's `GroupMetadataManager`, with three differences. An assignment
-that is large is computed off the heartbeat, as Kafka 4.4 does with all. A group left by all its members has the
-assignment epoch of its own epoch, as in Kafka 4.3.1. A member's partitions count as held until its records say
-otherwise, whatever its epoch.
+that is large is computed off the heartbeat, as Kafka 4.4 does with all. A group left by all its members does not wait
+for the assignment interval when somebody joins. A member's partitions count as held until its records say otherwise,
+whatever its epoch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dataclasses import replace
 from broker.groups.assignors import Input, Subscriber, assign, run_to_end
 from broker.groups.consumer import ConsumerGroup, ConsumerMember
 from broker.groups.consumer_model import (
-    FIRST_EPOCH,
     STATIC_LEAVE_EPOCH,
     AssignmentRun,
     ComputeAssignment,
@@ -82,6 +81,8 @@ class ConsumerStep:
         self.whole = bool(self.changes)
         self.replaced: str | None = None
         """The member whose place is taken in this step."""
+        self.begins = False
+        """Nothing was ever assigned in this group, though it has members."""
 
     def outcome(self) -> Outcome:
         return Outcome(self.changes, None, self.effects, notes=self.notes, whole=self.whole)
@@ -116,7 +117,7 @@ class ConsumerStep:
         )
         names_changed = self.save_member(member, updated)
         regex_changed, resolved = self.update_regexes(member, updated)
-        epoch = self.raise_epoch(member, updated, must=group.epoch == FIRST_EPOCH or names_changed or resolved)
+        epoch = self.raise_epoch(member, updated, must=names_changed or resolved or self.begins)
         target_epoch, target = self.next_target(epoch, updated)
         after = self.reconcile(
             updated, target_epoch, target, asked.owned, subscription_changed=names_changed or regex_changed
@@ -432,8 +433,8 @@ class ConsumerStep:
                 self.changes.append(RegexRemoved(group.group_id, regex))
         read = set(+names).union(*(group.regexes[regex].topics for regex in +regexes if regex in group.regexes))
         self.changes.append(EpochSaved(group.group_id, group.epoch + 1, metadata_hash(read, self.topics)))
-        if len(gone) == len(group.members):
-            self.changes.append(TargetEpochSaved(group.group_id, group.epoch + 1, 0))
+        if len(gone) == len(group.members) and group.assignment_timestamp_ms:
+            self.changes.append(TargetEpochSaved(group.group_id, group.assignment_epoch, 0))
 
     def _removal(self, member_id: str) -> list[Change]:
         group_id = self.group.group_id

@@ -11,7 +11,7 @@ from dataclasses import replace
 from struct import error as StructError
 
 from broker.groups.consumer import CONSUMER_PROTOCOL, ConsumerMember
-from broker.groups.consumer_model import ClassicProtocols, MemberState, Partitions
+from broker.groups.consumer_model import ClassicProtocols, MemberState, MigrationPolicy, Partitions
 from broker.groups.heartbeats import ConsumerStep
 from broker.groups.model import (
     CancelTimer,
@@ -37,16 +37,18 @@ class MixedStep(ConsumerStep):
         """The member as it joins, its subscription changed or not told by `subscription_changed`; None: it is first
         told its id."""
         group = self.group
+        if self.config.migration_policy is MigrationPolicy.DISABLED:
+            raise KafkaError(ErrorCode.INCONSISTENT_GROUP_PROTOCOL, "Groups may not change between the protocols.")
         member_id = join.member_id or join.token
         self.check_size(member_id)
         if not group.supports_classic(join.protocol_type, (name for name, _ in join.protocols)):
             raise KafkaError(
                 ErrorCode.INCONSISTENT_GROUP_PROTOCOL, f"Member {member_id}'s protocols are not supported."
             )
-        subscription = joined_subscription(join)
         if not join.member_id and join.instance_id is None and join.needs_member_id:
             self.effects.append(Reply(join.waiter, JoinAnswer(ErrorCode.MEMBER_ID_REQUIRED, member_id)))
             return None
+        subscription = joined_subscription(join)
         if join.instance_id is None:
             member = self.dynamic_member(member_id, create=True)
         else:

@@ -83,7 +83,7 @@ class Shard(ShardState):
             try:
                 return self._join_consumer_group(group, join, now_ms)
             except KafkaError as refused:
-                return _reply(join.waiter, JoinAnswer(refused.code, join.member_id))
+                return _reply(join.waiter, JoinAnswer(refused.code, ""))
         if isinstance(group, ConsumerGroup) and not join.member_id:
             # An empty group is of the protocol that is used next.
             step = Transition(ClassicGroup(join.group_id, state_timestamp_ms=now_ms), self.config, now_ms, created=True)
@@ -170,6 +170,7 @@ class Shard(ShardState):
             return ConsumerStep(ConsumerGroup(asked.group_id), *surroundings, removed)
         new, changes, effects = upgrade(group, self.config.consumer, self.topics)
         step = ConsumerStep(new, *surroundings, changes, effects)
+        step.begins = group.generation == 0
         step.loaded()
         return step
 

@@ -139,8 +139,12 @@ async def consumer_group_describe(
         )
     groups = context.services.groups
     operations = GROUP_OPERATIONS if request.include_authorized_operations else NOT_ASKED
-    views = [await waiting for waiting in [groups.describe_consumer(group_id) for group_id in request.group_ids]]
-    return m.ConsumerGroupDescribeResponse(groups=[_described(view, context, operations) for view in views])
+    asked = {group_id: groups.describe_consumer(group_id) for group_id in request.group_ids if group_id}
+    views = {group_id: await waiting for group_id, waiting in asked.items()}
+    views[""] = ConsumerGroupView(ErrorCode.INVALID_GROUP_ID, "")
+    return m.ConsumerGroupDescribeResponse(
+        groups=[_described(views[group_id], context, operations) for group_id in request.group_ids]
+    )
 
 
 def _described(

@@ -93,8 +93,9 @@ async def test_the_first_version_has_the_coordinator_make_ids(client: Client) ->
 
 async def test_expressions_are_of_the_second_version(client: Client) -> None:
     asked = joining(subscribed_topic_names=None, subscribed_topic_regex="t.*")
-    assert (await client.send(asked, 1)).error_code == NONE
-    epoch = 2
+    joined = await client.send(asked, 1)
+    assert (joined.error_code, joined.member_epoch) == (NONE, 1)
+    epoch = 1
     async with asyncio.timeout(5):
         while True:
             await asyncio.sleep(0)
@@ -151,6 +152,15 @@ async def describe(client: Client, version: int, group: str = "g") -> Any:
 
 
 @versions(ApiKey.CONSUMER_GROUP_DESCRIBE)
+async def test_describe_needs_a_name(client: Client, version: int) -> None:
+    request = m.ConsumerGroupDescribeRequest(group_ids=["", "g", ""])
+    answer = await client.send(request, version)
+    codes = [(group.group_id, group.error_code) for group in answer.groups]
+    invalid = ("", ErrorCode.INVALID_GROUP_ID)
+    assert codes == [invalid, ("g", ErrorCode.GROUP_ID_NOT_FOUND), invalid]
+
+
+@versions(ApiKey.CONSUMER_GROUP_DESCRIBE)
 async def test_describe(client: Client, version: int) -> None:
     await client.send(joining(instance_id="i", rack_id="r"), 1)
     group = await describe(client, version)
@@ -159,7 +169,7 @@ async def test_describe(client: Client, version: int) -> None:
     (member,) = group.members
     assert (member.member_id, member.instance_id, member.rack_id, member.member_epoch) == ("a", "i", "r", 2)
     assert (member.client_id, member.client_host) == ("client", "/10.0.0.1")
-    assert (member.subscribed_topic_names, member.subscribed_topic_regex) == (["t"], None)
+    assert (member.subscribed_topic_names, member.subscribed_topic_regex) == (["t"], "")
     for assignment in (member.assignment, member.target_assignment):
         (topic,) = assignment.topic_partitions
         assert (topic.topic_name, topic.partitions) == ("t", [0, 1, 2, 3])

@@ -255,7 +255,6 @@ class ConsumerGroupMachine(RuleBasedStateMachine):
             assert member.epoch <= group.assignment_epoch
             assert member.epoch != 0 or member.classic is not None
         assert group.classic_members == sum(member.classic is not None for member in group.members.values())
-        assert group.members or group.epoch == group.assignment_epoch
 
     @invariant()
     def the_log_says_all(self) -> None:
