@@ -129,7 +129,7 @@ class FetchSessions:
 
     def open(self, turn: Turn, *, by_id: bool, now_ms: int) -> int:
         """The id of a new session for a full request's parts, 0 if there is no place for it."""
-        if not turn.opens or not turn.parts or not self._make_place(len(turn.parts), now_ms):
+        if not turn.opens or not self._make_place(len(turn.parts), now_ms):
             return NO_SESSION
         session_id = self._new_id()
         while session_id == NO_SESSION or session_id in self._sessions:

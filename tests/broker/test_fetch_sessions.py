@@ -70,6 +70,17 @@ def test_partitions_are_added_changed_and_forgotten() -> None:
     assert turn.parts == [] and turn.session is None and len(kept) == 0
 
 
+def test_a_session_may_begin_empty() -> None:
+    kept = sessions()
+    number = open_session(kept)
+    assert (number, len(kept), kept.parts_held) == (1, 1, 0)
+    turn = kept.begin(number, 1, [part(4)], [], by_id=False, now_ms=0)
+    assert [p.partition for p in turn.parts] == [4] and turn.session is not None
+    number = open_session(kept)
+    assert kept.begin(number, 1, [], [], by_id=False, now_ms=0).session is None, "empty still: closed"
+    assert len(kept) == 1
+
+
 def test_what_gave_data_goes_to_the_end() -> None:
     kept = sessions()
     number = open_session(kept, 0, 1, 2)
@@ -96,10 +107,9 @@ def test_eviction_of_the_unused_then_of_the_smaller_and_old() -> None:
     assert kept.begin(first, 3, [], [], by_id=False, now_ms=0).error_code == ErrorCode.FETCH_SESSION_ID_NOT_FOUND
 
 
-def test_no_slots_and_no_partitions_mean_no_session() -> None:
+def test_no_slots_and_the_final_epoch_mean_no_session() -> None:
     assert open_session(sessions(slots=0), 0) == 0
     kept = sessions()
-    assert kept.open(kept.begin(0, 0, [], [], by_id=False, now_ms=0), by_id=False, now_ms=0) == 0
     assert kept.open(kept.begin(0, -1, [part(0)], [], by_id=False, now_ms=0), by_id=False, now_ms=0) == 0
 
 
