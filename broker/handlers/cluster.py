@@ -145,7 +145,6 @@ def describe_quorum(request: m.DescribeQuorumRequest, context: RequestContext) -
         leader = state.controller_node
         return response.PartitionData(
             partition_index=index,
-            error_message=None,
             leader_id=leader,
             leader_epoch=state.controller_epoch,
             high_watermark=state.position,
@@ -156,7 +155,6 @@ def describe_quorum(request: m.DescribeQuorumRequest, context: RequestContext) -
     shown = context.api_version >= 2 and valid
     leader = state.brokers.get(state.controller_node)
     return response(
-        error_message=None,
         topics=[
             response.TopicData(
                 topic_name=topic.topic_name,

@@ -391,6 +391,7 @@ async def test_describe_quorum(client: RawClient, broker: Broker, version: int) 
     assert [(one.replica_id, one.log_end_offset) for one in there.current_voters] == [(1, there.high_watermark)]
     assert there.observers == []
     if version == 2:
+        assert (answer.error_message, there.error_message) == ("", "")
         (node,) = answer.nodes
         assert [(one.name, one.port) for one in node.listeners] == [("PLAINTEXT", broker.listeners[0].port)]
     # Kafka describes it alone, and once: else an answer could be a thousand times as large as what was asked.
