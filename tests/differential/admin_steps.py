@@ -153,6 +153,25 @@ class AdminSteps(Machine):
         """Brokers that never were."""
         self.ask(ApiKey.UNREGISTER_BROKER, 0, m.UnregisterBrokerRequest(broker_id=broker))
 
+    @rule(data=st.data(), topic=st.sampled_from(["__cluster_metadata"] * 3 + ["red", ""]), partition=PARTITIONS)
+    def describe_quorum(self, data: st.DataObject, topic: str, partition: list[int]) -> None:
+        """Who leads the log of the metadata; of other topics nothing is told."""
+        part = m.DescribeQuorumRequest.PartitionData
+        asked = m.DescribeQuorumRequest.TopicData(
+            topic_name=topic, partitions=[part(partition_index=index) for index in partition]
+        )
+        topics = data.draw(st.sampled_from([[asked], [asked], [asked], []]))
+        version = self.version(data, ApiKey.DESCRIBE_QUORUM)
+        self.ask(ApiKey.DESCRIBE_QUORUM, version, m.DescribeQuorumRequest(topics=topics))
+
+    @rule(data=st.data(), short=SHORT, partitions=PARTITIONS)
+    def move_to_directory(self, data: st.DataObject, short: str, partitions: list[int]) -> None:
+        """To one that there is not."""
+        topic = m.AlterReplicaLogDirsRequest.AlterReplicaLogDirTopic(name=self.name(short), partitions=partitions)
+        directory = m.AlterReplicaLogDirsRequest.AlterReplicaLogDir(path="/nowhere", topics=[topic])
+        version = self.version(data, ApiKey.ALTER_REPLICA_LOG_DIRS)
+        self.ask(ApiKey.ALTER_REPLICA_LOG_DIRS, version, m.AlterReplicaLogDirsRequest(dirs=[directory]))
+
     def _follow(self, api: ApiKey, request: Any) -> None:
         """Until Kafka's broker shows what its controller has decided, or never will."""
 
@@ -160,7 +179,4 @@ class AdminSteps(Machine):
             kafka, ours = self.pair.each(api, min(self.pair.versions[api]), request)
             return bool(repr(kafka) == repr(ours))
 
-        try:
-            self.wait("the same", alike, 1.0)
-        except AssertionError:
-            pass  # which the next description tells, field by field
+        self.follow(alike)

@@ -11,6 +11,7 @@ from tests.support.broker_process import BrokerProcess
 
 SETTINGS: dict[str, object] = {
     "auto.create.topics.enable": "false",
+    "group.consumer.assignment.interval.ms": 0,
     "group.initial.rebalance.delay.ms": 0,
     "log.retention.ms": -1,  # records carry old timestamps
     "offsets.topic.num.partitions": 1,

@@ -9,7 +9,7 @@ from hypothesis.stateful import rule
 
 from protocol import messages as m
 from protocol.apis import ApiKey
-from tests.differential.machine import NAMES, Machine
+from tests.differential.machine import NAMES, UNKNOWN_ID, Machine
 
 GROUP = st.sampled_from(["one", "two"])
 SHORT = st.sampled_from(NAMES)
@@ -127,7 +127,7 @@ class GroupSteps(Machine):
         )
         topic = m.OffsetCommitRequest.OffsetCommitRequestTopic(
             name="" if version >= 10 else name,
-            topic_id=self.topic_ids.get(name, bytes(15) + b"\x09") if version >= 10 else bytes(16),
+            topic_id=self.topic_ids.get(name, UNKNOWN_ID) if version >= 10 else bytes(16),
             partitions=[part],
         )
         self.ask(
@@ -152,7 +152,7 @@ class GroupSteps(Machine):
             topics = [
                 topic(
                     name="" if version >= 10 else name,
-                    topic_id=self.topic_ids.get(name, bytes(15) + b"\x09") if version >= 10 else bytes(16),
+                    topic_id=self.topic_ids.get(name, UNKNOWN_ID) if version >= 10 else bytes(16),
                     partition_indexes=[0, 1, 9],
                 )
                 for name in names

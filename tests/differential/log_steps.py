@@ -10,14 +10,13 @@ from hypothesis.stateful import initialize, rule
 from protocol import messages as m
 from protocol.apis import ApiKey
 from protocol.records import batch_crc, build_batch
-from tests.differential.machine import NAMES, Machine
+from tests.differential.machine import NAMES, UNKNOWN_ID, Machine
 
 TIME = 1_700_000_000_000
 SHORT = st.sampled_from((NAMES[0], *NAMES))
 PARTITION = st.sampled_from([0, 0, 0, 1, 2, 9, -1])
 OFFSET = st.sampled_from([0, 1, 2, 3, 5, 8, 13, 100, -1])
 EPOCH = st.sampled_from([-1, -1, -1, 0, 1, 5])
-UNKNOWN_ID = bytes(15) + b"\x09"
 FAULTS = (
     "crc",
     "cut",
@@ -215,6 +214,16 @@ class LogSteps(Machine):
             self.version(data, ApiKey.DELETE_RECORDS),
             m.DeleteRecordsRequest(topics=[topic], timeout_ms=10_000),
         )
+
+    @rule(data=st.data(), shorts=st.lists(SHORT, min_size=1, max_size=2, unique=True))
+    def describe_log_dirs(self, data: st.DataObject, shorts: list[str]) -> None:
+        """How much there is of some topics."""
+        topic = m.DescribeLogDirsRequest.DescribableLogDirTopic
+        partitions = data.draw(st.sampled_from([[0], [0, 1], [9], []]))
+        request = m.DescribeLogDirsRequest(
+            topics=[topic(topic=self.name(short), partitions=partitions) for short in shorts]
+        )
+        self.ask(ApiKey.DESCRIBE_LOG_DIRS, self.version(data, ApiKey.DESCRIBE_LOG_DIRS), request)
 
 
 def with_producer(batch: bytes, producer_id: int) -> bytes:

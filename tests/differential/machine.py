@@ -19,6 +19,8 @@ NAMES = ("red", "green", "blue")
 _sequences = itertools.count(1)
 
 LATEST = -1
+PROBE = "AAAAAAAAAAAAAAAAAAAAAA"
+UNKNOWN_ID = bytes(15) + b"\x09"
 
 
 class Machine(RuleBasedStateMachine):
@@ -48,6 +50,13 @@ class Machine(RuleBasedStateMachine):
         while not done():
             assert time.perf_counter() < deadline, what
             time.sleep(0.005)
+
+    def follow(self, alike: Callable[[], bool]) -> None:
+        """Until both show the same, or never will: then the next answers tell, field by field."""
+        try:
+            self.wait("the same", alike, 1.0)
+        except AssertionError:
+            pass
 
     def wait_for_topic(self, name: str, partitions: int) -> None:
         """Until both lead as many partitions."""
@@ -79,6 +88,29 @@ class Machine(RuleBasedStateMachine):
         assert self.pair.values.alike("topic_id", kafka.topics[0].topic_id, ours.topics[0].topic_id)
         self.topic_ids[name] = kafka.topics[0].topic_id
 
+    def wait_for_group_topic(self, name: str, partitions: int) -> None:
+        """Until the coordinators of groups know it, which Kafka's does later than its broker: a group that is of no
+        further interest is assigned as many partitions."""
+        self.wait_for_topic(name, partitions)
+        request = m.ConsumerGroupHeartbeatRequest(
+            group_id=self.name("probe"),
+            member_id=PROBE,
+            member_epoch=0,
+            rebalance_timeout_ms=30_000,
+            subscribed_topic_names=[name],
+            topic_partitions=[],
+        )
+
+        def known() -> bool:
+            answers = self.pair.each(ApiKey.CONSUMER_GROUP_HEARTBEAT, 1, request)
+            return all(
+                one.error_code == 0
+                and [len(topic.partitions) for topic in one.assignment.topic_partitions] == [partitions]
+                for one in answers
+            )
+
+        self.wait(f"{name} assigned", known)
+
     def wait_for_no_topic(self, name: str) -> None:
         """Until neither knows it."""
         metadata = m.MetadataRequest(
@@ -94,6 +126,22 @@ class Machine(RuleBasedStateMachine):
     def ask(self, api: ApiKey, version: int, request: Any, connection: str = "main") -> Any:
         """One request to both."""
         return self.pair.ask(api, version, request, connection)
+
+    def ask_for_groups(self, version: int, request: Any) -> None:
+        """ListGroups: of this sequence, since others may leave some that are about to expire."""
+
+        def own(answer: Any) -> Any:
+            answer.groups = [one for one in answer.groups if one.group_id.startswith(self.name(""))]
+            return answer
+
+        self.pair.ask(ApiKey.LIST_GROUPS, version, request, part=own)
+
+    def forget_group(self, group: str, *members: str) -> None:
+        """Nobody is in it any more, nor is it there."""
+        identity = m.LeaveGroupRequest.MemberIdentity
+        gone = [identity(member_id=member) for member in members if member]
+        self.pair.each(ApiKey.LEAVE_GROUP, 5, m.LeaveGroupRequest(group_id=group, members=gone))
+        self.pair.each(ApiKey.DELETE_GROUPS, 2, m.DeleteGroupsRequest(groups_names=[group]))
 
     def teardown(self) -> None:
         """Leave nothing for the next sequence."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Mapping
+from select import select
 from struct import Struct
-from typing import Any
+from typing import Any, TypeAlias
 
 from protocol import messages as m
 from protocol.apis import APIS, ApiKey
@@ -22,6 +23,13 @@ from tests.differential.values import Values
 _LENGTH = Struct(">i")
 CLIENT_ID = "differential"
 LOADING = 14
+
+Part: TypeAlias = Callable[[Any], Any]
+
+
+def whole(answer: Any) -> Any:
+    """All of an answer is compared."""
+    return answer
 
 
 class Closed(Exception):
@@ -59,6 +67,10 @@ class Connection:
                 raise Closed
             data += got
         return bytes(data)
+
+    def readable(self) -> bool:
+        """Has something come?"""
+        return bool(select([self._socket], [], [], 0)[0])
 
     def close(self) -> None:
         """Close it."""
@@ -133,12 +145,12 @@ class Pair:
     def _ours(self, request: Any) -> Any:
         return self.values.ours(request, self.translate_records)
 
-    def finish(self, api: ApiKey, version: int, request: Any, connection: str = "main") -> Any:
-        """Kafka's answer, which ours is like. None: both closed the connection."""
+    def finish(self, api: ApiKey, version: int, request: Any, connection: str = "main", part: Part = whole) -> Any:
+        """Kafka's answer, which ours is like. None: both closed the connection. `part`: what is compared of it."""
         answers = []
         for one in self._connections[connection]:
             try:
-                answers.append(one.receive(api, version))
+                answers.append(part(one.receive(api, version)))
             except Closed:
                 answers.append(None)
         kafka, tidelog = answers
@@ -150,10 +162,14 @@ class Pair:
             raise AssertionError(_text(api, version, request, found))
         return kafka
 
-    def ask(self, api: ApiKey, version: int, request: Any, connection: str = "main") -> Any:
+    def ask(self, api: ApiKey, version: int, request: Any, connection: str = "main", part: Part = whole) -> Any:
         """One request to both, Kafka's answer."""
         self.begin(api, version, request, connection)
-        return self.finish(api, version, request, connection)
+        return self.finish(api, version, request, connection, part)
+
+    def answered(self, connection: str) -> bool:
+        """Whether either has something to say on a connection where an answer is awaited."""
+        return any(one.readable() for one in self._connections[connection])
 
     def each(self, api: ApiKey, version: int, request: Any) -> tuple[Any, Any]:
         """The answers of Kafka and tidelog, not compared: for waiting until both have come so far."""

@@ -63,6 +63,25 @@ def test_values_that_each_chooses_must_be_used_alike() -> None:
     assert values.ours(asked).topics[0].topic_id == bytes(15) + b"\x09"
 
 
+def members(*ids: str) -> Any:
+    member = m.DescribeGroupsResponse.DescribedGroupMember
+    group = m.DescribeGroupsResponse.DescribedGroup(group_id="g", members=[member(member_id=one) for one in ids])
+    return m.DescribeGroupsResponse(groups=[group])
+
+
+def test_one_new_id_on_each_side_is_the_same_one() -> None:
+    values = Values()
+
+    def unlike(kafka: Any, tidelog: Any) -> list[str]:
+        found = differences(ApiKey.DESCRIBE_GROUPS, 5, m.DescribeGroupsRequest(), kafka, tidelog, values)
+        return [one.path for one in found]
+
+    assert unlike(members("a"), members("b")) == []
+    assert unlike(members("a", "c"), members("d", "b")) == []
+    assert unlike(members("a", "c"), members("d", "e")), "e is new, but a is known"
+    assert unlike(members("a"), members("b", "f"))
+
+
 def fetched(*batches: Any) -> Any:
     partition = m.FetchResponse.PartitionData(partition_index=0, records=b"".join(map(bytes, batches)))
     return m.FetchResponse(responses=[m.FetchResponse.FetchableTopicResponse(topic="a", partitions=[partition])])
@@ -77,6 +96,9 @@ def test_records_are_compared_but_for_the_epoch_of_their_leader() -> None:
     assert unlike(fetched(plain), fetched(build_batch(records, leader_epoch=8))) == []
     assert unlike(fetched(plain), fetched(build_batch([(1, b"k", b"w", ())])))
     assert unlike(fetched(plain), fetched(plain, plain))
+    assert unlike(fetched(plain, plain[:-1]), fetched(plain)) == [], "cut off by a limit of bytes"
+    assert unlike(fetched(plain, plain[:5]), fetched(plain)) == []
+    assert unlike(fetched(plain[:-1]), fetched(plain))
     assert unlike(fetched(plain), fetched(build_batch(records, base_offset=1)))
 
 

@@ -7,8 +7,12 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.differential.admin_steps import AdminSteps
 from tests.differential.allowed import TABLE
 from tests.differential.config_steps import ConfigSteps
+from tests.differential.consumer_steps import ConsumerSteps
 from tests.differential.group_steps import GroupSteps
 from tests.differential.log_steps import FAULTS, LogSteps, bad_batch
+from tests.differential.machine import Machine
+from tests.differential.session_steps import SessionSteps
+from tests.differential.sharing_steps import ClassicSteps, ConsumersSteps
 from tests.differential.sides import Pair
 from tests.differential.topics import TopicSteps
 from tests.differential.txn_steps import TxnSteps
@@ -39,12 +43,30 @@ class Admin(AdminSteps, TopicSteps):
     """Who runs the cluster, and the topics that are asked about."""
 
 
+class Sessions(SessionSteps, TopicSteps):
+    """Fetch sessions, and the topics that they are about."""
+
+
 class Transactions(TxnSteps):
     """Transactions, what they write to, and what readers see of it."""
 
 
-@pytest.mark.parametrize("steps", [TopicSteps, Logs, Groups, Configs, Transactions, Admin])
-def test_both_answer_alike(pair: Pair, steps: type[TopicSteps]) -> None:
+SEQUENCES = [
+    TopicSteps,
+    Logs,
+    Sessions,
+    Configs,
+    Admin,
+    Groups,
+    ClassicSteps,
+    ConsumerSteps,
+    ConsumersSteps,
+    Transactions,
+]
+
+
+@pytest.mark.parametrize("steps", SEQUENCES)
+def test_both_answer_alike(pair: Pair, steps: type[Machine]) -> None:
     run_state_machine_as_test(lambda: steps(pair), settings=SETTINGS)  # type: ignore[no-untyped-call]
 
 

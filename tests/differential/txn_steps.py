@@ -183,6 +183,22 @@ class TxnSteps(LogSteps):
             m.DescribeProducersRequest(topics=[topic]),
         )
 
+    @rule(data=st.data(), owner=IDS, short=SHORT, partitions=st.lists(PARTITION, min_size=1, max_size=2, unique=True))
+    def mark(self, data: st.DataObject, owner: str, short: str, partitions: list[int]) -> None:
+        """A marker, as a tool writes it to end a transaction that nobody ends; its coordinator does not hear of it."""
+        version = self.version(data, ApiKey.WRITE_TXN_MARKERS)
+        producer_id, epoch = self._owner(data, owner)
+        topic = m.WriteTxnMarkersRequest.WritableTxnMarkerTopic(name=self.name(short), partition_indexes=partitions)
+        marker = m.WriteTxnMarkersRequest.WritableTxnMarker(
+            producer_id=producer_id,
+            producer_epoch=epoch,
+            transaction_result=data.draw(st.sampled_from([False, False, True])),
+            topics=[topic],
+            coordinator_epoch=data.draw(st.sampled_from([-1, 0])),
+            transaction_version=data.draw(st.sampled_from([0, 2])) if version >= 2 else 0,
+        )
+        self.ask(ApiKey.WRITE_TXN_MARKERS, version, m.WriteTxnMarkersRequest(markers=[marker]))
+
     def teardown(self) -> None:
         """Nothing stays open."""
         for owner, (producer_id, epoch) in self.owners.items():
