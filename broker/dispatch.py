@@ -74,6 +74,8 @@ class Entry(NamedTuple):
     `raw` handlers (Produce, Fetch) take the bytes instead and answer through the connection themselves:
     `handler(services, connection, buf, pos, end, api_version, correlation_id, owned)`.
     `min_version` and `max_version` are what is served; `test` names the test that proves it (README's table).
+    `large`: a large request has an answer larger still, which is encoded off the loop; so the response of such a
+    handler shares nothing with what may change.
     """
 
     handler: Callable[..., Any]
@@ -81,6 +83,7 @@ class Entry(NamedTuple):
     max_version: int
     test: str
     raw: bool = False
+    large: bool = False
 
 
 _TRANSACTIONS_TEST = "tests/broker/transactions/test_handlers.py"
@@ -115,7 +118,7 @@ HANDLERS: dict[ApiKey, Entry] = {
     ApiKey.ADD_OFFSETS_TO_TXN: Entry(transactions.add_offsets_to_txn, 0, 4, _TRANSACTIONS_TEST),
     ApiKey.END_TXN: Entry(transactions.end_txn, 0, 5, _TRANSACTIONS_TEST),
     ApiKey.TXN_OFFSET_COMMIT: Entry(txn_offsets.txn_offset_commit, 0, 5, _TRANSACTIONS_TEST),
-    ApiKey.DESCRIBE_CONFIGS: Entry(configs.describe_configs, 1, 4, "tests/broker/test_handlers_admin.py"),
+    ApiKey.DESCRIBE_CONFIGS: Entry(configs.describe_configs, 1, 4, "tests/broker/test_handlers_admin.py", large=True),
     ApiKey.ALTER_CONFIGS: Entry(configs.alter_configs, 0, 2, "tests/broker/test_handlers_admin.py"),
     ApiKey.LIST_CONFIG_RESOURCES: Entry(configs.list_config_resources, 0, 1, "tests/broker/test_dynamic_configs.py"),
     ApiKey.DESCRIBE_LOG_DIRS: Entry(cluster.describe_log_dirs, 1, 5, "tests/broker/test_handlers_admin.py"),
@@ -270,7 +273,12 @@ class Dispatcher:
     ) -> None:
         """Answer a slow request, then let the connection go on."""
         try:
-            payload = _encode(await response, api_key, version, correlation_id)
+            made = await response
+            if reply.held > OFF_LOOP_BYTES and self._table[api_key].large:
+                loop = asyncio.get_running_loop()
+                payload = await loop.run_in_executor(None, _encode, made, api_key, version, correlation_id)
+            else:
+                payload = _encode(made, api_key, version, correlation_id)
         except ProtocolError as error:
             connection.refuse(str(error))
             return

@@ -1,12 +1,16 @@
 """Metadata, topics, configs, DeleteRecords, DescribeCluster and DescribeLogDirs through sockets, at every version."""
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from broker import dispatch
 from broker.dispatch import HANDLERS
+from broker.handlers import configs
 from broker.node import Broker
 from broker.operations import CLUSTER_OPERATIONS, NOT_ASKED, TOPIC_OPERATIONS
 from protocol import messages as m
@@ -304,6 +308,34 @@ async def test_descriptions_of_the_same_broker_come_to_an_end(client: RawClient)
     answer = await client.ask(ApiKey.DESCRIBE_CONFIGS, 4, m.DescribeConfigsRequest(resources=resources))
     codes = [one.error_code for one in answer.results]
     assert codes == [0] * 10 + [ErrorCode.INVALID_REQUEST] * 490
+
+
+async def test_a_large_description_leaves_the_event_loop_to_others(
+    client: RawClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tools ask for the configs of all topics at once. Ten thousand would take longer than a session."""
+    threads: list[int] = []
+    turns: list[int] = []
+    seen: list[int] = []
+    encode, describe = dispatch._encode, configs._describe
+
+    def encoded(*what: Any) -> bytes:
+        threads.append(threading.get_ident())
+        return encode(*what)
+
+    def described(*what: Any, **how: Any) -> Any:
+        asyncio.get_running_loop().call_soon(turns.append, 0)
+        seen.append(len(turns))
+        return describe(*what, **how)
+
+    monkeypatch.setattr(dispatch, "_encode", encoded)
+    monkeypatch.setattr(configs, "_describe", described)
+    resources = [topic_resource("none" * 10 + str(number)) for number in range(1000)]
+    answer = await client.ask(ApiKey.DESCRIBE_CONFIGS, 4, m.DescribeConfigsRequest(resources=resources))
+    assert len(answer.results) == 1000 and threads[-1] != threading.get_ident()
+    assert len(set(seen)) >= 10, "others had their turn in between"
+    await client.ask(ApiKey.DESCRIBE_CONFIGS, 4, m.DescribeConfigsRequest(resources=resources[:1]))
+    assert threads[-1] == threading.get_ident()
 
 
 @pytest.mark.parametrize("name", ["1" * 5000, "01", "\u0661", "-1", "--1"])
