@@ -20,7 +20,8 @@ SETTLED_NS = 8_000_000_000
 
 def owners(book: Book) -> Iterator[Finding]:
     """No partition is given to a member while another one, which the coordinator has heard within a session, has not
-    given it up. A member that was not heard may have been removed without knowing."""
+    given it up. A member that was not heard may have been removed without knowing, and so may one that looks only now
+    at an answer that came long ago."""
     if any(loss.topic == "__consumer_offsets" for loss in book.final.losses):
         return
     invoked: dict[int, int] = {}
@@ -40,7 +41,8 @@ def owners(book: Book) -> Iterator[Finding]:
                 for part in fields["parts"]:
                     holders = owned[fields["group"], tuple(part)]
                     for client, since in holders.items():
-                        safe_ns = heard[fields["group"], client] + int(SESSION_SHARE * SESSION_MS * 1e6)
+                        both = heard[fields["group"], client], heard[fields["group"], fields["client"]]
+                        safe_ns = min(both) + int(SESSION_SHARE * SESSION_MS * 1e6)
                         if client != fields["client"] and event.at_ns < safe_ns:
                             message = f"{part} was given to {fields['client']} while {client} had it"
                             yield Finding("given-before-released", message, (since, event))

@@ -170,18 +170,9 @@ def failed_write_is_rolled_back() -> Patches:
 
 def _roll_back(validation: Validation, first: int, last: int) -> None:
     """Entries [first, last) of what is in flight failed, and with them what followed in the same logs."""
-    give_up(validation, {validation.in_flight[at][0] for at in range(first, last)}, first)
-
-
-def give_up(validation: Validation, lost: set[Log], first: int = 0) -> None:
-    """From entry `first` on nobody hears anything of what is in flight of these logs, which end before it."""
-    in_flight, nobody = validation.in_flight, cast(Any, _Nobody())
-    for at in range(first, len(in_flight)):
-        held, _, reply = in_flight[at]
-        if held in lost:
-            in_flight[at] = (nobody, 0, None)
-            if reply is not None:
-                reply.connection.abort()
+    in_flight = validation.in_flight
+    lost = {in_flight[at][0] for at in range(first, last)}
+    give_up(validation, lost, first)
     for held in lost:
         end = max([held.hw, *[known for other, known, _ in in_flight if other is held]])
         held.end = end
@@ -197,6 +188,17 @@ def give_up(validation: Validation, lost: set[Log], first: int = 0) -> None:
             producer.packed = b""
             if not producer.events:
                 del producers[number]
+
+
+def give_up(validation: Validation, lost: set[Log], first: int = 0) -> None:
+    """From entry `first` on nobody hears anything of what is in flight of these logs."""
+    in_flight, nobody = validation.in_flight, cast(Any, _Nobody())
+    for at in range(first, len(in_flight)):
+        held, _, reply = in_flight[at]
+        if held in lost:
+            in_flight[at] = (nobody, 0, None)
+            if reply is not None:
+                reply.connection.abort()
 
 
 @plant(faults={"crash": 3, "hang_and_crash": 1})

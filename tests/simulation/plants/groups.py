@@ -43,7 +43,7 @@ def epoch_not_raised_for_a_subscription() -> Patches:
     yield ConsumerStep, "raise_epoch", seldom
 
 
-@group_plant(faults={"kill": 1, "client_pause": 1})
+@group_plant(brokers=3, moves=1.0, faults={"client_pause": 1})
 def holdings_not_replayed() -> Patches:
     """A new coordinator knows members and their epochs, and not what they hold."""
     replay = Shard.replay

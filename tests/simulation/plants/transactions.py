@@ -115,6 +115,24 @@ def verification_skipped() -> Patches:
     yield broker.handlers.produce, "verify", none
 
 
+@bank_plant(layout="together", faults_s=20, faults={"late_markers": 1})
+def late_marker_of_an_old_coordinator() -> Patches:
+    """Leaders do not look at the epoch of the coordinator that sends a marker: what a dead one sent ends the
+    producer's next transaction."""
+    check = ProducerStates.check_marker
+
+    def whoever(self: ProducerStates, producer_id: int, epoch: int, coordinator_epoch: int, version: int) -> None:
+        check(self, producer_id, epoch, 1 << 30, version)
+
+    yield ProducerStates, "check_marker", whoever
+
+
+@bank_plant(layout="apart", wal="volume", faults_s=20, faults={"destroy": 1}, settings=SEALED_SOON)
+def transaction_goes_on_across_a_hole() -> Patches:
+    """What is open from below a declared loss, its end perhaps lost, is taken for the producer's next transaction."""
+    yield ProducerStates, "_check_hole", lambda self, producer_id, last: None
+
+
 @bank_plant(faults={"cut_off_and_kill": 1})
 def coordinator_forgets_what_it_decided() -> Patches:
     """Who loads a partition of transactions leaves those alone that wait for their markers."""
