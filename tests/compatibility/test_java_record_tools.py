@@ -120,14 +120,15 @@ def test_verifiable_clients_of_both_protocols(
             return len(held(one.lines)) == len(held(two.lines)) == partitions // 2
 
         one.wait_for(lambda _: shared())
-        told = tools.run("VerifiableProducer", *where, "--topic", topic, "--max-messages", count, "--acks", -1)
+        spread = ("--max-messages", count, "--acks", -1, "--repeating-keys", 50)
+        told = tools.run("VerifiableProducer", *where, "--topic", topic, *spread)
         events = [json.loads(line) for line in told.lines]
         sent = {
             (event["partition"], event["offset"]): event["value"]
             for event in events
             if event["name"] == "producer_send_success"
         }
-        assert len(sent) == count
+        assert len(sent) == count and len({partition for partition, _ in sent}) == partitions
 
         def seen() -> dict[tuple[int, int], str]:
             return {
