@@ -30,7 +30,7 @@ def cluster_format(node: BrokerProcess, *words: str) -> dict[str, object]:
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)  # a dozen starts; each step has a limit of its own
 def test_a_rolling_upgrade_and_back_under_load(tmp_path: Path) -> None:
     with three(tmp_path, one_machine=True, module=OLDER) as nodes:
         run = Run(nodes, 300)
