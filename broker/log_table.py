@@ -38,8 +38,6 @@ LOAD_AGAIN_S, LOAD_AGAIN_S_MAX = 5.0, 300.0
 INTERNAL_SHARE = 20
 """One part in so many of the memory for tails is kept for internal logs."""
 TOPIC_RESOURCE = 2
-TOLD_MAX = 20
-"""Open transactions that one line of the log names."""
 EXPIRED_PER_STEP = 5000
 """Producers looked at between two turns of the event loop."""
 
@@ -292,7 +290,6 @@ class LogTable:
 
     def _opened(self, opened: Log) -> None:
         opened.status = LogStatus.OPEN
-        tell_undecided(opened)
         assign_last_stable_offset(opened)
         for callback in self._on_open:
             callback(opened)
@@ -440,23 +437,6 @@ class LogTable:
             if budget > 0:
                 kept.popleft()
         return bool(kept)
-
-
-def tell_undecided(opened: Log) -> None:
-    """Name the transactions that nobody may ever end, because their end may have been declared lost."""
-    hole_end = opened.producers.hole_end
-    undecided = [one for one in opened.producers.open_transactions() if one[1] < hole_end] if hole_end else []
-    if undecided:
-        log.warning(
-            "%r goes on at %d behind what was declared lost, and %d transactions are open from before: readers of "
-            "committed records wait at %d until their producers go on and abort them, or the operator does "
-            "(kafka-transactions.sh find-hanging, abort). Producers: %s",
-            opened,
-            hole_end,
-            len(undecided),
-            undecided[0][1],
-            ", ".join(f"{producer_id} from {first}" for producer_id, first in undecided[:TOLD_MAX]),
-        )
 
 
 def bytes_between(tail: Tail, from_offset: int, to_offset: int) -> int:

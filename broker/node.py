@@ -49,9 +49,16 @@ from broker.shutdown import Shutdown
 from broker.siblings import Siblings
 from broker.space import watch_space
 from broker.transactions.abandoned import Abandoned
-from broker.transactions.calls import CoordinatorCalls, MarkerCalls, Neighbours, OpenTransactionCalls
+from broker.transactions.calls import (
+    CoordinatorCalls,
+    MarkerCalls,
+    Neighbours,
+    OpenTransactionCalls,
+    UnderWayCalls,
+)
 from broker.transactions.coordinator import TransactionCoordinators
 from broker.transactions.marker_sender import MarkerSender
+from broker.transactions.undecided import Undecided
 from broker.wals import OwnWals
 from broker.wheel import Wheel
 from controller import facts as f
@@ -362,6 +369,7 @@ class Broker:
         self.logs.on_open(self.moves.on_open)
         self.services.groups.follow(self.logs)
         self.services.coordinators.follow(self.logs)
+        self.undecided.follow(self.logs)
         self.server: Server = Server(self.services)
         self._releases.append(self.server.close)
         self._shutdown = Shutdown(
@@ -422,6 +430,8 @@ class Broker:
             abandoned=Abandoned(lambda: controller.state, describe, markers),
             producer_ids=producer_ids,
         )
+        under_way = UnderWayCalls(neighbours, coordinators)
+        self.undecided = Undecided(lambda: controller.state, under_way, tasks, settings.tidelog_session_timeout_ms)
         self.services = Services(
             settings=settings,
             clock=self.clock,

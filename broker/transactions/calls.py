@@ -2,8 +2,8 @@
 
 Leaders ask coordinators whether a log is part of a transaction (AddPartitionsToTxn v5, many transactions in a request,
 one request at a time to each broker); coordinators tell leaders how transactions end (WriteTxnMarkers v2), and ask them
-where some are open (DescribeProducers). All are Kafka's own APIs on the inter-broker listener. What this broker asks
-itself takes no connection.
+where some are open (DescribeProducers); leaders ask what is under way (ListTransactions, DescribeTransactions). All are
+Kafka's own APIs on the inter-broker listener. What this broker asks itself takes no connection.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from broker.transactions.marker_sender import Wanted
 from broker.transactions.markers import write_markers
-from broker.transactions.model import TV2, AddPartitions, Part, VerifyPartitions
+from broker.transactions.model import TV2, AddPartitions, Part, State, VerifyPartitions
 from controller.remote import LinkError, Target
 from protocol import messages as m
 from protocol.apis import ApiKey
@@ -31,9 +31,12 @@ if TYPE_CHECKING:
 ADD_PARTITIONS_VERSION = 5
 WRITE_MARKERS_VERSION = 2
 DESCRIBE_PRODUCERS_VERSION = 0
+LIST_TRANSACTIONS_VERSION = 0
+DESCRIBE_TRANSACTIONS_VERSION = 0
 ADD_PARTITIONS_MS = 5_000
 WRITE_MARKERS_MS = 5_000
 DESCRIBE_PRODUCERS_MS = 5_000
+UNDER_WAY_MS = 5_000
 """How long an answer is waited for; then it is asked again, of whoever leads then."""
 PARTITIONS_MAX = 1000
 """Of one request, unless one transaction alone has more."""
@@ -140,6 +143,72 @@ class OpenTransactionCalls:
             for one in topic.partitions
             if one.error_code == ErrorCode.NONE
         }
+
+
+UNDER_WAY = (State.ONGOING, State.PREPARE_COMMIT, State.PREPARE_ABORT)
+
+
+class UnderWayCalls:
+    """An `undecided.UnderWay`."""
+
+    def __init__(self, neighbours: Neighbours, coordinators: TransactionCoordinators) -> None:
+        self._neighbours = neighbours
+        self._coordinators = coordinators
+
+    async def __call__(self, node: int, producer_ids: frozenset[int]) -> dict[int, set[Part]]:
+        here = node == self._neighbours.node_id
+        ids = await (self._listed_here(producer_ids) if here else self._listed_there(node, producer_ids))
+        if not ids:
+            return {}
+        return await (self._described_here(ids) if here else self._described_there(node, ids))
+
+    async def _listed_here(self, producer_ids: frozenset[int]) -> list[str]:
+        answer = await self._coordinators.list_transactions(
+            states=frozenset(UNDER_WAY), producer_ids=producer_ids, longer_than_ms=-1, matches=lambda _: True
+        )
+        _check(answer.error)
+        return [one.transactional_id for one in answer.transactions]
+
+    async def _listed_there(self, node: int, producer_ids: frozenset[int]) -> list[str]:
+        request = m.ListTransactionsRequest(
+            state_filters=[state.shown for state in UNDER_WAY], producer_id_filters=sorted(producer_ids)
+        )
+        answer: m.ListTransactionsResponse = await self._neighbours.ask(
+            "transactions under way", node, ApiKey.LIST_TRANSACTIONS, LIST_TRANSACTIONS_VERSION, request, UNDER_WAY_MS
+        )
+        _check(ErrorCode(answer.error_code))
+        return [one.transactional_id for one in answer.transaction_states]
+
+    async def _described_here(self, ids: list[str]) -> dict[int, set[Part]]:
+        found: dict[int, set[Part]] = {}
+        for transactional_id in ids:
+            view = await self._coordinators.describe(transactional_id)
+            _check(view.error)
+            if view.transaction is not None:
+                found.setdefault(view.transaction.producer_id, set()).update(view.transaction.partitions)
+        return found
+
+    async def _described_there(self, node: int, ids: list[str]) -> dict[int, set[Part]]:
+        answer: m.DescribeTransactionsResponse = await self._neighbours.ask(
+            "transactions under way",
+            node,
+            ApiKey.DESCRIBE_TRANSACTIONS,
+            DESCRIBE_TRANSACTIONS_VERSION,
+            m.DescribeTransactionsRequest(transactional_ids=ids),
+            UNDER_WAY_MS,
+        )
+        found: dict[int, set[Part]] = {}
+        for one in answer.transaction_states:
+            _check(ErrorCode(one.error_code))
+            parts = found.setdefault(one.producer_id, set())
+            parts.update((topic.topic, partition) for topic in one.topics for partition in topic.partitions)
+        return found
+
+
+def _check(error: ErrorCode) -> None:
+    """LinkError: what a coordinator knows cannot be told now."""
+    if error is not ErrorCode.NONE:
+        raise LinkError(f"a transaction coordinator answered {error.name}")
 
 
 class _Question(NamedTuple):

@@ -34,6 +34,7 @@ from tests.simulation.consumers import (
     offsets_request,
     read_records,
 )
+from tests.simulation.hanging import Finisher
 from tests.simulation.movers import Drainer, Mover
 from tests.simulation.operators import Admin, FinalReader
 from tests.simulation.producers import TIMESTAMP_MS, IdempotentProducer, ProducerLoad
@@ -475,8 +476,11 @@ def add_clients(world: World) -> None:
     for number, again in enumerate((0.0, 0.2)):
         polls = ConsumerLoad(max_wait_ms=300, pause_ms=(10, 200), isolation_level=1, again=again)
         world.add_client(Auditor, f"auditor-{number}", ACCOUNT_PARTS, polls, settings=settings)
+    offsets = [("__consumer_offsets", number) for number in range(2)]
+    world.add_client(
+        Finisher, "finisher", parts=[*ACCOUNT_PARTS, *offsets], declared=world.declared_losses, settings=settings
+    )
     nodes = [node.node_id for node in world.nodes]
     if len(nodes) > 1 and world.scheduler.stream("moves").random() < world.options.moves:
-        offsets = [("__consumer_offsets", number) for number in range(2)]
         world.add_client(Mover, "mover", [*REQUEST_PARTS, *ACCOUNT_PARTS, *STATE_PARTS, *offsets], nodes)
         Drainer(world).later()

@@ -152,7 +152,14 @@ class World:
                 for fact in decode_entry(data).facts:
                     if isinstance(fact, SessionEnded) and fact.incarnation == incarnation:
                         return fact.reason
-        return None
+        # Trimmed, and applied by brokers only that were about to start: the controller has told.
+        told = f"{incarnation:016x}"
+        silenced = any("silent, their sessions end" in text and told in text for _, _, text in self.log)
+        return "silence" if silenced else None
+
+    def declared_losses(self) -> bool:
+        """Whether a broker knows of anything that was declared lost."""
+        return any(node.broker.controller.state.wal_table.losses for node in self.nodes if node.broker and node.ready)
 
     def last_words(self, process: Process) -> str:
         """The last line that a process logged."""
