@@ -266,7 +266,7 @@ class Machine(RuleBasedStateMachine):
         one = data.draw(st.sampled_from(list(self.state.compactions.open.values())))
         log = self.state.logs.get(one.log_id)
         key = merged_key(one.next_output, one.log_id)
-        if log is None or key in self.bucket or not log.range_count:
+        if log is None or key in self.bucket or not log.range_count or one.done == one.outputs:
             return
         first = data.draw(st.integers(0, log.range_count - 1))
         count = data.draw(st.integers(1, log.range_count - first))
@@ -295,7 +295,8 @@ class Machine(RuleBasedStateMachine):
     def close_pass(self, data: st.DataObject, done: bool) -> None:
         if self.state.compactions.open:
             one = data.draw(st.sampled_from(list(self.state.compactions.open.values())))
-            clean_end = one.bound if done else -1
+            is_named = merged_key(one.next_output, one.log_id) not in self.bucket  # whoever stored one names it first
+            clean_end = one.bound if done and is_named else -1
             self.ask(c.CloseCompaction(self.cluster.token(16), one.incarnation, one.number, clean_end))
 
     @rule(data=st.data())
@@ -402,6 +403,13 @@ class Machine(RuleBasedStateMachine):
         assert refs == {number: found.refs for number, found in state.objects.named.items()}
 
     @invariant()
+    def two_are_never_at_work_on_the_same_ranges(self) -> None:
+        for one in self.state.compactions.open.values():
+            for job in self.state.jobs.values():
+                part = job.part(one.log_id)
+                assert part is None or (job.kind == MERGE and part.base >= one.bound)
+
+    @invariant()
     def a_snapshot_is_the_state(self) -> None:
         if self.state.position % 3 == 0:
             assert ClusterState.decode(self.state.encode()) == self.state
@@ -411,6 +419,8 @@ class Machine(RuleBasedStateMachine):
         self.ask(c.DeleteTopics(self.cluster.token(16), (c.TopicRef("t"),)))
         for job in list(self.state.jobs.values()):
             self.ask(c.CloseJob(self.cluster.token(16), job.incarnation, job.number))
+        for one in list(self.state.compactions.open.values()):
+            self.ask(c.CloseCompaction(self.cluster.token(16), one.incarnation, one.number))
         self.drop_rows(0)
         for key in [key for key in self.bucket if key in self.state.objects.doomed or is_orphan(self.state, key)]:
             del self.bucket[key]
