@@ -112,5 +112,5 @@ def test_expressions_that_cannot_be_kept_are_not_resolved_all_the_time() -> None
     coordinator.take(coordinator.shard.regexes_resolved("g", None, 1, coordinator.now_ms))
     for wait_ms, asked in ((5_000, 0), (4_999, 0), (1, 1)):
         coordinator.now_ms += wait_ms
-        coordinator.beat("m", 2)
+        coordinator.beat("m", 1)
         assert len(coordinator.asked) == asked
