@@ -126,6 +126,14 @@ TABLE = [
         sometimes=True,
     ),
     Allowed(
+        "Fetch",
+        r"responses\.partitions\.aborted_transactions",
+        "Where no batch fits into what is left of a limit of bytes Kafka leaves the list out, ours is empty. Requests "
+        "of a session do not say their limits again.",
+        lambda request, kafka, tidelog: kafka is None and tidelog == [] and request.session_epoch >= 0,
+        sometimes=True,
+    ),
+    Allowed(
         "DescribeQuorum",
         r".*\.(leader_epoch|high_watermark|log_end_offset|last_fetch_timestamp|last_caught_up_timestamp)",
         "Each has a metadata log of its own, and its own clock.",

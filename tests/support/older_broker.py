@@ -7,6 +7,7 @@ Facts, commands, answers and snapshot sections of later levels are unknown to it
 import sys
 from typing import Any, NamedTuple
 
+import controller.state
 from controller import commands, facts
 from controller.state import ClusterState
 
@@ -33,12 +34,12 @@ def forget_what_came_after(level: int) -> None:
         for tag in [tag for tag in registry._by_tag if tag >= lowest]:
             del registry._by_tag[tag]
     facts.FORMAT_LEVEL = level
-    sections = ClusterState._sections
+    sections = controller.state.sections_of
 
-    def known(self: ClusterState) -> dict[int, Any]:
-        return {number: both for number, both in sections(self).items() if number < first.section}
+    def known(state: ClusterState) -> dict[int, Any]:
+        return {number: both for number, both in sections(state).items() if number < first.section}
 
-    ClusterState._sections = known  # type: ignore[method-assign]
+    controller.state.sections_of = known
 
 
 if __name__ == "__main__":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 import controller.decide.moves
 from broker.cold import ColdReads
-from broker.log import Log, LogStatus
+from broker.log import LogStatus
 from broker.moves import Moves
 from broker.sealing import Sealing
 from controller.log_index import OPEN
@@ -18,21 +17,23 @@ from storage.seal import Move, RangeRow
 from storage.uploader import Uploader
 from tests.simulation.plants.registry import MOVE_PLANTS, Patches, registered_in
 
-THAW_S = 0.2
+THAW_S = 0.1
 
 move_plant = registered_in(MOVE_PLANTS, brokers=3, faults_s=12, moves=1.0)
 
 
 @move_plant()
 def thaw_by_timer() -> Patches:
-    """The answer takes long, so the log takes records again; and then the move turns out to be a fact."""
-    move = Sealing.move
+    """The answer takes long, so the log takes records again though the controller was asked; then it moved."""
 
-    async def impatient(self: Sealing, targets: Mapping[Log, int]) -> None:
-        asking = asyncio.ensure_future(move(self, targets))  # noqa: TID251
-        await asyncio.wait({asking}, timeout=THAW_S)
+    async def impatient(self: Sealing, seal: int, patience_s: float) -> bool:
+        decided = self._deciding.get(seal)
+        if decided is None:
+            return True
+        await asyncio.wait([decided], timeout=THAW_S)
+        return decided.done()
 
-    yield Sealing, "move", impatient
+    yield Sealing, "moved", impatient
 
 
 def _submit_with(moves_of: Any) -> Any:
@@ -50,8 +51,8 @@ def move_named_before_the_commit() -> Patches:
     """The leader is named at once, and what is still in memory is to follow."""
     seal = Sealing._seal
 
-    async def take_nothing(self: Sealing, due: Any, targets: Any = None, decided: Any = None) -> None:
-        await seal(self, () if targets is not None else due, targets, decided)
+    async def take_nothing(self: Sealing, due: Any, targets: Any = None) -> None:
+        await seal(self, () if targets is not None else due, targets)
 
     state_of = controller.decide.moves._may_move
 
@@ -66,8 +67,8 @@ def move_named_before_the_commit() -> Patches:
 def freeze_does_not_wait_for_what_is_in_flight() -> Patches:
     """What was appended before the freeze and becomes durable after the last seal is acknowledged all the same."""
 
-    async def at_once(self: Moves, frozen: Any) -> None:
-        return
+    async def at_once(self: Moves, logs: Any, patience_s: float) -> set[Any]:
+        return set()
 
     may_move = controller.decide.moves._may_move
 

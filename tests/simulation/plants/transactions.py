@@ -27,6 +27,8 @@ bank_plant = registered_in(
 )
 SEALED_SOON = {"tidelog.merge.enable": "false", "tidelog.seal.ms": "100", "tidelog.tail.keep.bytes": "0"}
 """What is read comes from the bucket, as far as it can."""
+SEALED_NOW_AND_THEN = {"tidelog.merge.enable": "false", "tidelog.seal.ms": "2500"}
+"""What is lost with a machine is much, and not all."""
 
 
 @bank_plant(faults={})
@@ -191,6 +193,12 @@ def aborted_is_taken_for_committed() -> Patches:
 def aborted_not_told_from_memory() -> Patches:
     """Reads of the tail show what was aborted."""
     yield broker.handlers.fetch, "_aborted", lambda log, offset, end, known=None: []
+
+
+@bank_plant(wal="volume", faults={"destroy": 1}, settings=SEALED_NOW_AND_THEN)
+def producer_ids_go_on_behind_a_loss() -> Patches:
+    """A coordinator goes on with what is left of its state: epochs begin lower than logs and producers have seen."""
+    yield Shard, "replay_loss", lambda self: None
 
 
 @bank_plant(faults={"client_pause": 1})
