@@ -281,24 +281,25 @@ class IdempotentProducer(Producer):
             batch.attempts += 1
         future = connection.ask(ApiKey.PRODUCE, self.load.version, self.request_of(batches), self.name)
         self._in_flight += 1
-        tasks.create_task(self._wait(connection, future, batches))
+        node = self.leaders[batches[0].part].node_id
+        tasks.create_task(self._wait(connection, future, batches, node))
 
-    async def _wait(self, connection: Connection, future: asyncio.Future[Any], batches: list[Batch]) -> None:
+    async def _wait(self, connection: Connection, future: asyncio.Future[Any], batches: list[Batch], node: int) -> None:
         try:
             answers = self.answers_by_part(await self.answer(connection, future))
         except Disconnected:
             self._trouble = True
         else:
             for batch in batches:
-                self._decided(batch, answers[batch.part])
+                self._decided(batch, answers[batch.part], node)
         self._in_flight -= 1
         self._changed.set()
 
-    def _decided(self, batch: Batch, answer: Any) -> None:
+    def _decided(self, batch: Batch, answer: Any, node: int) -> None:
         queue = self.pending[batch.part]
         code = answer.error_code
         if not code:
-            self.told("produce.ok", batch, offset=answer.base_offset, node=self.leaders_node(batch.part))
+            self.told("produce.ok", batch, offset=answer.base_offset, node=node)
             queue.remove(batch)
             return
         self._trouble = True
@@ -313,11 +314,6 @@ class IdempotentProducer(Producer):
             self.told("produce.fail", batch, error=error_name(code))
             queue.remove(batch)
         self._refused = True
-
-    def leaders_node(self, part: Part) -> int:
-        """The node that was thought to lead when an answer came."""
-        leader = self.leaders.get(part)
-        return -1 if leader is None else leader.node_id
 
 
 class PlainProducer(Producer):
