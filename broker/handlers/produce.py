@@ -202,6 +202,7 @@ class Attempt:
         "connection",
         "correlation_id",
         "end",
+        "metered",
         "owned",
         "pos",
         "results",
@@ -237,6 +238,7 @@ class Attempt:
         self.acks = -1
         self.results: list[ProduceResult | None] = []
         self.started_us = connection.started_us
+        self.metered = connection.metered
         self.waits = False
         self.settling: Log | None = None
         self.slot = -1
@@ -541,6 +543,7 @@ class Attempt:
             return
         request = parse_produce(self.buf, self.pos, self.end, self.version)
         connection.started_us = self.started_us
+        connection.metered = self.metered
         try:
             if expired:
                 full = KafkaError(ErrorCode.NOT_ENOUGH_REPLICAS, "the write-ahead log is full; try again")
@@ -554,6 +557,8 @@ class Attempt:
         except Exception:
             connection.broken()
             return
+        finally:
+            connection.metered = None
         if not self.waits:
             connection.release(HOLD_FULL)
 

@@ -83,6 +83,17 @@ async def test_a_producer_is_told_to_wait_and_not_heard(client: RawClient, broke
     assert not broker.services.quotas.active and not broker.services.quotas._rates
 
 
+async def test_a_producer_that_waited_first_is_told_too(client: RawClient, broker: Broker) -> None:
+    """The coordinator of a transaction is asked before its first batch is appended."""
+    await create(client, "t")
+    await set_quota(client, {"client-id": "raw"}, producer_byte_rate=100 * KIB)
+    batch = batch_of(b"v" * 250 * KIB, producer_id=7, producer_epoch=0, base_sequence=0, transactional=True)
+    request = produce_request([("t", 0, batch)], transactional_id="unknown")
+    answer = await client.ask(ApiKey.PRODUCE, 11, request, timeout=30)
+    assert answer.responses[0].partition_responses[0].error_code != 0
+    assert 200 < answer.throttle_time_ms < 2000
+
+
 async def test_without_acks_there_is_only_silence(client: RawClient, broker: Broker) -> None:
     await create(client, "t")
     await set_quota(client, {"user": None}, producer_byte_rate=100 * KIB)
