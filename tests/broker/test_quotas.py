@@ -91,7 +91,7 @@ async def test_a_producer_that_waited_first_is_told_too(client: RawClient, broke
     request = produce_request([("t", 0, batch)], transactional_id="unknown")
     answer = await client.ask(ApiKey.PRODUCE, 11, request, timeout=30)
     assert answer.responses[0].partition_responses[0].error_code != 0
-    assert 200 < answer.throttle_time_ms < 2000
+    assert 200 < answer.throttle_time_ms < 3000, "at most three windows"
 
 
 async def test_without_acks_there_is_only_silence(client: RawClient, broker: Broker) -> None:
