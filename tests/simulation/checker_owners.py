@@ -93,6 +93,7 @@ def everything_owned(book: Book) -> Iterator[Finding]:
                     group.wanted[fields["client"]], group.changed_ns = parts, event.at_ns
             case "group.released":
                 group.owned[fields["client"]] -= set(map(tuple, fields["parts"]))
+                group.changed_ns = event.at_ns  # it goes to somebody else, or the member leaves
             case "group.given":
                 group.owned[fields["client"]] |= set(map(tuple, fields["parts"]))
             case "group.beat.ok":
