@@ -219,7 +219,7 @@ class World:
         for node in self.nodes:
             late_s = options.late_s if node is self.nodes[-1] else None
             scheduler.call_later_ns(self.rng.randint(0, 300) * MS + (late_s or 0) * S, node.start)
-        scheduler.call_later_ns(self.rng.randint(0, 500) * MS, partial(add_clients, self))
+        scheduler.call_later_ns(self.rng.randint(0, 500) * MS, self._add_clients)
         kinds = kinds_for(len(self.nodes)) if options.faults is None else options.faults
         if kinds:
             self.faults.plan(2 * S, self.faults_s * S, kinds)
@@ -250,6 +250,9 @@ class World:
         if self.tuned:
             self._look_at_settings()
         self._judge(quiet_from_ns, store_quiet_from_ns)
+
+    def _add_clients(self) -> None:
+        add_clients(self)
 
     def _look_at_settings(self) -> None:
         """What operators set while the world went on is what every broker goes by."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,11 +32,9 @@ class JoiningWorld(World):
     balanced_after_ms = -1
     _asked = (-1, 0)
 
-    def _draw_settings(self) -> dict[str, str]:
-        return super()._draw_settings() | {
-            "tidelog.balance.interval.ms": "500",
-            "tidelog.balance.moves.max": "4",
-        }
+    def __init__(self, seed: int, options: Options) -> None:
+        often = {"tidelog.balance.interval.ms": "500", "tidelog.balance.moves.max": "4"}
+        super().__init__(seed, replace(options, settings=often))
 
     def _add_clients(self) -> None:
         super()._add_clients()
