@@ -129,12 +129,6 @@ def late_marker_of_an_old_coordinator() -> Patches:
     yield ProducerStates, "check_marker", whoever
 
 
-@bank_plant(layout="apart", wal="volume", faults_s=20, faults={"destroy": 1}, settings=SEALED_SOON)
-def transaction_goes_on_across_a_hole() -> Patches:
-    """What is open from below a declared loss, its end perhaps lost, is taken for the producer's next transaction."""
-    yield ProducerStates, "_check_hole", lambda self, producer_id, last: None
-
-
 @bank_plant(faults={"cut_off_and_kill": 1})
 def coordinator_forgets_what_it_decided() -> Patches:
     """Who loads a partition of transactions leaves those alone that wait for their markers."""
