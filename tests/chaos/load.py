@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 TOPIC = "load"
 PAUSES_PER_S = 50
 CONSUME_S = 0.1
+LOOKS, LOOK_S = 300, 0.1
 RETRIABLE_FATAL_NEVER = "a client met an error that is not retriable"
 
 
@@ -23,10 +24,26 @@ def seeded() -> random.Random:
 
 
 def create_topic(bootstrap: str, partitions: int, topic: str = TOPIC) -> None:
-    """Create a topic and wait until it is there."""
+    """Create a topic and wait until every broker of `bootstrap` says who leads it.
+
+    A client that asks one whose facts lag behind sees no partitions, and looks again minutes later (kafka-python).
+    """
     admin = AdminClient({"bootstrap.servers": bootstrap})
     for created in admin.create_topics([NewTopic(topic, partitions, 1)]).values():
         created.result(30)
+    for address in bootstrap.split(","):
+        for _ in range(LOOKS):
+            if _is_led(address, topic, partitions):
+                break
+            threading.Event().wait(LOOK_S)
+        else:
+            raise AssertionError(f"{address} does not know the leaders of {topic}")
+
+
+def _is_led(address: str, topic: str, partitions: int) -> bool:
+    """What the broker there says: a client that knows no other yet asks it."""
+    told = AdminClient({"bootstrap.servers": address}).list_topics(topic, timeout=10).topics[topic].partitions
+    return len(told) == partitions and all(one.leader >= 0 for one in told.values())
 
 
 @dataclass
