@@ -180,9 +180,9 @@ async def test_a_long_poll_is_measured_when_it_is_answered(client: RawClient, br
 
 async def test_request_time(client: RawClient, broker: Broker) -> None:
     await create(client, "t", 50)
-    await set_quota(client, {"user": "ANONYMOUS"}, request_percentage=0.01)
-    told = [(await client.ask(ApiKey.METADATA, 12, m.MetadataRequest(topics=None))).throttle_time_ms for _ in range(3)]
-    assert told[0] == 0 and 0 < max(told) <= 1000, "never longer than a window"
+    await set_quota(client, {"user": "ANONYMOUS"}, request_percentage=1e-6)  # any machine takes longer for a request
+    told = [(await client.ask(ApiKey.METADATA, 12, m.MetadataRequest(topics=None))).throttle_time_ms for _ in range(2)]
+    assert told == [0, 1000], "a request counts for the next one, which is throttled for a window at most"
     assert broker.counters.throttled >= 1
 
 
