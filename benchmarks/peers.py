@@ -21,7 +21,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError
 
-from benchmarks.processes import ROOT, BenchError, end, free_port, idle_share, run, spawn
+from benchmarks.processes import ROOT, BenchError, cpu_s_of_one, end, free_port, idle_share, run, spawn
 from benchmarks.toolchain import kafka_classpath
 
 READY_TIMEOUT_S = 60
@@ -67,6 +67,7 @@ class Peer:
         self.tree = ROOT  # where it is started
         self.port = 0
         self.idle_share = 0.0  # of a core, once warm
+        self.look_cpu_s = 0.0  # of one `unsealed_bytes`, once warm
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -156,8 +157,9 @@ class Peer:
         return self.log.read_text(errors="replace")[-characters:] if self.log.exists() else ""
 
     def note_idle(self) -> None:
-        """Measure what the broker uses without any load."""
+        """Measure what the broker uses without any load, and what looking at it costs."""
         self.idle_share = idle_share(self.pid)
+        self.look_cpu_s = cpu_s_of_one(self.pid, self.unsealed_bytes)
 
     def unsealed_bytes(self) -> int:
         """Bytes taken from producers whose way through the broker is not complete."""

@@ -75,11 +75,16 @@ class Usage:
 
 @contextlib.contextmanager
 def measure(
-    pid: int, *, idle: float = 0.0, unfinished: Callable[[], bool] = lambda: False, finish_s: float = 15.0
+    pid: int,
+    *,
+    idle: float = 0.0,
+    unfinished: Callable[[], bool] = lambda: False,
+    look_cpu_s: float = 0.0,
+    finish_s: float = 15.0,
 ) -> Iterator[Usage]:
     """Measure a broker while the block runs. CPU is counted until the broker has calmed down, and while `unfinished()`
     says that work put off is still to be done (at most `finish_s`): what a load causes belongs to it. What the broker
-    uses anyhow, `idle` of a core, is not counted while it is waited for.
+    uses anyhow, `idle` of a core, is not counted while it is waited for, nor is what every `unfinished()` costs it.
     """
     usage = Usage()
     os.sync()  # what other peers left dirty is not written during this run
@@ -89,19 +94,29 @@ def measure(
     usage.seconds = time.perf_counter() - began
     settle(pid)
     deadline = began + usage.seconds + finish_s
+    looks = 1
     while unfinished() and time.perf_counter() < deadline:
         time.sleep(0.5)
+        looks += 1
     waited_s = time.perf_counter() - began - usage.seconds
-    usage.cpu_s = cpu_s(pid) - cpu_before - idle * waited_s
+    usage.cpu_s = cpu_s(pid) - cpu_before - idle * waited_s - look_cpu_s * looks
     usage.peak_rss_mb = peak_rss_mb(pid)
 
 
-def idle_share(pid: int, seconds: float = 1.5) -> float:
-    """How much of a core a process uses that has nothing to do."""
+def idle_share(pid: int, seconds: float = 5.0) -> float:
+    """How much of a core a process uses that has nothing to do: some thousandths, where CPU is told in ticks of 10 ms."""
     settle(pid)
     before, began = cpu_s(pid), time.perf_counter()
     time.sleep(seconds)
     return (cpu_s(pid) - before) / (time.perf_counter() - began)
+
+
+def cpu_s_of_one(pid: int, call: Callable[[], object], calls: int = 100) -> float:
+    """What one `call` costs the process."""
+    before = cpu_s(pid)
+    for _ in range(calls):
+        call()
+    return (cpu_s(pid) - before) / calls
 
 
 def settle(pid: int, *, quiet_below: float = 0.1, at_most_s: float = 10.0) -> None:

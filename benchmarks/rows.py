@@ -77,6 +77,7 @@ class Cell:
             self.peer.pid,
             idle=self.peer.idle_share,
             unfinished=lambda: self.peer.unsealed_bytes() > UNSEALED_AT_MOST,
+            look_cpu_s=self.peer.look_cpu_s,
         )
 
     def used(self, usage: Usage, n_bytes: float) -> Figures:
