@@ -104,7 +104,7 @@ def measure(
 
 
 def idle_share(pid: int, seconds: float = 5.0) -> float:
-    """How much of a core a process uses that has nothing to do: some thousandths, where CPU is told in ticks of 10 ms."""
+    """How much of a core a process uses that has nothing to do; CPU is told in ticks of 10 ms, so not in a moment."""
     settle(pid)
     before, began = cpu_s(pid), time.perf_counter()
     time.sleep(seconds)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.compatibility import versions
 from tests.compatibility.health import check
+from tests.compatibility.jvm import Shell, shell
 from tests.support.broker_process import BrokerProcess
 
 
@@ -18,6 +20,19 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
         check(running)
         assert running.stop() == 0, running.log_tail()
         check(running)
+
+
+@pytest.fixture(scope="module", params=[versions.KAFKA, versions.OLDER_KAFKA])
+def tools(request: pytest.FixtureRequest) -> Iterator[Shell]:
+    """Kafka's command-line tools, of two versions in turn."""
+    with shell(request.param) as opened:
+        yield opened
+
+
+@pytest.fixture
+def where(broker: BrokerProcess) -> tuple[str, str]:
+    """The option that every tool takes."""
+    return "--bootstrap-server", broker.bootstrap
 
 
 @pytest.fixture

@@ -47,6 +47,11 @@ class Output(NamedTuple):
         return [line for line in self.out.splitlines() if line.strip()]
 
 
+def refused(told: Output, words: str) -> None:
+    """The tool failed with these words."""
+    assert told.code == 1 and words in told.out + told.err, told
+
+
 @dataclass(frozen=True)
 class Tools:
     """The tools of one Kafka version."""

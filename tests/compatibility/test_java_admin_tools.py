@@ -8,26 +8,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from broker.settings import AUTHORIZER
-from tests.compatibility import versions
-from tests.compatibility.jvm import Output, Shell, shell
+from tests.compatibility.jvm import Shell, refused
 from tests.support.broker_process import BrokerProcess
 
 pytestmark = pytest.mark.compatibility
 
 CONFIGS = "kafka.admin.ConfigCommand"
 Command = Callable[..., list[str]]
-
-
-@pytest.fixture(scope="module", params=[versions.KAFKA, versions.OLDER_KAFKA])
-def tools(request: pytest.FixtureRequest) -> Iterator[Shell]:
-    with shell(request.param) as opened:
-        yield opened
-
-
-@pytest.fixture
-def where(broker: BrokerProcess) -> tuple[str, str]:
-    """The option that every tool takes."""
-    return "--bootstrap-server", broker.bootstrap
 
 
 @pytest.fixture
@@ -45,10 +32,6 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]
     with BrokerProcess(tmp_path_factory.mktemp("secured") / "data", authorizer_class_name=AUTHORIZER) as running:
         yield running
         assert running.stop() == 0, running.log_tail()
-
-
-def refused(told: Output, words: str) -> None:
-    assert told.code == 1 and words in told.out + told.err, told
 
 
 def test_brokers(tools: Shell, where: tuple[str, str], configs: Command) -> None:

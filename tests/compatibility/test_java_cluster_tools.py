@@ -3,16 +3,15 @@ features, the quorum, directories, access lists, a Streams application that is r
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from broker.settings import AUTHORIZER
-from tests.compatibility import versions
 from tests.compatibility.admin import create_topic
 from tests.compatibility.clients import confluent
-from tests.compatibility.jvm import Output, Shell, shell
+from tests.compatibility.jvm import Shell, refused
 from tests.compatibility.test_java_tools import cells, fill
 from tests.support.broker_process import BrokerProcess
 
@@ -21,22 +20,6 @@ pytestmark = pytest.mark.compatibility
 CONFIGS = "kafka.admin.ConfigCommand"
 FEATURES = "FeatureCommand"
 Command = Callable[..., list[str]]
-
-
-@pytest.fixture(scope="module", params=[versions.KAFKA, versions.OLDER_KAFKA])
-def tools(request: pytest.FixtureRequest) -> Iterator[Shell]:
-    with shell(request.param) as opened:
-        yield opened
-
-
-@pytest.fixture
-def where(broker: BrokerProcess) -> tuple[str, str]:
-    """The option that every tool takes."""
-    return "--bootstrap-server", broker.bootstrap
-
-
-def refused(told: Output, words: str) -> None:
-    assert told.code == 1 and words in told.out + told.err, told
 
 
 def test_topics_listed_and_shown(tools: Shell, where: tuple[str, str], broker: BrokerProcess, topic: str) -> None:

@@ -2,16 +2,15 @@
 and delete, with groups of both protocols.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.compatibility import versions
 from tests.compatibility.admin import create_topic
 from tests.compatibility.clients import confluent, read
 from tests.compatibility.clients.base import Out
-from tests.compatibility.jvm import Output, Shell, shell
+from tests.compatibility.jvm import Output, Shell
 from tests.compatibility.test_java_tools import GROUPS, cells
 from tests.support.broker_process import BrokerProcess
 
@@ -22,12 +21,6 @@ BASE = 1_600_000_000_000
 COUNT = 20
 PARTITIONS = 2
 Command = Callable[..., list[str]]
-
-
-@pytest.fixture(scope="module", params=[versions.KAFKA, versions.OLDER_KAFKA])
-def tools(request: pytest.FixtureRequest) -> Iterator[Shell]:
-    with shell(request.param) as opened:
-        yield opened
 
 
 @pytest.fixture

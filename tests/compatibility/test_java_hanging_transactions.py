@@ -1,15 +1,13 @@
 """A transaction that its coordinator does not know of, found and ended with Kafka's own tool."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from protocol import messages as m
 from protocol.apis import ApiKey
-from tests.compatibility import versions
-from tests.compatibility.jvm import Output, Shell, shell
+from tests.compatibility.jvm import Output, Shell
 from tests.support.raw_client import RawClient, batch_of
 from tests.support.waiting import until
 from tests.support.whole_broker import whole_broker
@@ -18,12 +16,6 @@ pytestmark = pytest.mark.compatibility
 
 PID, EPOCH = 4711, 3
 HOUR_MS = 3_600_000
-
-
-@pytest.fixture(scope="module", params=[versions.KAFKA, versions.OLDER_KAFKA])
-def tools(request: pytest.FixtureRequest) -> Iterator[Shell]:
-    with shell(request.param) as opened:
-        yield opened
 
 
 async def test_find_and_abort(tools: Shell, tmp_path: Path) -> None:

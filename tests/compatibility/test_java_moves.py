@@ -9,20 +9,13 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from tests.chaos.load import create_topic
-from tests.compatibility import versions
-from tests.compatibility.jvm import Shell, shell
+from tests.compatibility.jvm import Shell
 from tests.support.broker_process import BrokerProcess
 
 pytestmark = pytest.mark.compatibility
 
 MOVE = "reassign.ReassignPartitionsCommand"
 ELECT = "LeaderElectionCommand"
-
-
-@pytest.fixture(scope="module", params=[versions.KAFKA, versions.OLDER_KAFKA])
-def tools(request: pytest.FixtureRequest) -> Iterator[Shell]:
-    with shell(request.param) as opened:
-        yield opened
 
 
 @pytest.fixture
