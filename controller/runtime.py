@@ -379,6 +379,11 @@ class Runtime:
             return decide(self.replica.state, item.command, context)
         except KafkaError as error:
             return error
+        except Exception:
+            # A mistake of ours, but nothing is decided yet. Were this process to end of it, who asked would ask the
+            # next controller the same, and so end one after the other.
+            _log.exception("cannot decide %s", type(item.command).__name__)
+            return KafkaError(ErrorCode.UNKNOWN_SERVER_ERROR, "the controller failed to decide: see its log")
 
     def _context(self) -> Context:
         state = self.replica.state

@@ -8,10 +8,12 @@ import pytest
 from controller import collector
 from controller import commands as c
 from controller import facts as f
+from controller.decide import Context, Decision, decide
 from controller.entries import NewerFormat
 from controller.features import NEW_CLUSTER
 from controller.object_log import ENTRIES, ObjectLog, entry_key
 from controller.runtime import ControllerSettings
+from controller.state import ClusterState
 from protocol.errors import ErrorCode, KafkaError
 from storage.memory import MemoryStore
 from storage.object_store import ObjectStore, OutcomeUnknown, Unavailable
@@ -100,6 +102,32 @@ async def test_a_refusal_writes_nothing(group: asyncio.TaskGroup, store: MemoryS
     with pytest.raises(KafkaError, match="BROKER_ID_NOT_REGISTERED"):
         await process.client.ask(c.AllocateProducerIds(process.token(16), 100))
     assert process.client.position == before
+
+
+def test_a_command_that_trips_the_controller_is_refused_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Were the controller to end, whoever asked would ask the next one, and end that too."""
+
+    def tripped(state: ClusterState, command: object, context: Context) -> Decision:
+        assert not isinstance(command, c.AllocateProducerIds), "planted"
+        return decide(state, command, context)
+
+    monkeypatch.setattr("controller.runtime.decide", tripped)
+
+    @virtual
+    async def test(group: asyncio.TaskGroup, store: MemoryStore) -> None:
+        process = Process(group, store, 1, 100)
+        await process.client.wait_ready()
+        await process.register()
+        beside = group.create_task(process.create("t"))
+        with pytest.raises(KafkaError, match="UNKNOWN_SERVER_ERROR"):
+            await process.client.ask(c.AllocateProducerIds(process.token(16), 100))
+        assert (await beside).error_code == 0 and process.client.leads
+
+    test()
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.getMessage() == "cannot decide AllocateProducerIds"
 
 
 @virtual
