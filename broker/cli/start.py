@@ -19,6 +19,7 @@ import uvloop
 from broker.bucket import CannotStart
 from broker.cli.output import CommandError
 from broker.clock import SystemClock
+from broker.handlers.loggers import keep_secrets
 from broker.metadata_place import MetadataPlace
 from broker.node import FAILED, Broker
 from broker.settings import SettingError
@@ -106,6 +107,7 @@ def run_broker(loaded: Loaded) -> int:
     """Run a broker in this process until SIGTERM or SIGINT; the exit code."""
     began_s = time.perf_counter()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    keep_secrets()
     for warning in loaded.warnings:
         log.warning("%s", warning)
     if loaded.settings.authorizer_class_name:

@@ -20,7 +20,15 @@ LEVELS = {
     "TRACE": logging.DEBUG,
     "WARN": logging.WARNING,
 }
+SECRETIVE = ("aiobotocore", "boto3", "botocore")
+"""Their debug output holds signatures and session tokens of the bucket: they say nothing below INFO."""
 _NAMES = {logging.CRITICAL: "FATAL", logging.ERROR: "ERROR", logging.WARNING: "WARN", logging.INFO: "INFO"}
+
+
+def keep_secrets() -> None:
+    """From now on the `SECRETIVE` are at INFO, whatever the root logger is at."""
+    for name in SECRETIVE:
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _names() -> list[str]:
@@ -61,8 +69,14 @@ def alter(alteration: ConfigAlteration, validate_only: bool) -> None:
                 f"Cannot set the log level of {change.key} to {change.value} as it is not a supported log level. "
                 f"Valid log levels are {', '.join(sorted(LEVELS))}",
             )
+        if LEVELS.get(change.value or "") == logging.DEBUG and change.key.partition(".")[0] in SECRETIVE:
+            raise KafkaError(
+                ErrorCode.INVALID_CONFIG,
+                f"The debug output of {change.key} holds credentials of the bucket: INFO is its lowest level",
+            )
     if validate_only:
         return
     for change in alteration.changes:
-        level = LEVELS[change.value or ""] if change.operation == SET else logging.NOTSET
+        unset = logging.INFO if change.key in SECRETIVE else logging.NOTSET
+        level = LEVELS[change.value or ""] if change.operation == SET else unset
         logging.getLogger(change.key).setLevel(level)

@@ -11,6 +11,7 @@ from broker.config_types import ConfigSource, ConfigType
 from broker.dispatch import HANDLERS
 from broker.dynamic_configs import DYNAMIC, SETTINGS, STORED, DynamicConfigs, validate_broker_configs
 from broker.group_configs import GROUP_CONFIGS
+from broker.handlers import loggers
 from broker.node import Broker
 from broker.settings import FIELDS, Settings
 from broker.settings_checks import build
@@ -201,6 +202,24 @@ async def test_loggers(client: RawClient) -> None:
         error_code, message = await alter(client, LOGGER, resource, change)
         assert (error_code, words in (message or "")) == (code, True), message
     assert (await describe(client, LOGGER, "")).error_message == "Broker id must not be empty"
+
+
+async def test_loggers_that_would_tell_credentials(client: RawClient) -> None:
+    """With the root logger at DEBUG too, nothing of the bucket's client is told below INFO."""
+    loggers.keep_secrets()
+    signer, root = logging.getLogger("botocore.auth"), logging.getLogger()
+    before = root.level
+    try:
+        assert await alter(client, LOGGER, "1", ("root", SET, "DEBUG")) == (0, None)
+        for name in ("botocore", "botocore.auth"):
+            error_code, message = await alter(client, LOGGER, "1", (name, SET, "DEBUG"))
+            assert error_code == 40 and "holds credentials of the bucket" in (message or "")
+        assert await alter(client, LOGGER, "1", ("botocore", SET, "WARN")) == (0, None)
+        assert not signer.isEnabledFor(logging.INFO)
+        assert await alter(client, LOGGER, "1", ("botocore", DELETE, None)) == (0, None)
+        assert signer.isEnabledFor(logging.INFO) and not signer.isEnabledFor(logging.DEBUG)
+    finally:
+        root.setLevel(before)
 
 
 async def test_groups(client: RawClient) -> None:
