@@ -33,6 +33,7 @@ from broker.handlers import (
     offset_for_leader_epoch,
     offsets,
     produce,
+    produce_old,
     quotas,
     reassignments,
     topics,
@@ -296,7 +297,7 @@ class Dispatcher:
             response = api_versions.unsupported_version(self._table)
             connection.answer(response_frame(api_key, 0, correlation_id, response.encode(0)), self._latency)
         elif api_key == ApiKey.PRODUCE and version <= 2:
-            produce.refuse_old(self._services, connection, frame, body, version, correlation_id)
+            produce_old.refuse_old(self._services, connection, frame, body, version, correlation_id)
         else:
             raise ProtocolError(f"{APIS[api_key].name} version {version} is not served")
 

@@ -8,22 +8,20 @@ v13: topics by id. v0 to v2 are shown by ApiVersions and answer UNSUPPORTED_VERS
 A batch that opens a transaction in its log waits until the coordinator has said that the log is part of it (KIP-890,
 `broker.transactions.verification`); v11: TRANSACTION_ABORTABLE. v12: the batch itself adds its partition.
 A partition that comes several times: its last batch counts, and it has one answer, as in Kafka.
-CreateTime bounds are checked on the first and the greatest timestamp of a batch, not on every record.
 Not implemented: message sets of magic 0 and 1; `compression.type` other than `producer` is stored, not applied.
 """
 
 from __future__ import annotations
 
-from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from broker.connection import HOLD_FULL
+from broker.handlers.batch_rules import ZSTD, InvalidRecords, check_rules
 from broker.handlers.common import endpoints_of
 from broker.log import Log, LogStatus
 from broker.log_table import LeaderHint
 from broker.transactions.verification import ABORTABLE_SINCE, IMPLICIT_SINCE, Part, Verification, produce_error, verify
-from protocol.apis import ApiKey
-from protocol.errors import ErrorCode, KafkaError, ProtocolError
+from protocol.errors import ErrorCode, KafkaError
 from protocol.fast import (
     OnePart,
     ProducePart,
@@ -34,7 +32,6 @@ from protocol.fast import (
     parse_usual_produce,
     success_encoder,
 )
-from protocol.framing import response_frame
 from protocol.records import (
     SMALL_BYTES,
     BatchError,
@@ -43,7 +40,6 @@ from protocol.records import (
     check_batch,
     copy_with_offset_and_epoch,
     patch_offset_and_epoch,
-    records,
     stamp_log_append_time,
 )
 from storage.tail import BATCH_OVERHEAD_BYTES
@@ -59,8 +55,6 @@ if TYPE_CHECKING:
 NO_RIGHT = ErrorCode.NOT_LEADER_OR_FOLLOWER, "this broker may have been replaced as leader"
 SETTLE_MS = 1000
 """How long a request waits for a log that is about to move, or to open: then its client looks for the leader again."""
-COMPACTED_BYTES_MAX = 16 * 1024 * 1024
-"""Decompressed size of a batch for a compacted topic: its records are looked at on the loop."""
 
 _BEFORE_THE_LOG = frozenset(
     (
@@ -88,17 +82,7 @@ _TRANSACTIONAL = 0x10
 _SPECIAL = 0x30  # transactional or control
 _ATTRIBUTES = 21  # where a batch has them, two bytes
 _CODEC = 0x07
-_ZSTD = 4
-_NO_TIMESTAMP = -1
 _ADMIN_CLIENT = "__admin_client"
-
-
-class InvalidRecords(KafkaError):
-    """Single records are at fault: (index in the batch, message)."""
-
-    def __init__(self, code: ErrorCode, message: str, errors: list[tuple[int, str | None]]) -> None:
-        super().__init__(code, message)
-        self.errors = errors
 
 
 class Checked(NamedTuple):
@@ -155,7 +139,7 @@ def _append_usual(
     if (
         header[0] != 0  # the base offset
         or attributes & _SPECIAL
-        or attributes & _CODEC == _ZSTD
+        or attributes & _CODEC == ZSTD
         or log.internal
         or config.compacted
         or config.log_append_time
@@ -273,7 +257,7 @@ class Attempt:
                         return
                     raise services.logs.refusal(topic, partition)
                 header = check_batch(self.buf, start, stop)
-                self._check_rules(log, header, stop - start, now_ms, start)
+                check_rules(log, header, self.buf, start, stop, now_ms, self.version)
                 self._check_order(part, log, header, now_ms)
                 if refused is not None:
                     raise KafkaError(*refused)
@@ -309,31 +293,6 @@ class Attempt:
             and not log.producers.knows(header.producer_id, now_ms)
         ):
             raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, "a batch before this one was refused: send it first")
-
-    def _check_rules(self, log: Log, header: BatchHeader, size: int, now_ms: int, start: int) -> None:
-        """What topic and version ask of the batch; KafkaError if it is not so."""
-        config = log.config
-        if log.internal:
-            raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, f"Cannot append to internal topic {log.topic}")
-        if size > config.max_message_bytes:
-            raise KafkaError(
-                ErrorCode.MESSAGE_TOO_LARGE,
-                f"The record batch of {size} bytes is larger than max.message.bytes={config.max_message_bytes}",
-            )
-        if header.base_offset != 0:
-            why = f"The base offset of a batch is 0, not {header.base_offset}: the broker gives offsets"
-            raise KafkaError(ErrorCode.INVALID_RECORD, why)
-        if header.is_control:
-            raise KafkaError(ErrorCode.INVALID_RECORD, "Clients are not allowed to write control records")
-        if header.codec == _ZSTD and self.version < 7:
-            raise KafkaError(
-                ErrorCode.UNSUPPORTED_COMPRESSION_TYPE,
-                "Produce requests with version below 7 are not allowed to use ZStandard compression",
-            )
-        if not config.log_append_time:
-            _check_timestamps(log, header, now_ms)
-        if config.compacted:
-            _check_keys(memoryview(self.buf)[start : start + size])
 
     def _append(self, parts: list[ProducePart], checked: list[Checked], now_ms: int) -> None:
         """Append what was checked; there is room. Nothing in here may fail but the producer's sequence."""
@@ -603,74 +562,3 @@ def _last_of_each(parts: list[ProducePart]) -> list[ProducePart]:
 def _looks_transactional(buf: bytearray, start: int, stop: int) -> bool:
     """Whether the first batch of a part that was refused says that it is transactional."""
     return 0 <= start <= stop - _ATTRIBUTES - 2 and bool(buf[start + _ATTRIBUTES + 1] & _TRANSACTIONAL)
-
-
-def _check_timestamps(log: Log, header: BatchHeader, now_ms: int) -> None:
-    config = log.config
-    for timestamp in (header.base_timestamp, header.max_timestamp):
-        if timestamp == _NO_TIMESTAMP:
-            continue
-        oldest, newest = now_ms - config.timestamp_before_max_ms, now_ms + config.timestamp_after_max_ms
-        if not oldest <= timestamp <= newest:
-            message = f"Timestamp {timestamp} is out of range: it must lie between {oldest} and {newest}"
-            raise InvalidRecords(ErrorCode.INVALID_TIMESTAMP, message, [(0, message)])
-
-
-def _check_keys(batch: memoryview) -> None:
-    """Every record of a compacted topic has a key: without one it could never be compacted away."""
-    try:
-        errors: list[tuple[int, str | None]] = [
-            (index, "Compacted topic cannot accept message without key")
-            for index, record in enumerate(records(batch, max_size=COMPACTED_BYTES_MAX))
-            if record.key is None
-        ]
-    except ProtocolError as error:
-        raise KafkaError(ErrorCode.INVALID_RECORD, f"The records cannot be read: {error}") from None
-    if errors:
-        raise InvalidRecords(
-            ErrorCode.INVALID_RECORD, "One or more records have been rejected: they have no key", errors
-        )
-
-
-_unpack_head = Struct(">hii").unpack_from
-_unpack_size = Struct(">h").unpack_from
-_unpack_count = Struct(">i").unpack_from
-_unpack_partition = Struct(">ii").unpack_from
-_pack_count = Struct(">i").pack
-_OLD_PARTITION = {0: Struct(">ihq"), 1: Struct(">ihq"), 2: Struct(">ihqq")}
-_OLD_PARTITIONS_MAX = 10_000
-
-
-def refuse_old(
-    services: Services, connection: Connection, frame: bytes, pos: int, version: int, correlation_id: int
-) -> None:
-    """Produce v0 to v2: every partition answers UNSUPPORTED_VERSION in that version's shape."""
-    try:
-        acks, _, topics = _unpack_head(frame, pos)
-        pos += 10
-        out = [_pack_count(topics)]
-        left = _OLD_PARTITIONS_MAX
-        for _ in range(topics):
-            (size,) = _unpack_size(frame, pos)
-            (count,) = _unpack_count(frame, pos + 2 + size)
-            out.append(frame[pos : pos + 6 + size])
-            pos += 6 + size
-            for _ in range(count):
-                partition, size = _unpack_partition(frame, pos)
-                pos += 8 + max(size, 0)
-                values = (partition, ErrorCode.UNSUPPORTED_VERSION, -1, -1)
-                out.append(_OLD_PARTITION[version].pack(*values[: 3 if version < 2 else 4]))
-                left -= 1
-                if size < -1 or pos > len(frame) or not left:
-                    raise ProtocolError("Produce request is cut off")
-    except Exception as error:
-        raise ProtocolError(f"Produce version {version} cannot be read: {error}") from None
-    services.counters.error(ErrorCode.UNSUPPORTED_VERSION)
-    if not acks:
-        connection.close()
-        return
-    if version >= 1:
-        out.append(_pack_count(0))
-    connection.answer(
-        response_frame(ApiKey.PRODUCE, version, correlation_id, b"".join(out)), services.counters.produce_latency
-    )
