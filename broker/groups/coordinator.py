@@ -1,8 +1,6 @@
-"""The group coordinator of one broker: which partition of `__consumer_offsets` a group belongs to, and who serves it.
+"""The group coordinator of one broker: every partition of `__consumer_offsets` that it leads is one `ShardRuntime`.
 
-Every partition that this broker leads is one `ShardRuntime`; requests for others are answered NOT_COORDINATOR.
-Futures returned here always get an answer, never an exception: a refusal is an answer with an error. Routing and
-error mapping are those of Kafka's GroupCoordinatorService.
+Routing and error mapping are those of Kafka's GroupCoordinatorService.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
+from broker.coordination.coordinators import Coordinators, answered
 from broker.coordination.runtime import CoordinatorLog, Refusal
 from broker.coordination.topic import InternalTopic
 from broker.groups.configs import GROUP_RESOURCE, times_in_force
@@ -80,7 +79,7 @@ class GroupCounts(NamedTuple):
     rewrites: int
 
 
-class GroupCoordinators:
+class GroupCoordinators(Coordinators[ShardRuntime]):
     """All group partitions of this broker. Requests carry waiter 0; the number is given here."""
 
     def __init__(
@@ -94,15 +93,7 @@ class GroupCoordinators:
     ) -> None:
         """`advance_start(log, offset)` seals and commits up to `offset` where needed, then has the controller move the
         log start there; KafkaError or StoreError: try again later."""
-        self.settings = settings
-        self.config = group_config(settings)
-        self.controller = controller
-        self.clock = clock
-        self.token = token
-        self.tasks = tasks
-        self.advance_start = advance_start
-        self.shards: dict[int, ShardRuntime] = {}
-        self.topic = InternalTopic(
+        topic = InternalTopic(
             OFFSETS_TOPIC,
             partitions=settings.offsets_topic_num_partitions,
             replication_factor=settings.offsets_topic_replication_factor,
@@ -111,24 +102,28 @@ class GroupCoordinators:
             token=token,
             tasks=tasks,
         )
+        super().__init__(topic, [(settings.offsets_retention_check_interval_ms, self._expire)])
+        self.settings = settings
+        self.config = group_config(settings)
+        self.controller = controller
+        self.clock = clock
+        self.token = token
+        self.tasks = tasks
+        self.advance_start = advance_start
         self.topics = ClusterTopics(lambda: controller.state)
-        self._expiry: asyncio.TimerHandle | None = None
 
     # -- leadership
 
     def follow(self, logs: LogTable) -> None:
-        """Load and drop shards as this broker comes to lead their logs, follow the markers of transactions in them, and
-        forget offsets of deleted topics."""
-        logs.on_open(self._log_opened)
-        logs.on_close(self._log_closed)
+        """Also follow the markers of transactions in the logs, and forget offsets of deleted topics."""
+        super().follow(logs)
         logs.before_marker(self._before_marker)
         logs.on_marker(self._marked)
         self.controller.subscribe(self._facts)
 
-    def open(self, partition: int, log: CoordinatorLog, epoch: int) -> None:
-        """This broker leads the partition from now on: load it. COORDINATOR_LOAD_IN_PROGRESS until done."""
-        self.close(partition)
-        self.shards[partition] = ShardRuntime(
+    def load(self, log: CoordinatorLog) -> ShardRuntime:
+        """The shard of one partition."""
+        return ShardRuntime(
             log,
             self.config,
             self.clock,
@@ -139,36 +134,11 @@ class GroupCoordinators:
             topics=self.topics,
             times_of=self._times_of,
         )
-        if self._expiry is None:
-            self._look_later()
-
-    def close(self, partition: int) -> None:
-        """This broker does not lead the partition any more: everything waiting is answered NOT_COORDINATOR."""
-        shard = self.shards.pop(partition, None)
-        if shard is not None:
-            shard.close()
-
-    def stop(self) -> None:
-        """The process is about to end: answer what is decided once it is validated, everybody else NOT_COORDINATOR."""
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
-        for shard in self.shards.values():
-            shard.resign()
-
-    def _log_opened(self, log: Log) -> None:
-        if log.topic == OFFSETS_TOPIC:
-            self.open(log.partition, log, log.epoch)
-
-    def _log_closed(self, log: Log) -> None:
-        shard = self.shards.get(log.partition)
-        if log.topic == OFFSETS_TOPIC and shard is not None and shard.log is log:
-            self.close(log.partition)
 
     def _before_marker(self, marked: Log) -> None:
         """KafkaError while the log is being read, which would miss the marker. The code is one on which Kafka's tools
         try again too."""
-        shard = self.shards.get(marked.partition)
+        shard = self.partitions.get(marked.partition)
         if marked.topic == OFFSETS_TOPIC and (shard is None or not shard.active):
             raise KafkaError(
                 ErrorCode.NOT_LEADER_OR_FOLLOWER, f"the group coordinator of partition {marked.partition} is not active"
@@ -176,12 +146,12 @@ class GroupCoordinators:
 
     def _marked(self, marked: Log, producer_id: int, committed: bool) -> None:
         if marked.topic == OFFSETS_TOPIC:
-            self.shards[marked.partition].marked(producer_id, committed)
+            self.partitions[marked.partition].marked(producer_id, committed)
 
     def _facts(self, facts: Sequence[Fact]) -> None:
         self.topics.on_facts(facts)
         if any(isinstance(fact, TopicDeleted | StateReloaded) for fact in facts):
-            for shard in self.shards.values():
+            for shard in self.partitions.values():
                 shard.forget_deleted_topics()
 
     def _times_of(self, group_id: str) -> GroupTimes:
@@ -191,19 +161,9 @@ class GroupCoordinators:
         state = self.controller.state
         return topic_id in state.topic_by_id if any(topic_id) else name in state.topics
 
-    def _look_later(self) -> None:
-        seconds = self.settings.offsets_retention_check_interval_ms / 1000
-        self._expiry = asyncio.get_running_loop().call_later(seconds, self._look)
-
-    def _look(self) -> None:
-        for shard in self.shards.values():
+    def _expire(self) -> None:
+        for shard in self.partitions.values():
             shard.expire()
-        self._look_later()
-
-    # -- finding
-
-    def partition_for(self, group_id: str) -> int:
-        return self.topic.partition_for(group_id)
 
     # -- groups
 
@@ -214,7 +174,7 @@ class GroupCoordinators:
     def join(self, join: Join) -> asyncio.Future[JoinAnswer]:
         """Answers when the member is to know its generation: often only after all have joined."""
         if not join.group_id:
-            return _now(JoinAnswer(ErrorCode.INVALID_GROUP_ID, join.member_id))
+            return answered(JoinAnswer(ErrorCode.INVALID_GROUP_ID, join.member_id))
         return self._submit(
             join,
             lambda shard, command: shard.shard.join(command, self.clock.now_ms()),
@@ -224,7 +184,7 @@ class GroupCoordinators:
     def sync(self, sync: Sync) -> asyncio.Future[SyncAnswer]:
         """Answers when the leader's assignment is durable."""
         if not sync.group_id:
-            return _now(SyncAnswer(ErrorCode.INVALID_GROUP_ID))
+            return answered(SyncAnswer(ErrorCode.INVALID_GROUP_ID))
         return self._submit(
             sync, lambda shard, command: shard.shard.sync(command, self.clock.now_ms()), lambda error: SyncAnswer(error)
         )
@@ -232,7 +192,7 @@ class GroupCoordinators:
     def heartbeat(self, heartbeat: Heartbeat) -> asyncio.Future[ErrorCode]:
         """While the group is being loaded, its members are only told that all is well, as in Kafka."""
         if not heartbeat.group_id:
-            return _now(ErrorCode.INVALID_GROUP_ID)
+            return answered(ErrorCode.INVALID_GROUP_ID)
         return self._submit(
             heartbeat,
             lambda shard, command: shard.shard.heartbeat(command, self.clock.now_ms()),
@@ -241,7 +201,7 @@ class GroupCoordinators:
 
     def leave(self, leave: Leave) -> asyncio.Future[LeaveAnswer]:
         if not leave.group_id:
-            return _now(LeaveAnswer(ErrorCode.INVALID_GROUP_ID))
+            return answered(LeaveAnswer(ErrorCode.INVALID_GROUP_ID))
         return self._submit(
             leave,
             lambda shard, command: shard.shard.leave(command, self.clock.now_ms()),
@@ -262,9 +222,9 @@ class GroupCoordinators:
         def refusal(error: ErrorCode) -> ConsumerGroupView:
             return ConsumerGroupView(error, group_id)
 
-        shard = self._shard(group_id)
+        shard = self.runtime_for(group_id)
         if shard is None:
-            return _now(refusal(ErrorCode.NOT_COORDINATOR))
+            return answered(refusal(ErrorCode.NOT_COORDINATOR))
         return shard.look((group_id,), lambda: shard.shard.describe_consumer(group_id), refusal)
 
     def describe(self, group_id: str) -> asyncio.Future[GroupView]:
@@ -273,9 +233,9 @@ class GroupCoordinators:
         def refusal(error: ErrorCode) -> GroupView:
             return GroupView(error, group_id, "")
 
-        shard = self._shard(group_id)
+        shard = self.runtime_for(group_id)
         if shard is None:
-            return _now(refusal(ErrorCode.NOT_COORDINATOR))
+            return answered(refusal(ErrorCode.NOT_COORDINATOR))
         return shard.look((group_id,), lambda: shard.shard.describe(group_id), refusal)
 
     async def list_groups(self, states: Iterable[str] = (), types: Iterable[str] = ()) -> ListAnswer:
@@ -291,7 +251,7 @@ class GroupCoordinators:
             )
 
         groups: list[ListedGroup] = []
-        for waiting in [ask(shard) for _, shard in sorted(self.shards.items())]:
+        for waiting in [ask(shard) for _, shard in sorted(self.partitions.items())]:
             answer = await waiting
             if answer.error is ErrorCode.NOT_COORDINATOR:
                 continue
@@ -315,9 +275,9 @@ class GroupCoordinators:
         def refusal(error: ErrorCode) -> DeleteGroupsAnswer:
             return DeleteGroupsAnswer((error,) * len(group_ids))
 
-        shard = self.shards.get(partition)
+        shard = self.partitions.get(partition)
         if shard is None:
-            return _now(refusal(ErrorCode.NOT_COORDINATOR))
+            return answered(refusal(ErrorCode.NOT_COORDINATOR))
         return shard.submit(
             group_ids, lambda waiter: shard.shard.delete_groups(DeleteGroups(waiter, group_ids)), refusal
         )
@@ -328,9 +288,9 @@ class GroupCoordinators:
         def refusal(error: ErrorCode) -> CommitAnswer:
             return CommitAnswer((error,) * len(commit.offsets))
 
-        shard = self._shard(commit.group_id)
+        shard = self.runtime_for(commit.group_id)
         if shard is None:
-            return _now(refusal(ErrorCode.NOT_COORDINATOR))
+            return answered(refusal(ErrorCode.NOT_COORDINATOR))
         return shard.commit(lambda waiter: commit._replace(waiter=waiter), refusal)
 
     async def txn_commit(
@@ -344,7 +304,7 @@ class GroupCoordinators:
 
         if not command.commit.group_id:
             return refusal(ErrorCode.INVALID_GROUP_ID)
-        shard = self._shard(command.commit.group_id)
+        shard = self.runtime_for(command.commit.group_id)
         if shard is None:
             return refusal(ErrorCode.NOT_COORDINATOR)
         if not shard.active:
@@ -384,9 +344,9 @@ class GroupCoordinators:
             unavailable = error is ErrorCode.COORDINATOR_NOT_AVAILABLE
             return FetchAnswer(ErrorCode.NOT_COORDINATOR if unavailable else error)
 
-        shard = self._shard(group_id)
+        shard = self.runtime_for(group_id)
         if shard is None:
-            return _now(refusal(ErrorCode.NOT_COORDINATOR))
+            return answered(refusal(ErrorCode.NOT_COORDINATOR))
 
         def look() -> FetchAnswer:
             error = shard.shard.check_fetch(group_id, member_id, member_epoch)
@@ -398,14 +358,14 @@ class GroupCoordinators:
 
     def delete_offsets(self, command: DeleteOffsets) -> asyncio.Future[DeleteOffsetsAnswer]:
         if not command.group_id:
-            return _now(DeleteOffsetsAnswer(ErrorCode.INVALID_GROUP_ID))
+            return answered(DeleteOffsetsAnswer(ErrorCode.INVALID_GROUP_ID))
         return self._submit(
             command, lambda shard, asked: shard.shard.delete_offsets(asked), lambda error: DeleteOffsetsAnswer(error)
         )
 
     def counts(self) -> GroupCounts:
         """For metrics: what this broker coordinates now."""
-        shards = list(self.shards.values())
+        shards = list(self.partitions.values())
         return GroupCounts(
             sum(shard.active for shard in shards),
             sum(not shard.active for shard in shards),
@@ -417,15 +377,12 @@ class GroupCoordinators:
 
     # -- helpers
 
-    def _shard(self, group_id: str) -> ShardRuntime | None:
-        return self.shards.get(self.partition_for(group_id))
-
     def _submit(
         self, command: _Command, decide: Callable[[ShardRuntime, _Command], Outcome], refusal: Refusal
     ) -> asyncio.Future[Any]:
-        shard = self._shard(command.group_id)
+        shard = self.runtime_for(command.group_id)
         if shard is None:
-            return _now(refusal(ErrorCode.NOT_COORDINATOR))
+            return answered(refusal(ErrorCode.NOT_COORDINATOR))
         return shard.submit((command.group_id,), lambda waiter: decide(shard, command._replace(waiter=waiter)), refusal)
 
 
@@ -448,9 +405,3 @@ def group_config(settings: Settings) -> GroupConfig:
             regex_refresh_interval_ms=settings.group_consumer_regex_refresh_interval_ms,
         ),
     )
-
-
-def _now(answer: Any) -> asyncio.Future[Any]:
-    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    future.set_result(answer)
-    return future

@@ -1,8 +1,5 @@
-"""The transaction coordinator of one broker: which partition of `__transaction_state` holds a transactional id, and who
-serves it.
-
-Every partition that this broker leads is one `TransactionRuntime`; requests for others are answered NOT_COORDINATOR.
-Nothing here raises: a refusal is an answer with an error.
+"""The transaction coordinator of one broker: every partition of `__transaction_state` that it leads is one
+`TransactionRuntime`.
 """
 
 from __future__ import annotations
@@ -10,8 +7,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from broker.coordination.coordinators import Coordinators, answered
 from broker.coordination.runtime import SLICE_RECORDS, CoordinatorLog, Refusal
 from broker.coordination.topic import InternalTopic
 from broker.transactions.marker_sender import MarkerSender
@@ -37,7 +35,6 @@ from protocol.errors import ErrorCode, KafkaError
 if TYPE_CHECKING:
     from broker.background import Tasks
     from broker.handlers.init_producer_id import ProducerIds
-    from broker.log import Log
     from broker.log_table import LogTable
     from broker.settings import Settings
     from broker.transactions.abandoned import Abandoned
@@ -59,7 +56,7 @@ FORMAT_LEVEL = 3
 """Brokers of earlier ones neither coordinate transactions nor write markers."""
 
 
-class TransactionCoordinators:
+class TransactionCoordinators(Coordinators[TransactionRuntime]):
     """All partitions of `__transaction_state` of this broker. Commands carry waiter 0; the number is given here."""
 
     def __init__(
@@ -76,16 +73,7 @@ class TransactionCoordinators:
         producer_ids: ProducerIds,
     ) -> None:
         """`advance_start` as `GroupCoordinators`."""
-        self.settings = settings
-        self.config = TransactionConfig(settings.transaction_max_timeout_ms, settings.transactional_id_expiration_ms)
-        self.controller = controller
-        self.clock = clock
-        self.tasks = tasks
-        self.advance_start = advance_start
-        self.markers = markers
-        self.abandoned = abandoned
-        self.producer_ids = producer_ids
-        self.topic = InternalTopic(
+        topic = InternalTopic(
             TRANSACTION_TOPIC,
             partitions=settings.transaction_state_log_num_partitions,
             replication_factor=settings.transaction_state_log_replication_factor,
@@ -95,9 +83,23 @@ class TransactionCoordinators:
             tasks=tasks,
             format_level=FORMAT_LEVEL,
         )
-        self.partitions: dict[int, TransactionRuntime] = {}
+        super().__init__(
+            topic,
+            [
+                (settings.transaction_abort_timed_out_transaction_cleanup_interval_ms, self._abort_timed_out),
+                (settings.transaction_remove_expired_transaction_cleanup_interval_ms, self._expire),
+            ],
+        )
+        self.settings = settings
+        self.config = TransactionConfig(settings.transaction_max_timeout_ms, settings.transactional_id_expiration_ms)
+        self.controller = controller
+        self.clock = clock
+        self.tasks = tasks
+        self.advance_start = advance_start
+        self.markers = markers
+        self.abandoned = abandoned
+        self.producer_ids = producer_ids
         self.timed_out = 0
-        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     @property
     def version(self) -> int:
@@ -107,16 +109,14 @@ class TransactionCoordinators:
     # -- leadership
 
     def follow(self, logs: LogTable) -> None:
-        """Load and drop partitions as this broker comes to lead their logs."""
-        logs.on_open(self._log_opened)
-        logs.on_close(self._log_closed)
+        """Also tell the sender of markers who leads what."""
+        super().follow(logs)
         self.controller.subscribe(self.markers.on_facts)
 
-    def open(self, partition: int, partition_log: CoordinatorLog) -> None:
-        """This broker leads the partition from now on: load it. COORDINATOR_LOAD_IN_PROGRESS until done."""
-        self.close(partition)
-        self.partitions[partition] = TransactionRuntime(
-            partition_log,
+    def load(self, log: CoordinatorLog) -> TransactionRuntime:
+        """What holds the transactional ids of one partition."""
+        return TransactionRuntime(
+            log,
             self.config,
             lambda: self.version,
             self.clock,
@@ -126,40 +126,6 @@ class TransactionCoordinators:
             markers=self.markers,
             abandoned=self.abandoned,
         )
-        if not self._timers:
-            settings = self.settings
-            self._every(settings.transaction_abort_timed_out_transaction_cleanup_interval_ms, self._abort_timed_out)
-            self._every(settings.transaction_remove_expired_transaction_cleanup_interval_ms, self._expire)
-
-    def close(self, partition: int) -> None:
-        """This broker does not lead the partition any more: everything waiting is answered NOT_COORDINATOR."""
-        runtime = self.partitions.pop(partition, None)
-        if runtime is not None:
-            runtime.close()
-
-    def stop(self) -> None:
-        """The process is about to end: answer what is decided once it is validated, everybody else NOT_COORDINATOR."""
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
-        for runtime in self.partitions.values():
-            runtime.resign()
-
-    def _log_opened(self, opened: Log) -> None:
-        if opened.topic == TRANSACTION_TOPIC:
-            self.open(opened.partition, opened)
-
-    def _log_closed(self, closed: Log) -> None:
-        runtime = self.partitions.get(closed.partition)
-        if closed.topic == TRANSACTION_TOPIC and runtime is not None and runtime.log is closed:
-            self.close(closed.partition)
-
-    def _every(self, interval_ms: int, look: Callable[[], None]) -> None:
-        def again() -> None:
-            look()
-            self._every(interval_ms, look)
-
-        self._timers[look.__name__] = asyncio.get_running_loop().call_later(interval_ms / 1000, again)
 
     def _abort_timed_out(self) -> None:
         for runtime in self.partitions.values():
@@ -226,7 +192,7 @@ class TransactionCoordinators:
     ) -> ProducerAnswer:
         new_id: NewId = None
         while True:
-            runtime = self.partitions.get(self.topic.partition_for(transactional_id))
+            runtime = self.runtime_for(transactional_id)
             if runtime is None:
                 return ProducerAnswer(ErrorCode.NOT_COORDINATOR)
             try:
@@ -244,10 +210,10 @@ class TransactionCoordinators:
     def add(self, command: AddPartitions) -> asyncio.Future[PartitionsAnswer]:
         """Answers when the partitions are durably part of the transaction."""
         if not command.transactional_id:
-            return _now(PartitionsAnswer(ErrorCode.INVALID_REQUEST))
-        runtime = self.partitions.get(self.topic.partition_for(command.transactional_id))
+            return answered(PartitionsAnswer(ErrorCode.INVALID_REQUEST))
+        runtime = self.runtime_for(command.transactional_id)
         if runtime is None:
-            return _now(PartitionsAnswer(ErrorCode.NOT_COORDINATOR))
+            return answered(PartitionsAnswer(ErrorCode.NOT_COORDINATOR))
         return runtime.submit(
             command.transactional_id,
             lambda waiter: runtime.shard.add_partitions(command._replace(waiter=waiter), self.clock.now_ms()),
@@ -258,7 +224,7 @@ class TransactionCoordinators:
         """As `add`; the completion of the transaction before is waited for, up to `add.partitions.to.txn.retry.backoff.
         max.ms`: that takes a few milliseconds, and whoever is told to come again takes twenty or more."""
         answer = await self.add(command)
-        runtime = self.partitions.get(self.topic.partition_for(command.transactional_id))
+        runtime = self.runtime_for(command.transactional_id)
         if answer.error is not ErrorCode.CONCURRENT_TRANSACTIONS or runtime is None:
             return answer
         await runtime.until_complete(
@@ -269,10 +235,10 @@ class TransactionCoordinators:
     def verify(self, command: VerifyPartitions) -> asyncio.Future[PartitionsAnswer]:
         """Whether partitions are part of the producer's transaction."""
         if not command.transactional_id:
-            return _now(PartitionsAnswer(ErrorCode.INVALID_REQUEST))
-        runtime = self.partitions.get(self.topic.partition_for(command.transactional_id))
+            return answered(PartitionsAnswer(ErrorCode.INVALID_REQUEST))
+        runtime = self.runtime_for(command.transactional_id)
         if runtime is None:
-            return _now(PartitionsAnswer(ErrorCode.NOT_COORDINATOR))
+            return answered(PartitionsAnswer(ErrorCode.NOT_COORDINATOR))
         return runtime.look(
             (command.transactional_id,), lambda: runtime.shard.verify_partitions(command), PartitionsAnswer
         )
@@ -286,10 +252,10 @@ class TransactionCoordinators:
             return TransactionView(error, transactional_id)
 
         if not transactional_id:
-            return _now(refusal(ErrorCode.INVALID_REQUEST))
-        runtime = self.partitions.get(self.topic.partition_for(transactional_id))
+            return answered(refusal(ErrorCode.INVALID_REQUEST))
+        runtime = self.runtime_for(transactional_id)
         if runtime is None:
-            return _now(refusal(ErrorCode.NOT_COORDINATOR))
+            return answered(refusal(ErrorCode.NOT_COORDINATOR))
         return runtime.look((transactional_id,), lambda: runtime.shard.describe(transactional_id), refusal)
 
     async def list_transactions(
@@ -348,9 +314,3 @@ def _submit(
 ) -> asyncio.Future[ProducerAnswer]:
     refusal: Refusal = ProducerAnswer
     return runtime.submit(transactional_id, lambda waiter: decide(runtime, waiter, new_id), refusal)
-
-
-def _now(answer: Any) -> asyncio.Future[Any]:
-    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    future.set_result(answer)
-    return future

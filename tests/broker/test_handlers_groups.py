@@ -195,7 +195,7 @@ async def test_join_group(client: Client, version: int) -> None:
     assert (first.generation_id, first.protocol_name, first.leader) == (1, "range", first.member_id)
     assert first.protocol_type == ("consumer" if version >= 7 else None)
     assert [(one.member_id, one.metadata) for one in first.members] == [(first.member_id, subscription("t"))]
-    member = client.bench.groups.shards[0].shard.groups["g"].members[first.member_id]
+    member = client.bench.groups.partitions[0].shard.groups["g"].members[first.member_id]
     assert member.rebalance_timeout_ms == (10_000 if version == 0 else 60_000)
     assert member.client_host == "/10.0.0.1"
 
@@ -281,7 +281,7 @@ async def test_leave_group(client: Client, version: int) -> None:
         unknown = await client.send(m.LeaveGroupRequest(group_id="g", member_id="nobody"), version)
         assert unknown.error_code == ErrorCode.UNKNOWN_MEMBER_ID
         assert (await client.send(m.LeaveGroupRequest(group_id="g", member_id=member_id), version)).error_code == NONE
-    assert client.bench.groups.shards[0].shard.groups["g"].members == {}
+    assert client.bench.groups.partitions[0].shard.groups["g"].members == {}
 
 
 # -- DescribeGroups, ListGroups, DeleteGroups
@@ -362,7 +362,7 @@ async def test_offset_commit(client: Client, version: int) -> None:
     assert await client.commit(9, version, **stale) == [ErrorCode.ILLEGAL_GENERATION, *missing]
     refused = ErrorCode.GROUP_ID_NOT_FOUND if version >= 9 else ErrorCode.ILLEGAL_GENERATION
     assert await client.commit(9, version, group_id="none", **mine) == [refused, *missing]
-    saved = client.bench.groups.shards[0].shard.offsets.get("g", "t", 0)
+    saved = client.bench.groups.partitions[0].shard.offsets.get("g", "t", 0)
     assert saved is not None
     assert (saved.offset, saved.metadata, saved.commit_timestamp_ms) == (8, "m", client.bench.clock.wall_ms)
     assert saved.topic_id == client.bench.controller.state.topics["t"].topic_id
@@ -371,7 +371,7 @@ async def test_offset_commit(client: Client, version: int) -> None:
 @versions(ApiKey.OFFSET_COMMIT, 2, 4)
 async def test_offset_commit_with_retention(client: Client, version: int) -> None:
     await client.commit(7, version, retention_time_ms=5000)
-    saved = client.bench.groups.shards[0].shard.offsets.get("g", "t", 0)
+    saved = client.bench.groups.partitions[0].shard.offsets.get("g", "t", 0)
     assert saved is not None
     assert saved.expire_timestamp_ms == client.bench.clock.wall_ms + 5000
 

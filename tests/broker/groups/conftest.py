@@ -129,8 +129,8 @@ class Bench:
         log = log or MemoryLog()
         if OFFSETS_TOPIC not in self.controller.state.topics:
             self.controller.state.add(OFFSETS_TOPIC, self.groups.settings.offsets_topic_num_partitions)
-        self.groups.open(log.partition, log, log.epoch)
-        while not self.groups.shards[log.partition].active:
+        self.groups.open(log.partition, log)
+        while not self.groups.partitions[log.partition].active:
             await asyncio.sleep(0)
         return log
 

@@ -263,7 +263,7 @@ async def test_who_commits(bench: Bench) -> None:
 async def test_a_deleted_group_takes_its_pending_offsets(bench: Bench) -> None:
     world = await transacting(bench)
     await world.commit(7, 5)
-    shard = bench.groups.shards[0].shard
+    shard = bench.groups.partitions[0].shard
     assert shard.expire("g", 10**15).changes == [], "there may be offsets in a moment"
     outcome = shard.delete_groups(DeleteGroups(1, ("g",)))
     assert OffsetRemoved("g", "t", 0) in outcome.changes
@@ -285,7 +285,7 @@ async def test_offsets_of_a_deleted_topic_do_not_come_back_with_a_transaction(be
     world = await transacting(bench)
     await world.commit(7, 5)
     bench.controller.state.remove("t")
-    bench.groups.shards[0].forget_deleted_topics()
+    bench.groups.partitions[0].forget_deleted_topics()
     await asyncio.sleep(0.01)
     world.mark(7, True)
     bench.controller.state.add("t", 4)
@@ -304,11 +304,11 @@ async def test_nothing_is_rewritten_that_cannot_go_on(bench: Bench, monkeypatch:
     for offset in range(100):
         await world.plain(offset, group="busy")
     await asyncio.sleep(0.02)
-    assert len(world.log.batches) == 101 and not bench.groups.shards[0].rewriting
+    assert len(world.log.batches) == 101 and not bench.groups.partitions[0].rewriting
     assert await world.commit(7, 6) is ErrorCode.TRANSACTION_ABORTABLE
     world.mark(7, False)
     await world.plain(7, group="busy")
-    while not bench.groups.shards[0].rewrites:
+    while not bench.groups.partitions[0].rewrites:
         await asyncio.sleep(0.001)
     assert await world.offset() is None
 
@@ -318,7 +318,7 @@ async def test_a_rewrite_that_cannot_succeed_ends(bench: Bench, monkeypatch: pyt
     monkeypatch.setattr(runtime, "RETRY_MS", 1)
     world = await transacting(bench)
     await world.plain(0, group="busy")
-    shard = bench.groups.shards[0]
+    shard = bench.groups.partitions[0]
     shard.bytes_since_rewrite = 10**6
     world.log.refuse = ErrorCode.INVALID_PRODUCER_EPOCH
     shard._rewrite_if_due()
@@ -331,9 +331,9 @@ async def test_a_rewrite_that_cannot_succeed_ends(bench: Bench, monkeypatch: pyt
 
 
 async def test_markers_wait_until_the_log_is_read(bench: Bench) -> None:
-    bench.groups.open(0, MemoryLog(), 1)
+    bench.groups.open(0, MemoryLog())
     with pytest.raises(KafkaError) as caught:
-        bench.groups._before_marker(bench.groups.shards[0].log)  # type: ignore[arg-type]
+        bench.groups._before_marker(bench.groups.partitions[0].log)  # type: ignore[arg-type]
     assert caught.value.code is ErrorCode.NOT_LEADER_OR_FOLLOWER, "Kafka's tool gives up on others"
     bench.groups.close(0)
     with pytest.raises(KafkaError) as caught:
@@ -354,7 +354,7 @@ async def test_rewrites_keep_open_transactions(bench: Bench, monkeypatch: pytest
     for offset in range(200):
         await world.plain(offset, group="busy")
     await asyncio.sleep(0.01)
-    assert bench.groups.shards[0].rewrites > 3
+    assert bench.groups.partitions[0].rewrites > 3
     assert world.log.start <= world.log.lso < world.log.end
     for _ in range(2):
         later = world.log.cut(len(world.log.batches))

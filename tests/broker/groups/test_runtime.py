@@ -106,7 +106,7 @@ async def test_commit_and_the_fetch_after_it_wait_for_validation(bench: Bench) -
 async def test_join_sync_and_heartbeat_wait_for_what_they_reveal(bench: Bench) -> None:
     log = await bench.open(MemoryLog(validate_soon=False))
     joining = bench.groups.join(join())
-    while bench.groups.shards[0].shard.groups["g"].state is not GroupState.COMPLETING_REBALANCE:
+    while bench.groups.partitions[0].shard.groups["g"].state is not GroupState.COMPLETING_REBALANCE:
         await asyncio.sleep(0.001)
     assert not joining.done(), "the group's first record is not validated"
     log.validate()
@@ -192,7 +192,7 @@ async def test_refused_timer_is_tried_again(bench: Bench, monkeypatch: pytest.Mo
     monkeypatch.setattr(runtime, "RETRY_MS", 5)
     log = await bench.open()
     joined = await stable_member(bench)
-    shard = bench.groups.shards[0]
+    shard = bench.groups.partitions[0]
     log.refuse = ErrorCode.NOT_ENOUGH_REPLICAS
     shard._timer_fired(("session", "g", joined.member_id))
     assert shard.shard.groups["g"].state is GroupState.STABLE
@@ -223,7 +223,7 @@ async def test_group_larger_than_a_batch_is_refused(tasks: Any) -> None:
     joined = await bench.groups.join(join())
     sync = Sync(0, "g", 1, joined.member_id, None, None, None, ((joined.member_id, bytes(5000)),))
     assert (await bench.groups.sync(sync)).error is ErrorCode.UNKNOWN_SERVER_ERROR
-    assert bench.groups.shards[0].shard.groups["g"].state is GroupState.COMPLETING_REBALANCE
+    assert bench.groups.partitions[0].shard.groups["g"].state is GroupState.COMPLETING_REBALANCE
     bench.groups.stop()
 
 
@@ -236,7 +236,7 @@ async def test_loading_and_not_leading(bench: Bench) -> None:
     assert (await bench.groups.describe("g")).error is ErrorCode.NOT_COORDINATOR
     assert await bench.groups.delete_groups(["g"]) == {"g": ErrorCode.NOT_COORDINATOR}
     log = MemoryLog()
-    bench.groups.open(0, log, 1)
+    bench.groups.open(0, log)
     assert (await bench.groups.join(join())).error is ErrorCode.COORDINATOR_LOAD_IN_PROGRESS
     assert (await bench.groups.commit(commit(1))).errors == (ErrorCode.COORDINATOR_LOAD_IN_PROGRESS,)
     loading = await bench.groups.fetch("g", None, require_stable=False)
@@ -290,7 +290,7 @@ async def test_a_new_leader_continues_where_the_log_ends(bench: Bench) -> None:
     await bench.open(log.cut(len(log.batches)))
     assert fetched(await bench.groups.fetch("g", None, require_stable=False)) == {("t", 0): 7}
     assert (await bench.groups.heartbeat(Heartbeat(0, "g", 1, joined.member_id, None))) is ErrorCode.NONE
-    assert len(bench.groups.shards[0]._timers) == 1, "a fresh session"
+    assert len(bench.groups.partitions[0]._timers) == 1, "a fresh session"
     left = await bench.groups.leave(Leave(0, "g", (Leaver(joined.member_id, None),)))
     assert left.members[0][1] is ErrorCode.NONE
     assert (await bench.groups.describe("g")).state == "Empty"
@@ -311,11 +311,11 @@ async def test_damaged_log_keeps_loading(bench: Bench, monkeypatch: pytest.Monke
     log = MemoryLog()
     log.append_own(build_batch([(0, b"\0\1\0", b"", ())]))
     log.validate()
-    bench.groups.open(0, log, 1)
+    bench.groups.open(0, log)
     await asyncio.sleep(0.01)
     assert (await bench.groups.commit(commit(1))).errors == (ErrorCode.COORDINATOR_LOAD_IN_PROGRESS,)
     log.batches.clear()
-    while not bench.groups.shards[0].active:
+    while not bench.groups.partitions[0].active:
         await asyncio.sleep(0.001)
 
 
@@ -331,11 +331,11 @@ async def test_expired_and_deleted_offsets(bench: Bench) -> None:
     bench.clock.wall_ms += 3 * 24 * 3600 * 1000
     await bench.groups.commit(commit(0, "h", offsets=offsets))
     bench.clock.wall_ms += 5 * 24 * 3600 * 1000
-    bench.groups._look()
+    bench.groups._expire()
     await turns()
     assert [group.group_id for group in (await bench.groups.list_groups()).groups] == ["h"]
     bench.controller.state.remove("t")
-    bench.groups.shards[0].forget_deleted_topics()
+    bench.groups.partitions[0].forget_deleted_topics()
     await turns()
     assert (await bench.groups.fetch("h", None, require_stable=False)).offsets == ()
     written = [record for batch in log.batches for record in records(batch, max_size=1 << 20)]
@@ -367,7 +367,7 @@ async def test_topics_deleted_while_nobody_coordinated(bench: Bench, monkeypatch
 
 async def busy(bench: Bench, rounds: int, commits: list[dict[tuple[str, int], int]] | None = None) -> None:
     """Commit, delete and rejoin until the log was rewritten `rounds` times."""
-    shard = bench.groups.shards[0]
+    shard = bench.groups.partitions[0]
     number = 0
     while shard.rewrites < rounds:
         number += 1
@@ -389,7 +389,7 @@ async def test_log_is_kept_compacted(bench: Bench, monkeypatch: pytest.MonkeyPat
     assert counts.offsets >= counts.groups - 2 > 0
     starts = [offset for _, offset in bench.moved]
     assert starts == sorted(starts)
-    shard = bench.groups.shards[0]
+    shard = bench.groups.partitions[0]
     in_log = sum(len(batch) for batch in log.batches if parse_header(batch).base_offset >= log.start)
     assert in_log < 20_000 + 3 * shard.rewrite_bytes + 20_000
 
@@ -401,7 +401,7 @@ async def test_every_prefix_of_the_log_loads_to_the_right_state(
     monkeypatch.setattr(runtime, "REWRITE_BYTES_MIN", 3_000)
     monkeypatch.setattr(runtime, "SLICE_RECORDS", 3)
     log = await bench.open()
-    shard = bench.groups.shards[0]
+    shard = bench.groups.partitions[0]
     states: list[Any] = []
     plain = log.append_own
     monkeypatch.setattr(log, "append_own", lambda batch: (states.append(starts()), plain(batch))[1])
@@ -442,7 +442,7 @@ async def test_rewrite_survives_a_full_log_and_an_absent_controller(
     monkeypatch.setattr(runtime, "REWRITE_BYTES_MIN", 2_000)
     monkeypatch.setattr(runtime, "RETRY_MS", 2)
     log = await bench.open()
-    shard = bench.groups.shards[0]
+    shard = bench.groups.partitions[0]
     bench.move_error = KafkaError(ErrorCode.NOT_CONTROLLER, "refused by the test")
     number = 0
     while not shard.rewriting:
@@ -470,7 +470,7 @@ async def test_unknown_records_are_not_lost_by_rewriting(bench: Bench, monkeypat
     await bench.open(log)
     for number in range(20):
         await bench.groups.commit(commit(number))
-    assert not bench.groups.shards[0].rewriting
+    assert not bench.groups.partitions[0].rewriting
     assert bench.moved == []
 
 
@@ -479,9 +479,9 @@ async def test_loading_yields_to_the_loop(bench: Bench) -> None:
     offsets = tuple(OffsetToCommit("t", ZERO_UUID, partition, 1, -1, "") for partition in range(2000))
     await bench.groups.commit(commit(0, offsets=offsets))
     bench.groups.close(0)
-    bench.groups.open(0, log.cut(len(log.batches)), 2)
+    bench.groups.open(0, log.cut(len(log.batches)))
     count = 0
-    while not bench.groups.shards[0].active:
+    while not bench.groups.partitions[0].active:
         count += 1
         await asyncio.sleep(0)
     assert count > 2000 // runtime.SLICE_RECORDS

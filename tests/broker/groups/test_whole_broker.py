@@ -90,7 +90,7 @@ async def test_rewritten_log_survives_with_the_bucket_alone(tmp_path: Path, monk
             await ready(client, group)
             assert await fetch(client, group) == (0, expected)
         assert min(starts(broker)) > 0
-        for shard in broker.services.groups.shards.values():
+        for shard in broker.services.groups.partitions.values():
             assert shard.bytes_since_rewrite < 20_000 * 4
 
 
@@ -117,7 +117,7 @@ async def test_members_survive_a_restart(tmp_path: Path) -> None:
         # A join that waits for others does not hold up the stop.
         async with RawClient(broker.listeners[0].port) as waiting:
             waiting.send(ApiKey.JOIN_GROUP, 3, join)
-            shard = broker.services.groups.shards[broker.services.groups.partition_for("g")].shard
+            shard = broker.services.groups.partitions[broker.services.groups.partition_for("g")].shard
             await until(lambda: shard.groups["g"].joining_count)
             broker.services.groups.stop()
             _, answer = await waiting.receive(ApiKey.JOIN_GROUP, 3)
