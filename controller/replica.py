@@ -116,17 +116,17 @@ class Replica:
         self._publish((StateReloaded(),))
 
     async def catch_up(self) -> int:
-        """Applies entries until the end of the log; returns how many. `ChainBroken` or `CorruptMetadata` if damaged."""
-        applied = 0
+        """Applies entries until the end of the log; returns how many came to the state, those of a snapshot that it had
+        to be loaded from among them. `ChainBroken` or `CorruptMetadata` if damaged."""
+        before = self.state.position
         reloads = 0
         while True:
             try:
                 batch = await self.log.read_from(self.state.position + 1, READ_LIMIT)
                 for data in batch:
                     self.apply(data)
-                    applied += 1
                 if len(batch) < READ_LIMIT:
-                    return applied
+                    return self.state.position - before
             except (BelowBoundary, ChainBroken) as error:
                 reloads += 1
                 if reloads > 2:

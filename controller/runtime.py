@@ -235,6 +235,7 @@ class Runtime:
                 if not loaded:
                     await self.replica.load()
                     loaded = True
+                    self._election.observed(self._clock.boottime_ms())
                 if self._remote is not None and not self.leads:
                     self.queue.refuse_all(KafkaError(ErrorCode.NOT_CONTROLLER, "this process is not the controller"))
                 await self._step()
@@ -261,13 +262,12 @@ class Runtime:
         self.queue.wake.clear()
         if await self._follow_remote():
             return
-        first = not self.ready.is_set() and self._election.last_seen == 0
         asked = self._clock.boottime_ms()
         applied = await self.replica.catch_up()
         self._set_away(None)
         self._answered_ms = asked
         now = self._clock.boottime_ms()
-        if applied or first:
+        if applied:
             self._election.observed(now)
         if self._election.may_take_over(self.replica.state, now):
             await self._campaign()

@@ -39,6 +39,24 @@ async def test_follows_to_the_end_and_tells_every_entry_in_order() -> None:
     await replica.wait_applied(0)
 
 
+async def test_what_comes_with_a_snapshot_counts_as_entries() -> None:
+    """Else a follower that slept, and finds none behind the snapshot, takes a controller at work for silent: it would
+    replace it and end the session of its broker, which may acknowledge still."""
+    data = entries(5)
+    store, log = await written(data[:2])
+    replica = Replica(log, CLUSTER)
+    assert await replica.catch_up() == 2
+    for position, entry in enumerate(data[2:], 3):
+        await store.put(entry_key(position), entry)
+    other = Replica(ObjectLog(store, CLUSTER), CLUSTER)
+    await other.catch_up()
+    await other.log.write_snapshot(5, hash_of(data[-1]), list(other.state.encode_chunks()))
+    await other.log.advance_boundary(5)
+    assert await other.log.trim() == 5
+    assert await replica.catch_up() == 3
+    assert await replica.catch_up() == 0
+
+
 async def test_a_break_in_the_chain_is_answered_by_the_snapshot_and_then_by_an_error() -> None:
     data = entries(5)
     data[3] = entries(5, nonce=b"m" * 16)[3]
