@@ -409,14 +409,14 @@ class WalRecovery:
         wal = self._known(instance.wal_id)
         if isinstance(instance, ObjectInstance):
             return await instance.fence_and_scan(
-                validated_group=wal.validated_group,
+                validated_group=wal.acknowledged_group,
                 committed_group=wal.committed.get(LANE, 0),
                 accept_loss=accept_loss,
             )
         await asyncio.to_thread(instance.fence)
         return await asyncio.to_thread(
             instance.scan,
-            validated_group=wal.validated_group,
+            validated_group=wal.acknowledged_group,
             committed_group=wal.committed.get(0, 0),
             accept_loss=accept_loss,
         )

@@ -40,6 +40,11 @@ class WalState:
         """Retired or lost: nothing of it will ever be committed again."""
         return self.state in (RETIRED, LOST)
 
+    @property
+    def acknowledged_group(self) -> int:
+        """The last group known to have been acknowledged: its broker said so, or it is committed."""
+        return max(self.validated_group, *self.committed.values(), 0)
+
 
 @dataclass(slots=True)
 class Loss:

@@ -69,7 +69,7 @@ def _require_recoverer(state: ClusterState, wal_id: bytes, incarnation: int, num
 def report_scan(state: ClusterState, command: ReportScan, context: Context) -> Decision:
     """Logs that the instance holds nothing of open; the answer names those to replay."""
     wal = _require_recoverer(state, command.wal_id, command.incarnation, command.number)
-    validated = max(wal.validated_group, context.heard.validated.get(wal.wal_id, 0))
+    validated = max(wal.acknowledged_group, context.heard.validated.get(wal.wal_id, 0))
     if command.complete and command.last_group < validated:
         raise KafkaError(
             ErrorCode.INVALID_RECORD_STATE,
@@ -145,7 +145,7 @@ def declare_lost(state: ClusterState, command: DeclareLost, context: Context) ->
         facts.append(end_session(state, wal.incarnation, "lost", context))
         facts += take_over(state, [wal.incarnation], lost=wal.wal_id)
         without = wal.incarnation
-    validated = max(wal.validated_group, context.heard.validated.get(wal.wal_id, 0))
+    validated = max(wal.acknowledged_group, context.heard.validated.get(wal.wal_id, 0))
     facts.append(f.WalLost(wal.wal_id, validated, command.recovered_group, context.now_ms))
     bound = [state.logs[log_id] for log_id in state.log_index.through(wal.wal_id)]
     facts += [f.LossDeclared(log.log_id, log.end, log.end + f.LOSS_GAP) for log in bound]

@@ -149,6 +149,15 @@ def test_a_stale_copy_is_refused(cluster: Cluster) -> None:
     scan(cluster, last=8)
 
 
+def test_a_copy_that_lacks_what_is_committed_is_refused(cluster: Cluster) -> None:
+    """Its broker's word of what it acknowledged may have come late; what it committed, it had acknowledged before."""
+    cluster.state.wals[LOST].committed[0] = 7
+    name(cluster)
+    with refused(ErrorCode.INVALID_RECORD_STATE):
+        scan(cluster, last=6)
+    scan(cluster, last=7)
+
+
 def test_a_damaged_instance_opens_nothing_until_the_loss_is_declared(cluster: Cluster) -> None:
     name(cluster)
     found = f.ScannedLog(0, 0, 30)

@@ -286,8 +286,8 @@ def older_copy(faults: Faults) -> None:
     if node is None or not node.ready or node.machine.shared is not None:
         return
     machine, began_ns = node.machine, world.scheduler.now_ns
-    wals = {one.broker.wals.volume for one in machine.nodes if one.broker is not None and one.ready} - {None}
-    groups = {wal.wal_id: wal.groups for wal in wals}
+    wals = [one.broker.wals.volume for one in machine.nodes if one.broker is not None]
+    groups = {wal.wal_id: wal.groups for wal in wals if wal is not None}
     image = machine.disk.snapshot()
 
     def watch() -> None:
