@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 LATEST, EARLIEST, MAX_TIMESTAMP, EARLIEST_LOCAL, LATEST_TIERED, EARLIEST_PENDING = -1, -2, -3, -4, -5, -6
 _SINCE_VERSION = {LATEST: 1, EARLIEST: 1, MAX_TIMESTAMP: 7, EARLIEST_LOCAL: 8, LATEST_TIERED: 9, EARLIEST_PENDING: 11}
 
+CONSUMER = -1
+"""The replica id of who is no broker and no debugging tool."""
 SMALL_BYTES = 16 * 1024
 """Uncompressed batches up to this size are searched on the loop, others off it."""
 BATCH_BYTES_MAX = 256 * 1024 * 1024
@@ -41,7 +43,7 @@ def list_offsets(
     request: m.ListOffsetsRequest, context: RequestContext
 ) -> m.ListOffsetsResponse | Awaitable[m.ListOffsetsResponse]:
     """One result per partition asked for."""
-    committed = request.isolation_level == READ_COMMITTED
+    committed = request.isolation_level == READ_COMMITTED and request.replica_id == CONSUMER
     seen: set[tuple[str, int]] = set()
     searches: list[Search] = []
     response = m.ListOffsetsResponse(topics=[])

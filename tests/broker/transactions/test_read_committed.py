@@ -238,8 +238,8 @@ class History:
             assert upper > offset
             offset = upper
         assert seen == model.visible(log.start, log.lso)
-        for isolation, limit in ((0, log.hw), (COMMITTED, log.lso)):
-            assert await latest(self.client, isolation) == limit
+        for isolation, replica_id, limit in ((0, -1, log.hw), (COMMITTED, -1, log.lso), (COMMITTED, -2, log.hw)):
+            assert await latest(self.client, isolation, replica_id) == limit
 
 
 def filtered(part: Any, offset: int) -> tuple[list[int], int]:
@@ -248,10 +248,11 @@ def filtered(part: Any, offset: int) -> tuple[list[int], int]:
     return [record.offset for record in found], upper
 
 
-async def latest(client: RawClient, isolation: int) -> int:
+async def latest(client: RawClient, isolation: int, replica_id: int = -1) -> int:
     asked = m.ListOffsetsRequest.ListOffsetsPartition(partition_index=0, timestamp=-1)
     topics = [m.ListOffsetsRequest.ListOffsetsTopic(name="t", partitions=[asked])]
-    answer = await client.ask(ApiKey.LIST_OFFSETS, 7, m.ListOffsetsRequest(isolation_level=isolation, topics=topics))
+    request = m.ListOffsetsRequest(replica_id=replica_id, isolation_level=isolation, topics=topics)
+    answer = await client.ask(ApiKey.LIST_OFFSETS, 7, request)
     offset: int = answer.topics[0].partitions[0].offset
     return offset
 
