@@ -116,6 +116,7 @@ TABLE = [
         "A subscription that cannot be read, in a group of KIP-848: Kafka fails with UNKNOWN_SERVER_ERROR, we say "
         "INCONSISTENT_GROUP_PROTOCOL.",
         lambda request, kafka, tidelog: kafka == -1 and len(request.protocols[0].metadata) == 2,
+        sometimes=True,
     ),
     Allowed(
         "Fetch",

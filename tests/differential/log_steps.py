@@ -185,6 +185,7 @@ class LogSteps(Machine):
             ApiKey.LIST_OFFSETS,
             version,
             m.ListOffsetsRequest(
+                replica_id=data.draw(st.sampled_from([-1] * 6 + [-2, 0]), label="replica"),
                 isolation_level=data.draw(st.sampled_from([0, 1])) if version >= 2 else 0,
                 topics=[topic],
                 timeout_ms=5000,

@@ -116,10 +116,16 @@ class Machine(RuleBasedStateMachine):
         metadata = m.MetadataRequest(
             topics=[m.MetadataRequest.MetadataRequestTopic(name=name)], allow_auto_topic_creation=False
         )
-        self.wait(
-            f"{name} gone",
-            lambda: all(one.topics[0].error_code for one in self.pair.each(ApiKey.METADATA, 12, metadata)),
+        kept = m.DescribeLogDirsRequest(
+            topics=[m.DescribeLogDirsRequest.DescribableLogDirTopic(topic=name, partitions=[0])]
         )
+
+        def gone() -> bool:
+            if not all(one.topics[0].error_code for one in self.pair.each(ApiKey.METADATA, 12, metadata)):
+                return False
+            return not any(one.results[0].topics for one in self.pair.each(ApiKey.DESCRIBE_LOG_DIRS, 4, kept))
+
+        self.wait(f"{name} gone", gone)
         self.partitions.pop(name, None)
         self.topic_ids.pop(name, None)
 

@@ -185,9 +185,13 @@ class TxnSteps(LogSteps):
 
     @rule(data=st.data(), owner=IDS, short=SHORT, partitions=st.lists(PARTITION, min_size=1, max_size=2, unique=True))
     def mark(self, data: st.DataObject, owner: str, short: str, partitions: list[int]) -> None:
-        """A marker, as a tool writes it to end a transaction that nobody ends; its coordinator does not hear of it."""
+        """A marker, as a tool writes it to end a transaction that nobody ends; its coordinator does not hear of it.
+
+        Its epoch is never higher: Kafka's coordinator, refused for that later, leaves its transaction without an end.
+        """
         version = self.version(data, ApiKey.WRITE_TXN_MARKERS)
-        producer_id, epoch = self._owner(data, owner)
+        producer_id, epoch = self.owners[owner]
+        epoch = max(0, epoch - data.draw(st.sampled_from([0] * 14 + [1]), label="epochs before"))
         topic = m.WriteTxnMarkersRequest.WritableTxnMarkerTopic(name=self.name(short), partition_indexes=partitions)
         marker = m.WriteTxnMarkersRequest.WritableTxnMarker(
             producer_id=producer_id,
