@@ -14,6 +14,7 @@ from typing import Any, cast
 from controller.entries import SnapshotHead, frame_snapshot
 from controller.metadata_log import BelowBoundary
 from controller.object_log import ObjectLog, entry_key, snapshot_key
+from controller.replica import READ_LIMIT, Replica
 from storage.object_store import OutcomeUnknown, PreconditionFailed, Unavailable
 from tests.simulation.plants.registry import Patches, cluster_plant
 
@@ -75,3 +76,23 @@ def snapshot_not_read_back() -> Patches:
             pass
 
     yield ObjectLog, "write_snapshot", hopeful
+
+
+@cluster_plant(session_ms=2_000, moves=0.0, metadata=(2, 0), faults_s=24, faults={"long_pause": 1})
+def snapshot_is_no_sign_of_life() -> Patches:
+    """Who loads one counts only the entries behind it, and takes a controller at work for silent since before."""
+
+    async def catch_up(self: Replica) -> int:
+        applied = 0
+        while True:
+            try:
+                batch = await self.log.read_from(self.state.position + 1, READ_LIMIT)
+                for data in batch:
+                    self.apply(data)
+                    applied += 1
+                if len(batch) < READ_LIMIT:
+                    return applied
+            except BelowBoundary:
+                await self.load()
+
+    yield Replica, "catch_up", catch_up
