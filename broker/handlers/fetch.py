@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 READ_COMMITTED = 1
 NO_SUCH_PARTITION = (ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, ErrorCode.UNKNOWN_TOPIC_ID)
+LEADERS_SINCE = 16
+"""The version from which on the new leader is told. Earlier ones have the field, but not where that leader is: clients
+would look for a broker that they may not know."""
 HOT_WAIT_MS = 20
 """How long data from memory waits for parts of the same request that come from the bucket."""
 COLD_WAIT_MS = 5_000
@@ -317,7 +320,7 @@ class Poll:
     def _refusal(self, part: SessionPart, error: KafkaError) -> FetchResult:
         self.failed = True
         leader = None
-        if isinstance(error, LeaderHint) and error.leader_id >= 0:
+        if isinstance(error, LeaderHint) and error.leader_id >= 0 and self.version >= LEADERS_SINCE:
             leader = (error.leader_id, error.leader_epoch)
         # Kafka leaves the list out only where it came as far as the log.
         aborted = () if error.code in NO_SUCH_PARTITION else None

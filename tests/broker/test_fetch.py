@@ -135,6 +135,9 @@ async def test_moves_and_deletions_wake_long_polls(tmp_path: Path) -> None:
         assert part.error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER
         assert (part.current_leader.leader_id, part.current_leader.leader_epoch) == (2, 1)
         assert [(e.node_id, e.host) for e in answer.node_endpoints] == [(2, "other")]
+        older = await client.ask(ApiKey.FETCH, 12, fetch_request([("moved", 0, 0)]))
+        assert older.responses[0].partitions[0].error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER
+        assert older.responses[0].partitions[0].current_leader.leader_id == -1, "it could not say where that is"
         client.send(ApiKey.FETCH, 12, fetch_request([("deleted", 0, 0)], max_wait_ms=60_000))
         await until(lambda: broker.log("deleted").waiters)
         broker.controller.apply(f.TopicDeleted(topic_id_of("deleted")))
