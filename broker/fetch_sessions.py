@@ -106,8 +106,7 @@ class FetchSessions:
         if epoch in (INITIAL_EPOCH, FINAL_EPOCH):
             if session_id != NO_SESSION:
                 self._drop(session_id)
-            wanted = {(part[0], part[1]): SessionPart(part) for part in parts}
-            return Turn(list(wanted.values()), opens=epoch == INITIAL_EPOCH)
+            return Turn(_wanted(parts), opens=epoch == INITIAL_EPOCH)
         session = self._sessions.get(session_id)
         if session is None:
             return Turn([], error_code=ErrorCode.FETCH_SESSION_ID_NOT_FOUND)
@@ -118,7 +117,7 @@ class FetchSessions:
         self._change(session, parts, forgotten)
         if not session.parts:
             self._drop(session_id)
-            return Turn([])
+            return Turn(_wanted(parts))  # Kafka serves once more what came and was forgotten at the same time
         if self.parts_held > PARTS_MAX:
             self._drop(session_id)
             return Turn([], error_code=ErrorCode.FETCH_SESSION_ID_NOT_FOUND)
@@ -178,6 +177,11 @@ class FetchSessions:
     def _evict(self, session: FetchSession) -> None:
         self.evictions += 1
         self._drop(session.id)
+
+
+def _wanted(parts: Sequence[FetchPart]) -> list[SessionPart]:
+    """What a request names, each partition once."""
+    return list({(part[0], part[1]): SessionPart(part) for part in parts}.values())
 
 
 def changed(part: SessionPart, result: FetchResult) -> bool:

@@ -70,6 +70,14 @@ def test_partitions_are_added_changed_and_forgotten() -> None:
     assert turn.parts == [] and turn.session is None and len(kept) == 0
 
 
+def test_what_came_and_was_forgotten_with_all_the_rest_is_served_once_more() -> None:
+    kept = sessions()
+    number = open_session(kept, 0, 1)
+    turn = kept.begin(number, 1, [part(1, 50)], [("t", 0), ("t", 1)], by_id=False, now_ms=0)
+    assert [(p.partition, p.offset) for p in turn.parts] == [(1, 50)]
+    assert turn.session is None and not turn.incremental and not turn.opens and len(kept) == 0
+
+
 def test_a_session_may_begin_empty() -> None:
     kept = sessions()
     number = open_session(kept)
