@@ -32,6 +32,7 @@ IDENTITY = (
     "api_key",
     "node_id",
     "feature",
+    "mechanism",
 )
 """Fields that tell elements of a list apart, where its order means nothing."""
 
