@@ -236,7 +236,8 @@ def open_sockets() -> set[socket.socket]:
 @pytest.mark.parametrize("one_machine", [False, True], ids=["three-machines", "one-machine"])
 def test_a_rolling_restart_shows_applications_no_error(tmp_path: Path, one_machine: bool) -> None:
     before = open_sockets()
-    with three(tmp_path, one_machine=one_machine) as nodes:
+    # The delay is the default. Without it kafka-python may have joined its group before it has heard of the topic.
+    with three(tmp_path, one_machine=one_machine, group_initial_rebalance_delay_ms=3000) as nodes:
         run(nodes)
     for left in open_sockets() - before:
         left.close()  # kafka-python drops the socket of a refused connection without closing it
