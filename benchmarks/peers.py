@@ -67,7 +67,7 @@ class Peer:
         self.tree = ROOT  # where it is started
         self.port = 0
         self.idle_share = 0.0  # of a core, once warm
-        self.look_cpu_s = 0.0  # of one `unsealed_bytes`, once warm
+        self.look_cpu_s = 0.0  # of one `unfinished`, once warm
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -159,10 +159,14 @@ class Peer:
     def note_idle(self) -> None:
         """Measure what the broker uses without any load, and what looking at it costs."""
         self.idle_share = idle_share(self.pid)
-        self.look_cpu_s = cpu_s_of_one(self.pid, self.unsealed_bytes)
+        self.look_cpu_s = cpu_s_of_one(self.pid, self.unfinished)
+
+    def unfinished(self) -> bool:
+        """Whether the way through the broker of what producers sent is not complete."""
+        return False
 
     def unsealed_bytes(self) -> int:
-        """Bytes taken from producers whose way through the broker is not complete."""
+        """Bytes taken from producers that are in the broker's memory alone, more or less."""
         return 0
 
     def prepare(self) -> None:
@@ -203,12 +207,18 @@ class Tidelog(Peer):
         super().__init__(name, directory, settings)
         self.tree = tree
 
+    def unfinished(self) -> bool:
+        values = self._metrics()
+        return bool(values["tidelog_unsealed_logs"] or values["tidelog_seals_in_flight"])
+
     def unsealed_bytes(self) -> int:
-        """Bytes that are not in the bucket yet."""
+        values = self._metrics()
+        return int(values["tidelog_tail_bytes"] - values["tidelog_tail_kept_bytes"])
+
+    def _metrics(self) -> dict[str, float]:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
-        values = {name: float(value) for name, value in (line.split() for line in lines if line.count(" ") == 1)}
-        return int(values["tidelog_tail_bytes"] - values["tidelog_tail_kept_bytes"])
+        return {name: float(value) for name, value in (line.split() for line in lines if line.count(" ") == 1)}
 
     def command(self) -> list[str]:
         self.http_port = self.http_port or free_port()

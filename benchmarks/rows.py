@@ -22,8 +22,7 @@ PROBE_RECORDS = 40_000
 MIB_READ_PER_S = 200  # row I reads so much for each second that a run may take
 FALLEN_BEHIND_SHARE = 0.98
 FIRST_REQUESTS = 8  # of a partition: Kafka makes its files and, after 4 KiB, touches its indexes (tens of ms on some)
-UNSEALED_AT_MOST = 1 << 20  # not worth waiting for
-SEALING_RECORDS = 128 * 1024  # to be produced well before the first of them is `tidelog.seal.ms` old
+SEALING_RECORDS = 256 * 1024  # to be produced before the first of them is `tidelog.seal.ms` old
 TIDELOG_POSTPONED = "tidelog-postponed"
 
 
@@ -76,7 +75,7 @@ class Cell:
         return measure(
             self.peer.pid,
             idle=self.peer.idle_share,
-            unfinished=lambda: self.peer.unsealed_bytes() > UNSEALED_AT_MOST,
+            unfinished=self.peer.unfinished,
             look_cpu_s=self.peer.look_cpu_s,
         )
 
@@ -218,6 +217,7 @@ def row_k(cell: Cell) -> Figures:
     """
     topic = cell.topic(PARTITIONS)
     n_bytes = SEALING_RECORDS * RECORD_BYTES
+    cell.peer.note_idle()  # it matters here, and is not what it was when the broker was new
     if cell.peer.name != TIDELOG_POSTPONED:
         with cell.measure_all() as usage:
             figures = producer_performance(cell.peer.bootstrap, topic, SEALING_RECORDS)

@@ -12,7 +12,7 @@ from benchmarks.load import Flood
 from benchmarks.peers import EXTRA_NAMES, Peer, make_peer
 from benchmarks.processes import BenchError, disk_used
 from benchmarks.results import Results
-from benchmarks.rows import BATCH_RECORDS, RECORD_BYTES, UNSEALED_AT_MOST, Cell, Row
+from benchmarks.rows import BATCH_RECORDS, RECORD_BYTES, Cell, Row
 
 SEALED_WITHIN_S = 30
 TRIES_MAX = 2  # a peer that failed so often in a row's repetitions is left alone
@@ -123,7 +123,7 @@ class Schedule:
             flood = Flood(requests, "warm-up", 4, records=records, record_bytes=RECORD_BYTES)
             flood.run(peer.bootstrap, connections=connections, in_flight=5, seconds=self._options.warmup_s / 2)
         end = time.perf_counter() + SEALED_WITHIN_S
-        while peer.unsealed_bytes() > UNSEALED_AT_MOST and time.perf_counter() < end:
+        while peer.unfinished() and time.perf_counter() < end:
             time.sleep(0.2)
         peer.delete_topic("warm-up")
         peer.note_idle()
