@@ -235,7 +235,7 @@ class Runtime:
                 if not loaded:
                     await self.replica.load()
                     loaded = True
-                    self._election.observed(self._clock.boottime_ms())
+                    self._election.observed(self._clock.boottime_ms())  # who wrote what it holds may be alive
                 if self._remote is not None and not self.leads:
                     self.queue.refuse_all(KafkaError(ErrorCode.NOT_CONTROLLER, "this process is not the controller"))
                 await self._step()
