@@ -4,34 +4,20 @@ verifiable clients with both group protocols, transactional ones, readers of the
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.compatibility import versions
 from tests.compatibility.admin import create_topic
 from tests.compatibility.clients import confluent, poll_until
 from tests.compatibility.clients.base import Out
-from tests.compatibility.jvm import Shell, shell
+from tests.compatibility.jvm import Shell
 from tests.compatibility.test_java_tools import CONSOLE_CONSUMER, fill
 from tests.support.broker_process import BrokerProcess
 
 pytestmark = pytest.mark.compatibility
 
 BASE = 1_600_000_000_000
-
-
-@pytest.fixture(scope="module", params=[versions.KAFKA, versions.OLDER_KAFKA])
-def tools(request: pytest.FixtureRequest) -> Iterator[Shell]:
-    with shell(request.param) as opened:
-        yield opened
-
-
-@pytest.fixture
-def where(broker: BrokerProcess) -> tuple[str, str]:
-    """The option that every tool takes."""
-    return "--bootstrap-server", broker.bootstrap
 
 
 def test_offsets_by_every_spec(tools: Shell, where: tuple[str, str], broker: BrokerProcess, topic: str) -> None:

@@ -2,34 +2,20 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.compatibility import versions
 from tests.compatibility.clients import confluent, poll_until, read
 from tests.compatibility.clients.base import Out
 from tests.compatibility.health import metric
-from tests.compatibility.jvm import Shell, shell
+from tests.compatibility.jvm import Shell
 from tests.support.broker_process import BrokerProcess
 
 pytestmark = pytest.mark.compatibility
 
 CONSOLE_CONSUMER = "consumer.ConsoleConsumer"
 GROUPS = "consumer.group.ConsumerGroupCommand"
-
-
-@pytest.fixture(scope="module", params=[versions.KAFKA, versions.OLDER_KAFKA])
-def tools(request: pytest.FixtureRequest) -> Iterator[Shell]:
-    with shell(request.param) as opened:
-        yield opened
-
-
-@pytest.fixture
-def where(broker: BrokerProcess) -> tuple[str, str]:
-    """The option that every tool takes."""
-    return "--bootstrap-server", broker.bootstrap
 
 
 def fill(broker: BrokerProcess, topic: str, count: int, timestamp_ms: int | None = None) -> None:
